@@ -1,0 +1,215 @@
+"""The command: arguments, output, exit codes. The only module that ends the process."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from vm_onetoone_nat import config, journal
+from vm_onetoone_nat.errors import ConfigError, PrivilegeError, VmNatError
+from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.state import DEFAULT_FWMARK, MappingStatus
+
+if TYPE_CHECKING:
+    from vm_onetoone_nat.reconcile import Look
+
+EX_USAGE = 64
+CHANGES_PENDING = 2
+
+_CAP_NET_ADMIN = 12
+
+log = logging.getLogger(__name__)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(EX_USAGE, f"{self.prog}: {message}\n")
+
+
+def main() -> NoReturn:
+    """The entry point: runs one command and exits with its code."""
+    arguments = _parser().parse_args()
+    journal.configure(arguments.verbose)
+    try:
+        code = _COMMANDS[arguments.command](arguments)
+    except VmNatError as error:
+        _say(error)
+        code = error.exit_code
+    except BrokenPipeError:
+        # Whoever reads us has seen enough; nothing more can be said, not even at exit.
+        sys.stdout = None
+        code = 1
+    sys.exit(code)
+
+
+def _say(error: VmNatError) -> None:
+    """To the person at the terminal, or to the journal with its fields."""
+    for line in str(error).splitlines():
+        if not journal.to_journal():
+            print(f"vm-onetoone-nat: {line}", file=sys.stderr)
+        elif isinstance(error, ConfigError):
+            log.error("%s", line, extra=journal.entry(Event.CONFIGURATION_REFUSED, reason=line))
+        else:
+            log.error("%s", line)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="vm-onetoone-nat",
+        description="Gives each guest on libvirt's NAT network an address of its own on the LAN.",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=config.DEFAULT_PATH,
+        metavar="FILE",
+        help="default: %(default)s",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log every write and every pass")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("run", help="the daemon, in the foreground")
+    commands.add_parser("check", help="validate the configuration; needs no privileges")
+    for name, text in (
+        ("plan", "what a reconcile would change; exit 2 if anything"),
+        ("status", "the state of every mapping"),
+    ):
+        commands.add_parser(name, help=text).add_argument("--json", action="store_true")
+    commands.add_parser("cleanup", help="remove everything of ours from the kernel")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from vm_onetoone_nat.instance import runtime_directory
+    from vm_onetoone_nat.service import Service
+
+    configuration = config.load(arguments.config)
+    _require_net_admin()
+    Service(arguments.config, configuration, runtime_directory()).run()
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from vm_onetoone_nat.addresses import host_addresses
+
+    configuration = config.load(arguments.config)
+    config.check_host(arguments.config, configuration, host_addresses())
+    print(f"{arguments.config}: {len(configuration.mappings)} mappings, no fault found")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from vm_onetoone_nat.plan import describe
+
+    seen = _look(arguments.config)
+    changes = describe(seen.plan)
+    if arguments.json:
+        print(json.dumps({"changes": changes}, indent=2))
+    elif changes:
+        print("\n".join(changes))
+    else:
+        print("converged: nothing to change")
+    return CHANGES_PENDING if changes else 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from vm_onetoone_nat.reconcile import settled
+
+    seen = _look(arguments.config)
+    uplink = seen.observed.uplink or ""
+    libvirt = "connected" if seen.libvirt else "disconnected"
+    statuses = settled(seen)
+    if arguments.json:
+        mappings = [_status_json(status) for status in statuses]
+        print(json.dumps({"uplink": uplink, "libvirt": libvirt, "mappings": mappings}, indent=2))
+        return 0
+    print(f"uplink {uplink or 'missing'}, libvirt {libvirt}")
+    for line in _table(statuses):
+        print(line)
+    return 0
+
+
+def _cleanup(arguments: argparse.Namespace) -> int:
+    from vm_onetoone_nat.instance import Instance, runtime_directory
+    from vm_onetoone_nat.kernel import Kernel
+    from vm_onetoone_nat.plan import describe
+    from vm_onetoone_nat.reconcile import remove
+
+    _require_net_admin()
+    runtime = runtime_directory()
+    instance = Instance(runtime)
+    stopped = instance.stop_other()
+    if stopped is not None:
+        print(f"stopped the daemon, process {stopped}")
+    for line in describe(remove(_fwmark(arguments.config), Kernel(runtime))):
+        print(line)
+    return 0
+
+
+_COMMANDS = {
+    "run": _run,
+    "check": _check,
+    "plan": _plan,
+    "status": _status,
+    "cleanup": _cleanup,
+}
+
+
+def _look(path: Path) -> "Look":
+    from vm_onetoone_nat.instance import runtime_path
+    from vm_onetoone_nat.kernel import Kernel
+    from vm_onetoone_nat.libvirt_source import LibvirtOnce
+    from vm_onetoone_nat.reconcile import look
+
+    configuration = config.load(path)
+    _require_net_admin()
+    return look(configuration, LibvirtOnce(configuration.libvirt_uri), Kernel(runtime_path()))
+
+
+def _fwmark(path: Path) -> int:
+    """The configured mark; the default where the file is gone or bad, since clean-up must work."""
+    try:
+        return config.load(path).fwmark
+    except ConfigError:
+        return DEFAULT_FWMARK
+
+
+def _require_net_admin() -> None:
+    """Raise PrivilegeError unless this process may write, and list, the kernel's rules."""
+    status = Path("/proc/self/status").read_text()
+    effective = next(int(x.split()[1], 16) for x in status.splitlines() if x.startswith("CapEff"))
+    if not effective >> _CAP_NET_ADMIN & 1:
+        raise PrivilegeError("this needs CAP_NET_ADMIN", hint="run it as root, with sudo")
+
+
+def _status_json(status: MappingStatus) -> dict[str, str | None]:
+    mapping = status.mapping
+    return {
+        "external": str(mapping.external),
+        "internal": str(mapping.internal) if mapping.internal is not None else None,
+        "domain": mapping.domain,
+        "network": mapping.network,
+        "state": status.state.value,
+        "reason": status.reason,
+    }
+
+
+def _table(statuses: tuple[MappingStatus, ...]) -> list[str]:
+    """The mappings in columns, each as wide as its longest entry."""
+    rows = [("EXTERNAL", "INTERNAL", "GUEST", "STATE", "REASON")]
+    rows += [
+        (
+            str(s.mapping.external),
+            str(s.mapping.internal or "-"),
+            s.mapping.domain or f"network {s.mapping.network}",
+            s.state.value,
+            s.reason,
+        )
+        for s in statuses
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        "  ".join([*(row[i].ljust(widths[i]) for i in range(4)), row[4]]).rstrip() for row in rows
+    ]

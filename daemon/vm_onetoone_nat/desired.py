@@ -1,0 +1,273 @@
+"""What the kernel should hold, computed from the configuration, libvirt and the kernel's own facts.
+
+Pure: the same arguments give the same answer, and nothing is remembered between two passes.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping as ReadOnly
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from vm_onetoone_nat.state import (
+    Address,
+    Configuration,
+    Desired,
+    Domain,
+    DomainState,
+    Element,
+    Guests,
+    Mapping,
+    MappingState,
+    MappingStatus,
+    Network,
+    Observed,
+    Service,
+)
+
+Refused = ReadOnly[IPv4Address, str]
+
+ACTIVE, INACTIVE, PENDING, ERROR = (
+    MappingState.ACTIVE,
+    MappingState.INACTIVE,
+    MappingState.PENDING,
+    MappingState.ERROR,
+)
+
+
+def desire(configuration: Configuration, guests: Guests | None, observed: Observed) -> Desired:
+    """The desired state. `guests` None means that libvirt cannot be reached.
+
+    Then, and for a guest that is paused, a mapping stays as the kernel has it: losing sight of a
+    guest is not the guest stopping, and the destination of a migration is paused until it takes
+    over.
+    """
+    statuses = tuple(_status(m, configuration, guests, observed) for m in configuration.mappings)
+    return _desired(statuses, observed, configuration.fwmark)
+
+
+def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
+    """The same desired state less the mappings that the kernel would not take.
+
+    `refused` has the reason for each, by external address; `observed` is what `desired` was
+    computed from.
+    """
+    statuses = tuple(
+        MappingStatus(s.mapping, ERROR, refused[s.mapping.external])
+        if s.mapping.external in refused
+        else s
+        for s in desired.statuses
+    )
+    return _desired(statuses, observed, desired.fwmark)
+
+
+def _desired(statuses: tuple[MappingStatus, ...], observed: Observed, fwmark: int) -> Desired:
+    active = [s.mapping for s in statuses if s.state is ACTIVE]
+    elements = [e for m in active for e in mapping_elements(m)]
+    if active and observed.uplink is not None:
+        elements.append(Element("uplink", observed.uplink))
+    return Desired(
+        statuses=statuses,
+        uplink=observed.uplink,
+        addresses=tuple(_address(m, observed) for m in active),
+        elements=frozenset(elements),
+        fwmark=fwmark,
+        hairpins=_hairpins(active, observed),
+    )
+
+
+def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
+    """The elements of our table that one active mapping with a known guest address consists of."""
+    external, internal = str(mapping.external), str(mapping.internal)
+    restricted = mapping.allow is not None or mapping.allowed_sources is not None
+    translation = (
+        Element("external", external, internal),
+        Element("internal", internal, external),
+        Element("inbound", external, "goto restrict" if restricted else "goto admit"),
+        Element("outbound", internal),
+    )
+    if not restricted:
+        return translation
+    services: Iterable[Service] = (Service("any"),) if mapping.allow is None else mapping.allow
+    sources = mapping.allowed_sources
+    if sources is None:
+        sources = (IPv4Network("0.0.0.0/0"),)
+    return translation + tuple(
+        Element(
+            "allowed",
+            f"{external} . {source} . {service.protocol} . {service.first}-{service.last}",
+        )
+        for service in services
+        for source in sources
+    )
+
+
+def _status(
+    mapping: Mapping, configuration: Configuration, guests: Guests | None, observed: Observed
+) -> MappingStatus:
+    guest = _guest_state(mapping, guests, observed)
+    internal = _internal_state(mapping, guests)
+    external = _external_state(mapping, configuration, guests, observed)
+    in_order = (guest, internal, external)
+    if _rests_on_kernel(mapping, guests):
+        # What is wrong with the uplink takes the mapping from the kernel: it stays the reason
+        # also when the kernel, asked again, no longer has the mapping.
+        in_order = (external, guest, internal)
+    for state, reason in in_order:
+        if state is not ACTIVE:
+            return MappingStatus(mapping, state, reason)
+    return MappingStatus(mapping, ACTIVE)
+
+
+def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
+    """Whether the guest's own state does not decide, so that what the kernel has does."""
+    if guests is None:
+        return True
+    domain = _domain(mapping.domain, guests) if mapping.domain is not None else None
+    return domain is not None and domain.state is DomainState.PAUSED
+
+
+def _guest_state(
+    mapping: Mapping, guests: Guests | None, observed: Observed
+) -> tuple[MappingState, str]:
+    """Whether the guest, or the network that the mapping lives with, is there."""
+    if guests is None:
+        if _in_kernel(mapping, observed):
+            return ACTIVE, ""
+        return INACTIVE, "libvirt cannot be reached, so it is not known whether the guest runs"
+    network = _network(mapping, guests)
+    if network is None:
+        return INACTIVE, f"libvirt has no network '{mapping.network}'"
+    if not network.active:
+        return INACTIVE, f"network '{mapping.network}' is not active"
+    if mapping.domain is None:
+        return ACTIVE, ""
+    domain = _domain(mapping.domain, guests)
+    if domain is None:
+        return INACTIVE, f"libvirt has no domain '{mapping.domain}'"
+    if domain.state is DomainState.OFF:
+        return INACTIVE, f"domain '{domain.name}' is not running"
+    if domain.state is DomainState.PAUSED and not _in_kernel(mapping, observed):
+        return INACTIVE, f"domain '{domain.name}' is paused"
+    return ACTIVE, ""
+
+
+def _internal_state(mapping: Mapping, guests: Guests | None) -> tuple[MappingState, str]:
+    """Whether the guest's own address is known, and one that its network can have."""
+    if mapping.internal is None:
+        return PENDING, "the guest's address is not known: set 'internal' in the configuration"
+    network = _network(mapping, guests) if guests is not None else None
+    if network is None:
+        return ACTIVE, ""
+    if not network.gateways:
+        return ERROR, f"network '{network.name}' has no IPv4 address of its own to route from"
+    for gateway in network.gateways:
+        if mapping.internal == gateway.ip:
+            return ERROR, f"internal {mapping.internal} is the gateway of network '{network.name}'"
+        if _is_host(mapping.internal, gateway.network):
+            return ACTIVE, ""
+    subnets = ", ".join(str(gateway.network) for gateway in network.gateways)
+    return ERROR, (
+        f"internal {mapping.internal} is no host address of network '{network.name}' ({subnets})"
+    )
+
+
+def _external_state(
+    mapping: Mapping, configuration: Configuration, guests: Guests | None, observed: Observed
+) -> tuple[MappingState, str]:
+    """Whether the uplink can carry the external address."""
+    external = mapping.external
+    if observed.uplink is None:
+        if configuration.uplink is None:
+            return ERROR, "there is no uplink: the host has no IPv4 default route"
+        return ERROR, f"there is no uplink: interface '{configuration.uplink}' does not exist"
+    for network in guests.networks if guests is not None else ():
+        for gateway in network.gateways:
+            if external in gateway.network:
+                return ERROR, (
+                    f"external {external} lies in {gateway.network}, "
+                    f"the subnet of libvirt network '{network.name}'"
+                )
+    for address in observed.addresses:
+        foreign = address.interface.ip == external and not address.owned
+        if foreign and (address.primary or address.ifname != observed.uplink):
+            return ERROR, f"external {external} is the host's own address on {address.ifname}"
+    if mapping.prefixlen == 32:
+        return ACTIVE, ""
+    subnets = _uplink_subnets(observed)
+    if not subnets:
+        return ERROR, f"uplink {observed.uplink} has no IPv4 address"
+    if not any(external in subnet.network for subnet in subnets):
+        listed = ", ".join(str(subnet.network) for subnet in subnets)
+        return ERROR, f"external {external} is outside the uplink's subnet {listed}"
+    interface = _external_interface(mapping, observed)
+    if not _is_host(external, interface.network):
+        return ERROR, f"external {external} is no host address of {interface.network}"
+    return ACTIVE, ""
+
+
+def _in_kernel(mapping: Mapping, observed: Observed) -> bool:
+    """Whether the kernel translates this external address now."""
+    return observed.table is not None and any(
+        element.container == "external" and element.key == str(mapping.external)
+        for element in observed.table.elements
+    )
+
+
+def _network(mapping: Mapping, guests: Guests) -> Network | None:
+    return next((n for n in guests.networks if n.name == mapping.network), None)
+
+
+def _domain(reference: str, guests: Guests) -> Domain | None:
+    """The domain of that name; only where there is none, the one with that UUID, as virsh does."""
+    by_uuid = next((d for d in guests.domains if d.uuid == reference.lower()), None)
+    return next((d for d in guests.domains if d.name == reference), by_uuid)
+
+
+def _is_host(address: IPv4Address, network: IPv4Network) -> bool:
+    """Whether a host can have this address: not the network's own nor its broadcast address.
+
+    Networks of 31 and 32 bits have neither (RFC 3021).
+    """
+    return address in network and (
+        network.prefixlen >= 31
+        or address not in (network.network_address, network.broadcast_address)
+    )
+
+
+def _uplink_subnets(observed: Observed) -> tuple[IPv4Interface, ...]:
+    return tuple(
+        a.interface
+        for a in observed.addresses
+        if a.ifname == observed.uplink and not a.owned and a.interface.network.prefixlen < 32
+    )
+
+
+def _external_interface(mapping: Mapping, observed: Observed) -> IPv4Interface:
+    """The external address with its prefix: its own, or else that of the subnet it lies in."""
+    prefixlen = mapping.prefixlen
+    if prefixlen is None:
+        prefixlen = next(
+            subnet.network.prefixlen
+            for subnet in _uplink_subnets(observed)
+            if mapping.external in subnet.network
+        )
+    return IPv4Interface((mapping.external, prefixlen))
+
+
+def _address(mapping: Mapping, observed: Observed) -> Address:
+    assert observed.uplink is not None, "an active mapping has an uplink"
+    interface = _external_interface(mapping, observed)
+    network = interface.network
+    broadcast = network.broadcast_address if network.prefixlen < 31 else None
+    return Address(observed.uplink, interface, broadcast, owned=True)
+
+
+def _hairpins(active: list[Mapping], observed: Observed) -> frozenset[str]:
+    """The ports that need to send a frame back where it came from.
+
+    With br_netfilter, a guest's packet to its own external address is translated while it is
+    still being bridged, and a bridge does not forward to the port of arrival without the flag.
+    """
+    if not observed.bridge_netfilter:
+        return frozenset()
+    ports = dict(observed.ports)
+    return frozenset(ports[m.internal].name for m in active if m.internal in ports)

@@ -1,0 +1,44 @@
+"""Errors that end in front of a user, classified where they are raised."""
+
+
+class VmNatError(Exception):
+    """An expected failure: one line that says what is wrong, and a hint that says what to do.
+
+    Raised anywhere below `cli`, which prints it and exits with `exit_code`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(VmNatError):
+    """The configuration is refused; `problems` holds one line for each fault found."""
+
+    exit_code = 78  # EX_CONFIG of sysexits.h, which systemd knows by that name
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class PrivilegeError(VmNatError):
+    """The kernel refuses this process what the command needs."""
+
+
+class LibvirtUnavailable(VmNatError):
+    """libvirt does not answer; what is known of guests is void until it does."""
+
+
+class KernelError(VmNatError):
+    """The kernel refused an address, link or sysctl operation."""
+
+
+class TransactionRefused(VmNatError):
+    """The kernel refused an nftables transaction; nothing of it was applied."""

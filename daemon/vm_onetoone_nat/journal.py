@@ -1,0 +1,107 @@
+"""Where log entries go: into the journal, field by field, or as text to standard error."""
+
+import logging
+import os
+import sys
+from typing import Any
+
+from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.state import Mapping, MappingStatus
+
+IDENTIFIER = "vm-onetoone-nat"
+
+_LEVELS = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
+
+
+def configure(verbose: bool) -> None:
+    """Send the entries of this process where they are read. Call it once, from `cli`."""
+    handler: logging.Handler
+    if to_journal():
+        handler = _JournalHandler()
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_TextFormatter())
+    root = logging.getLogger("vm_onetoone_nat")
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def to_journal() -> bool:
+    """Whether standard error is the journal's, as $JOURNAL_STREAM tells (systemd.exec(5))."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        stream = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return (device, inode) == (str(stream.st_dev), str(stream.st_ino))
+
+
+def entry(event: Event, **fields: object) -> dict[str, Any]:
+    """The `extra` of a log call: what kind of entry it is, and its VMNAT_ fields.
+
+    A field that is None is left out.
+    """
+    present = {f"VMNAT_{k.upper()}": str(v) for k, v in fields.items() if v is not None}
+    return {"event": event, "fields": present}
+
+
+def mapping_fields(mapping: Mapping) -> dict[str, object]:
+    """The fields that name a mapping."""
+    return {
+        "domain": mapping.domain,
+        "external": mapping.external,
+        "internal": mapping.internal,
+        "network": mapping.network,
+    }
+
+
+def status_fields(status: MappingStatus) -> dict[str, object]:
+    """The fields that name a mapping, and those of its state."""
+    return {
+        **mapping_fields(status.mapping),
+        "state": status.state.value,
+        "reason": status.reason or None,
+    }
+
+
+class _TextFormatter(logging.Formatter):
+    """One line as a person at a terminal reads it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s: %(message)s")
+
+
+class _JournalHandler(logging.Handler):
+    """Native journal entries through systemd-python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Here, since only a process under systemd needs the library.
+        from systemd import journal  # type: ignore[attr-defined]
+
+        self._send = journal.send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            event = getattr(record, "event", None)
+            fields = dict(getattr(record, "fields", {}))
+            if event is not None:
+                fields["MESSAGE_ID"] = event.value.hex
+            self._send(
+                self.format(record),
+                PRIORITY=_LEVELS.get(record.levelno, 6),
+                SYSLOG_IDENTIFIER=IDENTIFIER,
+                LOGGER=record.name,
+                CODE_FILE=record.pathname,
+                CODE_LINE=record.lineno,
+                CODE_FUNC=record.funcName,
+                **fields,
+            )
+        except Exception:
+            self.handleError(record)

@@ -1,0 +1,298 @@
+"""libvirt's side: connecting for ever, reading domains and networks, events.
+
+Three threads meet here. libvirt's event loop runs in one of its own, and its callbacks only call
+`notify`. Connecting has another, since `open` blocks while a libvirtd hangs. The thread that
+reconciles calls `observe`.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from ipaddress import IPv4Interface
+from typing import Any, TypeVar
+from xml.etree import ElementTree
+
+import libvirt
+
+from vm_onetoone_nat.errors import LibvirtUnavailable
+from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.journal import entry
+from vm_onetoone_nat.state import Domain, DomainState, Guests, Network
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ANSWER_SECONDS = 5
+_FIRST_ATTEMPT_SECONDS = 2
+_KEEPALIVE_SECONDS = 5
+_KEEPALIVE_COUNT = 3
+_BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0)
+
+_RUNNING = libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING
+_PAUSED = libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
+}
+
+
+def read_guests(connection: Any) -> Guests:
+    """All domains and networks of a connection. Raises LibvirtUnavailable.
+
+    A read-only connection is enough.
+    """
+    try:
+        every = connection.listAllDomains()
+        running = {d.UUIDString() for d in connection.listAllDomains(_RUNNING)}
+        paused = {d.UUIDString() for d in connection.listAllDomains(_PAUSED)}
+        domains = tuple(
+            Domain(d.name(), d.UUIDString(), _listed_state(d, running, paused)) for d in every
+        )
+        networks = tuple(_network(n) for n in connection.listAllNetworks())
+    except libvirt.libvirtError as error:
+        raise LibvirtUnavailable(f"libvirt: {error.get_error_message()}") from error
+    return Guests(domains, networks)
+
+
+class LibvirtOnce:
+    """A connection for one command: opened at the first look, without events."""
+
+    def __init__(self, uri: str) -> None:
+        _quiet()
+        self._uri = uri
+        self._connection: Any = None
+
+    def observe(self) -> Guests:
+        """All domains and networks. Raises LibvirtUnavailable."""
+        if self._connection is None:
+            self._connection = _answer(lambda: _open(self._uri))
+        return _answer(lambda: read_guests(self._connection))
+
+
+class LibvirtSource:
+    """The daemon's connection: kept up for ever, telling of every event by `notify`.
+
+    `notify` is called from threads of libvirt's and of this class; it must not block.
+    """
+
+    def __init__(self, uri: str, notify: Callable[[str], None]) -> None:
+        _quiet()
+        self._uri = uri
+        self._notify = notify
+        self._connection: Any = None
+        self._lost = threading.Event()
+        self._tried = threading.Event()
+        self._stopped = threading.Event()
+        # Before any open(): a connection made earlier would never deliver an event.
+        libvirt.virEventRegisterDefaultImpl()
+        self._loop = threading.Thread(target=self._run_loop, name="libvirt-events", daemon=True)
+        self._connector = threading.Thread(target=self._connect, name="libvirt", daemon=True)
+
+    def start(self) -> None:
+        """Start both threads; returns when the first attempt has an outcome, or takes long."""
+        self._loop.start()
+        self._connector.start()
+        self._tried.wait(_FIRST_ATTEMPT_SECONDS)
+
+    def stop(self) -> None:
+        """Stop connecting. The threads end with the process: libvirt may be blocking them."""
+        self._stopped.set()
+        self._lost.set()
+
+    def observe(self) -> Guests:
+        """All domains and networks. Raises LibvirtUnavailable."""
+        connection = self._connection
+        if connection is None:
+            raise LibvirtUnavailable("libvirt is not connected")
+        try:
+            return _answer(lambda: read_guests(connection))
+        except LibvirtUnavailable:
+            if not _alive(connection):
+                self._lost.set()
+            raise
+
+    def _run_loop(self) -> None:
+        while not self._stopped.is_set():
+            libvirt.virEventRunDefaultImpl()
+
+    def _connect(self) -> None:
+        attempt = 0
+        while not self._stopped.is_set():
+            self._lost.clear()
+            try:
+                connection = _open(self._uri)
+                self._subscribe(connection)
+            except (LibvirtUnavailable, libvirt.libvirtError) as error:
+                if attempt == 0:
+                    log.warning(
+                        "waiting for libvirt at %s: %s",
+                        self._uri,
+                        error,
+                        extra=entry(Event.LIBVIRT_UNAVAILABLE, reason=error),
+                    )
+                self._tried.set()
+                delay = _BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)]
+                attempt += 1
+                self._stopped.wait(delay)
+                continue
+            attempt = 0
+            log.info("connected to libvirt at %s", self._uri, extra=entry(Event.LIBVIRT_CONNECTED))
+            self._connection = connection
+            self._tried.set()
+            self._notify("libvirt connected")
+            self._lost.wait()
+            self._connection = None
+            if not self._stopped.is_set():
+                log.warning(
+                    "lost libvirt at %s; what is active stays active",
+                    self._uri,
+                    extra=entry(Event.LIBVIRT_LOST),
+                )
+                self._notify("libvirt lost")
+            _close(connection)
+
+    def _subscribe(self, connection: Any) -> None:
+        """Register every callback: a new connection hears nothing of what an old one asked for."""
+        connection.registerCloseCallback(self._on_close, None)
+        connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_domain, None
+        )
+        connection.networkEventRegisterAny(
+            None, libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE, self._on_network, None
+        )
+        try:
+            connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
+        except libvirt.libvirtError as error:
+            # Drivers without a socket, such as test:///default, have nothing to keep alive.
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                raise
+
+    def _on_close(self, _connection: Any, _reason: int, _opaque: None) -> None:
+        self._lost.set()
+
+    def _on_domain(
+        self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: None
+    ) -> None:
+        self._notify(f"domain {domain.name()}: {_DOMAIN_EVENTS.get(event, event)}")
+
+    def _on_network(
+        self, _connection: Any, network: Any, event: int, _detail: int, _opaque: None
+    ) -> None:
+        self._notify(f"network {network.name()}: {_NETWORK_EVENTS.get(event, event)}")
+
+
+_DOMAIN_EVENTS = {
+    libvirt.VIR_DOMAIN_EVENT_DEFINED: "defined",
+    libvirt.VIR_DOMAIN_EVENT_UNDEFINED: "undefined",
+    libvirt.VIR_DOMAIN_EVENT_STARTED: "started",
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: "suspended",
+    libvirt.VIR_DOMAIN_EVENT_RESUMED: "resumed",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: "stopped",
+    libvirt.VIR_DOMAIN_EVENT_SHUTDOWN: "shutdown",
+    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: "suspended by power management",
+    libvirt.VIR_DOMAIN_EVENT_CRASHED: "crashed",
+}
+_NETWORK_EVENTS = {
+    libvirt.VIR_NETWORK_EVENT_DEFINED: "defined",
+    libvirt.VIR_NETWORK_EVENT_UNDEFINED: "undefined",
+    libvirt.VIR_NETWORK_EVENT_STARTED: "started",
+    libvirt.VIR_NETWORK_EVENT_STOPPED: "stopped",
+}
+
+
+def _answer(ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises; LibvirtUnavailable where libvirt hangs.
+
+    A call into a hung libvirtd blocks until keepalive gives it up, and that long neither signals
+    nor repairs may wait.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="libvirt-call", daemon=True).start()
+    try:
+        return answer.result(timeout=_ANSWER_SECONDS)
+    except TimeoutError as error:
+        raise LibvirtUnavailable(f"libvirt has not answered for {_ANSWER_SECONDS} s") from error
+
+
+def _quiet() -> None:
+    """Keep libvirt from printing its errors: they come to us as exceptions."""
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
+def _open(uri: str) -> Any:
+    try:
+        return libvirt.openReadOnly(uri)
+    except libvirt.libvirtError as error:
+        raise LibvirtUnavailable(error.get_error_message()) from error
+
+
+def _close(connection: Any) -> None:
+    try:
+        connection.unregisterCloseCallback()
+        connection.close()
+    except libvirt.libvirtError as error:
+        log.debug("closing a lost connection: %s", error)
+
+
+def _alive(connection: Any) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
+
+
+def _listed_state(domain: Any, running: set[str], paused: set[str]) -> DomainState:
+    """The state of a listed domain, asked one by one only where the lists do not tell.
+
+    Three lists are not one moment: a guest that resumed between two of them is in neither, and
+    must not be taken for one that stopped.
+    """
+    if domain.ID() == -1:
+        return DomainState.OFF
+    if domain.UUIDString() in running:
+        return DomainState.RUNNING
+    if domain.UUIDString() in paused:
+        return DomainState.PAUSED
+    return _state(domain)
+
+
+def _state(domain: Any) -> DomainState:
+    try:
+        return _STATES.get(domain.state()[0], DomainState.OFF)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return DomainState.OFF
+        raise
+
+
+def _network(network: Any) -> Network:
+    """One network; the bridge and its addresses are in its XML only."""
+    try:
+        active = bool(network.isActive())
+        root = ElementTree.fromstring(network.XMLDesc())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+            return Network(network.name(), active=False, bridge=None)
+        raise
+    bridge = root.find("bridge")
+    gateways = tuple(
+        IPv4Interface((address, element.get("prefix") or element.get("netmask") or 32))
+        for element in root.findall("ip")
+        if element.get("family", "ipv4") == "ipv4" and (address := element.get("address"))
+    )
+    return Network(
+        network.name(), active, bridge.get("name") if bridge is not None else None, gateways
+    )

@@ -1,0 +1,207 @@
+"""The difference between what is observed and what is desired, as writes in the order they go out.
+
+Pure. An empty plan means that the kernel is converged and that nothing may be written.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from vm_onetoone_nat.state import (
+    Address,
+    ChainName,
+    Desired,
+    Element,
+    Observed,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One nftables transaction: all of it takes effect, or nothing.
+
+    `install` writes the static table anew, dropping what had its name; the elements are then
+    complete instead of a difference. `install` None keeps the table, `remove_table` deletes it.
+    """
+
+    install: int | None = None
+    remove_table: bool = False
+    delete_elements: tuple[Element, ...] = ()
+    add_elements: tuple[Element, ...] = ()
+    delete_accepts: tuple[tuple[ChainName, int], ...] = ()
+    insert_accepts: tuple[tuple[ChainName, int], ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Transaction()
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """A pair of addresses that the kernel translates into each other."""
+
+    external: IPv4Address
+    internal: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All writes of one pass, in order.
+
+    An address goes before its translation and comes after it: while the host has an external
+    address without a translation, a packet for the guest would reach the host itself. A hairpin
+    flag is set only after the transaction has recorded the port in our table, and cleared before
+    the record goes: a flag that nobody remembers would stay for ever.
+    """
+
+    enable_ip_forward: bool = False
+    delete_addresses: tuple[Address, ...] = ()
+    clear_hairpins: tuple[str, ...] = ()
+    transaction: Transaction = Transaction()
+    set_hairpins: tuple[str, ...] = ()
+    add_addresses: tuple[Address, ...] = ()
+    forget: tuple[Translation, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Plan()
+
+
+def plan(observed: Observed, desired: Desired) -> Plan:
+    """What to write so that the kernel holds the desired state, and nothing else of ours."""
+    elements = desired.elements | _hairpin_records(observed, desired)
+    table = observed.table
+    present = table.elements if table is not None else frozenset()
+    replace = table is None or not table.intact or table.fwmark != desired.fwmark
+    recorded = {e.key for e in present if e.container == "hairpin"}
+    wanted = {e.key for e in elements if e.container == "hairpin"}
+    deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
+    return Plan(
+        enable_ip_forward=bool(desired.active) and not observed.ip_forward,
+        add_addresses=_missing_addresses(observed, desired),
+        clear_hairpins=tuple(sorted((recorded - wanted) & observed.hairpins)),
+        transaction=Transaction(
+            install=desired.fwmark if replace else None,
+            delete_elements=() if replace else tuple(sorted(present - elements)),
+            add_elements=tuple(sorted(elements if replace else elements - present)),
+            delete_accepts=deleted,
+            insert_accepts=inserted,
+        ),
+        set_hairpins=tuple(sorted(wanted - observed.hairpins)),
+        delete_addresses=_stale_addresses(observed, desired),
+        forget=_ended(present, elements),
+    )
+
+
+def removal(observed: Observed, fwmark: int) -> Plan:
+    """What to write so that nothing of ours is left, whatever state it was left in."""
+    present = observed.table.elements if observed.table is not None else frozenset()
+    recorded = {e.key for e in present if e.container == "hairpin"}
+    marks = _marks(observed, fwmark)
+    return Plan(
+        clear_hairpins=tuple(sorted(recorded & observed.hairpins)),
+        transaction=Transaction(
+            remove_table=observed.table is not None,
+            delete_accepts=tuple(
+                (chain.name, rule.handle)
+                for chain in observed.foreign
+                for rule in chain.accepts
+                if rule.fwmark in marks
+            ),
+        ),
+        delete_addresses=tuple(a for a in observed.addresses if a.owned),
+        forget=_ended(present, frozenset()),
+    )
+
+
+def describe(planned: Plan) -> tuple[str, ...]:
+    """The plan as lines for a person, `+` for what comes and `-` for what goes."""
+    transaction = planned.transaction
+    lines = []
+    if planned.enable_ip_forward:
+        lines.append("+ sysctl net.ipv4.ip_forward = 1")
+    lines += [f"- address {a}" for a in planned.delete_addresses]
+    lines += [f"- hairpin on bridge port {name}" for name in planned.clear_hairpins]
+    if transaction.remove_table:
+        lines.append("- table inet vm_onetoone_nat")
+    if transaction.install is not None:
+        lines.append(f"+ table inet vm_onetoone_nat, mark {transaction.install:#010x}")
+    lines += [f"- element {e}" for e in transaction.delete_elements]
+    lines += [f"+ element {e}" for e in transaction.add_elements]
+    lines += [f"- accept in {name}, handle {handle}" for name, handle in transaction.delete_accepts]
+    lines += [
+        f"+ accept of mark {fwmark:#010x} at the head of {name}"
+        for name, fwmark in transaction.insert_accepts
+    ]
+    lines += [f"+ hairpin on bridge port {name}" for name in planned.set_hairpins]
+    lines += [f"+ address {a}" for a in planned.add_addresses]
+    lines += [f"- connections of {t.external} and {t.internal}" for t in planned.forget]
+    return tuple(lines)
+
+
+def _hairpin_records(observed: Observed, desired: Desired) -> frozenset[Element]:
+    """The ports to record as ours: not those whose flag somebody else had set before."""
+    present = observed.table.elements if observed.table is not None else frozenset()
+    records = (Element("hairpin", name) for name in desired.hairpins)
+    return frozenset(r for r in records if r in present or r.key not in observed.hairpins)
+
+
+def _marks(observed: Observed, fwmark: int) -> frozenset[int]:
+    """The mark bits that are ours: the configured one, and the one that our table still sets."""
+    table = observed.table
+    before = {table.fwmark} if table is not None and table.fwmark is not None else set()
+    return frozenset(before | {fwmark})
+
+
+def _accepts(
+    observed: Observed, fwmark: int, marks: frozenset[int]
+) -> tuple[tuple[tuple[ChainName, int], ...], tuple[tuple[ChainName, int], ...]]:
+    """Accepts to delete, by handle, and to insert: each chain has one, at its head."""
+    deleted: list[tuple[ChainName, int]] = []
+    inserted: list[tuple[ChainName, int]] = []
+    for chain in observed.foreign:
+        keep = next((r for r in chain.accepts if r.fwmark == fwmark and r.at_head), None)
+        deleted += [
+            (chain.name, r.handle) for r in chain.accepts if r.fwmark in marks and r != keep
+        ]
+        if keep is None:
+            inserted.append((chain.name, fwmark))
+    return tuple(deleted), tuple(inserted)
+
+
+def _missing_addresses(observed: Observed, desired: Desired) -> tuple[Address, ...]:
+    """Addresses to add: a foreign one on the uplink serves as it is, whatever its prefix."""
+    foreign = {(a.ifname, a.interface.ip) for a in observed.addresses if not a.owned}
+    present = {a for a in observed.addresses if a.owned} - _displacing(observed)
+    return tuple(
+        a
+        for a in desired.addresses
+        if a not in present and (a.ifname, a.interface.ip) not in foreign
+    )
+
+
+def _stale_addresses(observed: Observed, desired: Desired) -> tuple[Address, ...]:
+    keep = set(desired.addresses) - _displacing(observed)
+    return tuple(a for a in observed.addresses if a.owned and a not in keep)
+
+
+def _displacing(observed: Observed) -> set[Address]:
+    """Addresses of ours that came to stand before the host's own in the same subnet.
+
+    The kernel makes the first address of a subnet the primary one, and gives only that one a
+    route to the subnet. Where the host's own went and came back, as DHCP clients do, it would be
+    secondary to a guest's: ours goes, and comes again behind it.
+    """
+    leading: dict[tuple[str, IPv4Network], Address] = {}
+    displacing = set()
+    for address in observed.addresses:
+        first = leading.setdefault((address.ifname, address.interface.network), address)
+        if first.owned and not address.owned:
+            displacing.add(first)
+    return displacing
+
+
+def _ended(present: frozenset[Element], wanted: frozenset[Element]) -> tuple[Translation, ...]:
+    """Translations that are no more, or that lead elsewhere: their connections must end too."""
+    return tuple(
+        Translation(IPv4Address(e.key), IPv4Address(e.value))
+        for e in sorted(present - wanted)
+        if e.container == "external"
+    )

@@ -1,0 +1,185 @@
+"""One pass: observe, plan, apply, verify. Everything is read anew; nothing is remembered."""
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from vm_onetoone_nat.desired import desire, mapping_elements, without
+from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, TransactionRefused
+from vm_onetoone_nat.plan import Plan, describe, plan, removal
+from vm_onetoone_nat.state import (
+    Configuration,
+    Desired,
+    Guests,
+    Mapping,
+    MappingState,
+    MappingStatus,
+    Observed,
+)
+
+
+class KernelSide(Protocol):
+    """What a pass needs of the kernel; `kernel.Kernel` in earnest."""
+
+    def observe(self, configuration: Configuration) -> Observed: ...
+    def apply(self, plan: Plan) -> None: ...
+
+
+class GuestSide(Protocol):
+    """What a pass needs of libvirt; `libvirt_source` in earnest."""
+
+    def observe(self) -> Guests: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at both sides, and what would have to be written."""
+
+    observed: Observed
+    desired: Desired
+    plan: Plan
+    libvirt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass did. `failures` is empty where the kernel now holds the desired state."""
+
+    look: Look
+    written: tuple[Plan, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @property
+    def statuses(self) -> tuple[MappingStatus, ...]:
+        """The state of each mapping, as the kernel has it after the pass."""
+        return settled(self.look)
+
+
+def look(configuration: Configuration, source: GuestSide, kernel: KernelSide) -> Look:
+    """Observe and plan, without a write. Raises KernelError."""
+    try:
+        guests = source.observe()
+    except LibvirtUnavailable:
+        guests = None
+    observed = kernel.observe(configuration)
+    desired = desire(configuration, guests, observed)
+    return Look(observed, desired, plan(observed, desired), guests is not None)
+
+
+def reconcile(configuration: Configuration, source: GuestSide, kernel: KernelSide) -> Outcome:
+    """One pass. Raises KernelError where the kernel cannot even be observed.
+
+    What is desired is decided once: what changes during the pass has an event of its own, and is
+    no fault of what was written.
+    """
+    before = look(configuration, source, kernel)
+    if not before.plan:
+        return Outcome(before)
+    written = [before.plan]
+    failures: list[str] = []
+    desired = before.desired
+    try:
+        kernel.apply(before.plan)
+    except TransactionRefused as error:
+        failures.append(str(error))
+        written, refused = _install_singly(configuration, kernel, before)
+        failures += [f"mapping {external}: {reason}" for external, reason in refused.items()]
+        desired = without(desired, refused, before.observed)
+    except KernelError as error:
+        failures.append(str(error))
+    observed = kernel.observe(configuration)
+    after = Look(observed, desired, plan(observed, desired), before.libvirt)
+    if after.plan and not failures:
+        failures.append(f"the kernel changed while it was written to: {describe(after.plan)[0]}")
+    return Outcome(after, tuple(written), tuple(failures))
+
+
+def remove(fwmark: int, kernel: KernelSide) -> Plan:
+    """Remove all that is ours, whatever state it is in; what was removed. Raises KernelError."""
+    observed = kernel.observe(Configuration(fwmark=fwmark))
+    planned = removal(observed, fwmark)
+    if planned:
+        kernel.apply(planned)
+        left = removal(kernel.observe(Configuration(fwmark=fwmark)), fwmark)
+        if left:
+            raise KernelError(f"not everything could be removed: {describe(left)[0]}")
+    return planned
+
+
+def settled(seen: Look) -> tuple[MappingStatus, ...]:
+    """The statuses, with an error for each active mapping that the kernel does not hold whole."""
+    if seen.plan.enable_ip_forward:
+        lacking = {m.external for m in seen.desired.active}
+        reason = "net.ipv4.ip_forward is off"
+    else:
+        lacking = {m.external for m in _lacking(seen)}
+        reason = "not in the kernel: see 'plan' for what is missing"
+    return tuple(
+        MappingStatus(s.mapping, MappingState.ERROR, reason)
+        if s.state is MappingState.ACTIVE and s.mapping.external in lacking
+        else s
+        for s in seen.desired.statuses
+    )
+
+
+def _lacking(seen: Look) -> tuple[Mapping, ...]:
+    """The active mappings of which the plan still has to write a part."""
+    addresses = {a.interface.ip for a in seen.plan.add_addresses}
+    elements = set(seen.plan.transaction.add_elements)
+    return tuple(
+        m
+        for m in seen.desired.active
+        if m.external in addresses or not elements.isdisjoint(mapping_elements(m))
+    )
+
+
+def _install_singly(
+    configuration: Configuration, kernel: KernelSide, before: Look
+) -> tuple[list[Plan], dict[IPv4Address, str]]:
+    """Write what the kernel takes, finding by halves the mappings that make it refuse the whole.
+
+    Everything but the mappings that lack a part goes first; these wait, and keep their addresses
+    and connections meanwhile. Returns what was written, and the refused mappings with the reason.
+    """
+    waiting = {m.external for m in _lacking(before)}
+    written: list[Plan] = []
+    refused: dict[IPv4Address, str] = {}
+
+    def attempt() -> None:
+        held = dict.fromkeys(waiting, "not tried yet")
+        desired = without(before.desired, held | refused, before.observed)
+        planned = plan(kernel.observe(configuration), desired)
+        planned = replace(
+            planned,
+            delete_addresses=tuple(
+                a for a in planned.delete_addresses if a.interface.ip not in waiting
+            ),
+            forget=tuple(t for t in planned.forget if t.external not in waiting),
+        )
+        if planned:
+            kernel.apply(planned)
+            written.append(planned)
+
+    def install(tried: list[IPv4Address]) -> None:
+        waiting.difference_update(tried)
+        try:
+            attempt()
+        except (TransactionRefused, KernelError) as error:
+            if len(tried) == 1:
+                refused[tried[0]] = str(error)
+                return
+            waiting.update(tried)
+            half = len(tried) // 2
+            install(tried[:half])
+            install(tried[half:])
+
+    lacking = sorted(waiting)
+    try:
+        attempt()
+    except (TransactionRefused, KernelError) as error:
+        # Not a mapping's fault: no part of the ruleset can be written now.
+        return written, dict.fromkeys(lacking, str(error))
+    if lacking:
+        install(lacking)
+        attempt()
+    return written, refused

@@ -1,0 +1,294 @@
+"""libnftables' JSON, to and from our values. Schema: libnftables-json(5).
+
+The static table is written in exactly the form in which the kernel lists it, so that whether it
+is intact is one comparison.
+
+Which packets are what:
+
+- `external`, `internal`: the translation, both ways.
+- `inbound`: external address to verdict, for every packet of a connection that came in by it.
+- `outbound`: guests whose own connections through the uplink are to be let pass.
+- `allowed`: what a restricted mapping admits: external . source . protocol . port.
+- `uplink`: the interface that external addresses live on.
+- `hairpin`: no packet; bridge ports whose hairpin flag is ours to clear.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network
+from typing import Any
+
+from vm_onetoone_nat.plan import Transaction
+from vm_onetoone_nat.state import TABLE, AcceptRule, ChainName, Element, ForeignChain, Table
+
+Json = dict[str, Any]
+
+FORWARD_CHAINS = (
+    ChainName("ip", "filter", "FORWARD"),
+    ChainName("ip", "libvirt_network", "forward"),
+)
+"""Base chains known to reject guests' traffic: iptables' (libvirt, Docker, ufw), and libvirt's own
+with its nftables backend (10.4 and later). Only those that exist are written to."""
+
+_OURS = {"family": "inet", "table": TABLE}
+_ANY_PROTOCOL = "any"
+
+
+def table_commands(fwmark: int) -> list[Json]:
+    """The static table: declarations, chains and rules, the same whatever the mappings."""
+    return [{"add": value} for value in _static(fwmark)]
+
+
+def transaction_commands(transaction: Transaction) -> list[Json]:
+    """The whole transaction as libnftables commands, in an order in which each is valid."""
+    table = {"table": {"family": "inet", "name": TABLE}}
+    commands: list[Json] = []
+    if transaction.remove_table:
+        commands.append({"delete": table})
+    if transaction.install is not None:
+        # add, delete, add: the delete must find a table even where there is none yet.
+        commands += [{"add": table}, {"delete": table}, *table_commands(transaction.install)]
+    commands += [
+        {"delete": {"rule": {**_chain_json(chain), "handle": handle}}}
+        for chain, handle in transaction.delete_accepts
+    ]
+    commands += [
+        {"insert": {"rule": {**_chain_json(chain), "expr": _accept_expression(fwmark)}}}
+        for chain, fwmark in transaction.insert_accepts
+    ]
+    commands += _element_commands("delete", transaction.delete_elements)
+    commands += _element_commands("add", transaction.add_elements)
+    return commands
+
+
+def parse_table(listing: Sequence[Json]) -> Table:
+    """Our table, from the objects of `list table inet vm_onetoone_nat`."""
+    elements: set[Element] = set()
+    static: list[Json] = []
+    fwmark: int | None = None
+    for entry in listing:
+        ((kind, value),) = entry.items()
+        if kind == "metainfo":
+            continue
+        value = {k: v for k, v in value.items() if k != "handle"}
+        if kind in ("set", "map"):
+            listed = value.pop("elem", [])
+            elements.update(_parse_element(value["name"], item) for item in listed)
+        if kind == "rule" and value["chain"] == "admit":
+            fwmark = _mangled_mark(value["expr"])
+        static.append({kind: value})
+    intact = fwmark is not None and _canonical(static) == _canonical(_static(fwmark))
+    return Table(intact, frozenset(elements), fwmark)
+
+
+def parse_chains(listing: Sequence[Json]) -> dict[ChainName, bool]:
+    """Every chain, from the objects of `list chains`, and whether it is a base chain."""
+    return {
+        ChainName(chain["family"], chain["table"], chain["name"]): "hook" in chain
+        for entry in listing
+        if (chain := entry.get("chain")) is not None
+    }
+
+
+def parse_foreign_chain(name: ChainName, listing: Sequence[Json]) -> ForeignChain:
+    """The accepts of a mark bit in a foreign chain, from the objects of `list chain …`."""
+    rules = [entry["rule"] for entry in listing if "rule" in entry]
+    accepts = []
+    for position, rule in enumerate(rules):
+        fwmark = _accepted_mark(rule.get("expr", []))
+        if fwmark is not None:
+            accepts.append(AcceptRule(rule["handle"], fwmark, at_head=position == 0))
+    return ForeignChain(name, tuple(accepts))
+
+
+def _static(fwmark: int) -> list[Json]:
+    """The table as the kernel lists it, without handles and elements."""
+
+    def collection(kind: str, name: str, **more: object) -> Json:
+        return {kind: {**_OURS, "name": name, **more}}
+
+    def base(name: str, kind: str, hook: str, prio: int) -> Json:
+        declaration = {"type": kind, "hook": hook, "prio": prio, "policy": "accept"}
+        return {"chain": {**_OURS, "name": name, **declaration}}
+
+    def rule(chain: str, *expression: Json) -> Json:
+        return {"rule": {**_OURS, "chain": chain, "expr": list(expression)}}
+
+    def match(left: Json, right: str, op: str = "==") -> Json:
+        return {"match": {"op": op, "left": left, "right": right}}
+
+    def address(side: str) -> Json:
+        return {"payload": {"protocol": "ip", "field": side}}
+
+    def original(side: str) -> Json:
+        return {"ct": {"key": f"ip {side}", "dir": "original"}}
+
+    def translate(kind: str, side: str, name: str) -> Json:
+        return {kind: {"family": "ip", "addr": {"map": {"key": address(side), "data": f"@{name}"}}}}
+
+    out, into = {"meta": {"key": "oifname"}}, {"meta": {"key": "iifname"}}
+    mark = {"meta": {"key": "mark"}}
+    reply = match({"ct": {"key": "direction"}}, "reply")
+    admit: Json = {"goto": {"target": "admit"}}
+    dnat = translate("dnat", "daddr", "external")
+    snat = translate("snat", "saddr", "internal")
+    inbound = {"vmap": {"key": original("daddr"), "data": "@inbound"}}
+    outbound = match(original("saddr"), "@outbound")
+    request = {
+        "concat": [
+            original("daddr"),
+            address("saddr"),
+            {"meta": {"key": "l4proto"}},
+            {"payload": {"protocol": "th", "field": "dport"}},
+        ]
+    }
+    return [
+        {"table": {"family": "inet", "name": TABLE}},
+        collection("map", "external", type="ipv4_addr", map="ipv4_addr"),
+        collection("map", "internal", type="ipv4_addr", map="ipv4_addr"),
+        collection("map", "inbound", type="ipv4_addr", map="verdict"),
+        collection("set", "outbound", type="ipv4_addr"),
+        collection(
+            "set",
+            "allowed",
+            type=["ipv4_addr", "ipv4_addr", "inet_proto", "inet_service"],
+            flags=["interval"],
+        ),
+        collection("set", "uplink", type="ifname"),
+        collection("set", "hairpin", type="ifname"),
+        # Ahead of everyone's destination NAT: the first chain that binds a connection wins.
+        base("prerouting", "nat", "prerouting", -105),
+        base("output", "nat", "output", -105),
+        # Ahead of libvirt's masquerade, at srcnat (100).
+        base("postrouting", "nat", "postrouting", 95),
+        # Ahead of the chains that accept this mark, at filter (0).
+        base("forward", "filter", "forward", -5),
+        base("local", "filter", "output", -5),
+        {"chain": {**_OURS, "name": "admit"}},
+        {"chain": {**_OURS, "name": "restrict"}},
+        rule("prerouting", dnat),
+        rule("output", dnat),
+        # Through another interface than the uplink, such as a VPN, nobody would route an answer
+        # to the external address back: that traffic is left to libvirt's masquerade.
+        rule("postrouting", match(out, "@uplink"), snat),
+        # From a guest to an external address: answers must come back through this host.
+        rule("postrouting", match({"ct": {"key": "status"}}, "dnat", "in"), snat),
+        rule("forward", inbound),
+        # Only through the uplink: another libvirt network stays as isolated as libvirt makes it.
+        rule("forward", match(out, "@uplink"), outbound, admit),
+        rule("forward", match(into, "@uplink"), reply, outbound, admit),
+        rule("local", inbound),
+        rule("admit", {"mangle": {"key": mark, "value": {"|": [mark, fwmark]}}}),
+        rule("restrict", reply, admit),
+        rule("restrict", match(request, "@allowed"), admit),
+        rule("restrict", {"reject": {"type": "icmpx", "expr": "port-unreachable"}}),
+    ]
+
+
+def _canonical(objects: Iterable[Json]) -> tuple[list[str], list[Json]]:
+    """Objects in an order of their own, but for the rules of one chain, whose order counts."""
+    objects = list(objects)
+    rules = [o["rule"] for o in objects if "rule" in o]
+    others = [json.dumps(o, sort_keys=True) for o in objects if "rule" not in o]
+    return sorted(others), sorted(rules, key=lambda rule: str(rule["chain"]))
+
+
+def _chain_json(chain: ChainName) -> Json:
+    return {"family": chain.family, "table": chain.table, "chain": chain.name}
+
+
+def _accept_expression(fwmark: int) -> list[Json]:
+    """Accept of one mark bit, of expressions that iptables-nft can read back and save."""
+    masked = {"&": [{"meta": {"key": "mark"}}, fwmark]}
+    return [{"match": {"op": "==", "left": masked, "right": fwmark}}, {"accept": None}]
+
+
+def _accepted_mark(expression: Sequence[Json]) -> int | None:
+    """The bit, if the rule accepts one mark bit and does no more than perhaps count."""
+    bare = [e for e in expression if "counter" not in e]
+    match bare:
+        case [{"match": {"right": int(fwmark)}}, _] if bare == _accept_expression(fwmark):
+            return fwmark
+    return None
+
+
+def _mangled_mark(expression: Sequence[Json]) -> int | None:
+    match expression:
+        case [{"mangle": {"value": {"|": [_, int(fwmark)]}}}]:
+            return fwmark
+    return None
+
+
+def _element_commands(verb: str, elements: Iterable[Element]) -> list[Json]:
+    """One command for each container, so that 1,000 mappings are a handful of commands."""
+    by_container: dict[str, list[Any]] = {}
+    for element in elements:
+        by_container.setdefault(element.container, []).append(_element_json(element))
+    return [
+        {verb: {"element": {**_OURS, "name": name, "elem": items}}}
+        for name, items in by_container.items()
+    ]
+
+
+def _element_json(element: Element) -> Any:
+    match element.container:
+        case "external" | "internal":
+            return [element.key, element.value]
+        case "inbound":
+            verdict, target = element.value.split()
+            return [element.key, {verdict: {"target": target}}]
+        case "allowed":
+            external, source, protocol, ports = element.key.split(" . ")
+            network = IPv4Network(source)
+            first, last = (int(port) for port in ports.split("-"))
+            return {
+                "concat": [
+                    external,
+                    {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}},
+                    {"range": [0, 255]} if protocol == _ANY_PROTOCOL else protocol,
+                    {"range": [first, last]},
+                ]
+            }
+        case _:
+            return element.key
+
+
+def _parse_element(container: str, item: Any) -> Element:
+    """An element of ours; whatever else somebody put there keeps its text, to be deleted by it."""
+    if isinstance(item, dict) and "elem" in item:
+        item = item["elem"]["val"]
+    match item:
+        case [str(key), str(value)]:
+            return Element(container, key, value)
+        case [str(key), dict(verdict)]:
+            return Element(container, key, _verdict_text(verdict))
+        case {"concat": [external, source, protocol, ports]}:
+            return Element(
+                container,
+                f"{external} . {_source_text(source)} . {_protocol_text(protocol)}"
+                f" . {_ports_text(ports)}",
+            )
+    return Element(container, str(item))
+
+
+def _verdict_text(verdict: Json) -> str:
+    ((kind, value),) = verdict.items()
+    return f"{kind} {value['target']}" if value else str(kind)
+
+
+def _source_text(source: Any) -> str:
+    match source:
+        case {"prefix": {"addr": str(address), "len": int(length)}}:
+            return f"{address}/{length}"
+    return f"{source}/32"
+
+
+def _protocol_text(protocol: Any) -> str:
+    return _ANY_PROTOCOL if isinstance(protocol, dict) else str(protocol)
+
+
+def _ports_text(ports: Any) -> str:
+    match ports:
+        case {"range": [first, last]}:
+            return f"{first}-{last}"
+    return f"{ports}-{ports}"

@@ -1,0 +1,189 @@
+"""The daemon: what is wired to what, signals, reloading."""
+
+import logging
+import signal
+from collections import Counter
+from pathlib import Path
+
+from vm_onetoone_nat import config
+from vm_onetoone_nat.bridge import bridge_netfilter
+from vm_onetoone_nat.errors import ConfigError, KernelError
+from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.instance import Instance
+from vm_onetoone_nat.journal import entry, status_fields
+from vm_onetoone_nat.kernel import Kernel
+from vm_onetoone_nat.libvirt_source import LibvirtSource
+from vm_onetoone_nat.notify import Notify
+from vm_onetoone_nat.plan import describe
+from vm_onetoone_nat.reconcile import Outcome, reconcile, remove
+from vm_onetoone_nat.runner import Runner
+from vm_onetoone_nat.state import Configuration, MappingState, MappingStatus
+from vm_onetoone_nat.watch import Watch
+
+log = logging.getLogger(__name__)
+
+_RELOAD = "reload"
+_START = "start"
+
+
+class Service:
+    """The daemon in the foreground. Make and run it in the main thread: it takes signals."""
+
+    def __init__(self, path: Path, configuration: Configuration, runtime: Path) -> None:
+        self._path = path
+        self._configuration = configuration
+        self._instance = Instance(runtime)
+        self._instance.acquire()
+        self._kernel = Kernel(runtime)
+        self._notify = Notify()
+        self._runner = Runner(self._pass, self._tick)
+        self._source = LibvirtSource(configuration.libvirt_uri, self._runner.notify)
+        self._watch = Watch(self._runner.notify, self._is_internal)
+        self._said: dict[object, MappingStatus] = {}
+        self._uplink: str | None = None
+        self._failures: tuple[str, ...] = ()
+        self._bridge_netfilter = bridge_netfilter()
+
+    def run(self) -> None:
+        """Reconcile until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: self._runner.stop())
+        signal.signal(signal.SIGHUP, lambda _number, _frame: self._runner.notify(_RELOAD))
+        log.info(
+            "started with %d mappings",
+            len(self._configuration.mappings),
+            extra=entry(Event.STARTED),
+        )
+        self._watch.start()
+        self._source.start()
+        self._runner.run()
+        self._notify.stopping()
+        self._source.stop()
+        if self._notify.managed:
+            # systemd restarts by stopping first: whether this is the end, only the unit knows.
+            log.info("stopped; what is in the kernel stays", extra=entry(Event.STOPPED))
+            return
+        remove(self._configuration.fwmark, self._kernel)
+        log.info("stopped; everything of ours is removed", extra=entry(Event.STOPPED))
+
+    def _pass(self, causes: frozenset[str]) -> bool:
+        if _RELOAD in causes:
+            self._notify.reloading()
+            self._reload()
+        self._bridge_netfilter = bridge_netfilter()
+        try:
+            outcome = reconcile(self._configuration, self._source, self._kernel)
+        except KernelError as error:
+            self._say_failures((str(error),))
+            self._notify.ready(f"Cannot read the kernel's state: {error}")
+            return False
+        self._say(outcome, causes)
+        self._notify.alive()
+        if causes & {_START, _RELOAD}:
+            self._notify.ready(_summary(outcome))
+        else:
+            self._notify.status(_summary(outcome))
+        return not outcome.failures
+
+    def _tick(self) -> bool:
+        """Feed the watchdog, from the thread that reconciles: it starves when a pass hangs.
+
+        Tells whether br_netfilter was switched meanwhile, which the kernel notifies nobody of.
+        """
+        self._notify.alive()
+        return bridge_netfilter() != self._bridge_netfilter
+
+    def _reload(self) -> None:
+        try:
+            configuration = config.load(self._path)
+            observed = self._kernel.observe(configuration)
+            config.check_host(self._path, configuration, observed.addresses)
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error("%s", problem, extra=entry(Event.CONFIGURATION_REFUSED, reason=problem))
+            log.error(
+                "not reloaded: the configuration that was running goes on",
+                extra=entry(Event.CONFIGURATION_REFUSED),
+            )
+            return
+        except KernelError as error:
+            log.error("not reloaded: %s", error, extra=entry(Event.RECONCILE_FAILED, reason=error))
+            return
+        before, self._configuration = self._configuration, configuration
+        if configuration.libvirt_uri != before.libvirt_uri:
+            self._source.stop()
+            self._source = LibvirtSource(configuration.libvirt_uri, self._runner.notify)
+            self._source.start()
+        log.info(
+            "configuration read again: %d mappings",
+            len(configuration.mappings),
+            extra=entry(Event.CONFIGURATION_READ),
+        )
+
+    def _is_internal(self, address: str) -> bool:
+        return any(address == str(m.internal) for m in self._configuration.mappings)
+
+    def _say(self, outcome: Outcome, causes: frozenset[str]) -> None:
+        for written in outcome.written:
+            for line in describe(written):
+                log.debug("%s (%s)", line, ", ".join(sorted(causes)))
+        if any(w.enable_ip_forward for w in outcome.written) and outcome.look.observed.ip_forward:
+            log.warning(
+                "net.ipv4.ip_forward was off: turned on for the whole host",
+                extra=entry(Event.IP_FORWARD_ENABLED),
+            )
+        uplink = outcome.look.observed.uplink
+        if uplink != self._uplink:
+            log.info(
+                "the uplink is %s",
+                uplink or "gone",
+                extra=entry(Event.UPLINK_CHANGED, uplink=uplink),
+            )
+            self._uplink = uplink
+        for status in outcome.statuses:
+            if self._said.get(status.mapping) != status:
+                _say_status(status, uplink)
+        self._said = {status.mapping: status for status in outcome.statuses}
+        self._say_failures(outcome.failures)
+
+    def _say_failures(self, failures: tuple[str, ...]) -> None:
+        """Each failure once, not at every retry."""
+        if failures != self._failures:
+            for failure in failures:
+                log.error("%s", failure, extra=entry(Event.RECONCILE_FAILED, reason=failure))
+        self._failures = failures
+
+
+_EVENTS = {
+    MappingState.ACTIVE: (logging.INFO, Event.MAPPING_ACTIVE),
+    MappingState.INACTIVE: (logging.INFO, Event.MAPPING_INACTIVE),
+    MappingState.PENDING: (logging.INFO, Event.MAPPING_PENDING),
+    MappingState.CONFLICT: (logging.WARNING, Event.MAPPING_CONFLICT),
+    MappingState.ERROR: (logging.WARNING, Event.MAPPING_ERROR),
+}
+
+
+def _say_status(status: MappingStatus, uplink: str | None) -> None:
+    mapping = status.mapping
+    level, event = _EVENTS[status.state]
+    log.log(
+        level,
+        "%s (%s, %s) is %s%s",
+        mapping.external,
+        mapping.internal or "address unknown",
+        mapping.domain or f"network {mapping.network}",
+        status.state.value,
+        f": {status.reason}" if status.reason else "",
+        extra=entry(event, uplink=uplink, **status_fields(status)),
+    )
+
+
+def _summary(outcome: Outcome) -> str:
+    """The one line that `systemctl status` shows."""
+    states = Counter(status.state for status in outcome.statuses)
+    total = sum(states.values())
+    line = f"{states[MappingState.ACTIVE]} of {total} mappings active"
+    for state in (MappingState.ERROR, MappingState.CONFLICT, MappingState.PENDING):
+        if states[state]:
+            line += f", {states[state]} {state.value}"
+    return line if outcome.look.libvirt else f"{line}; libvirt cannot be reached"

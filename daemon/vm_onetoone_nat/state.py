@@ -1,0 +1,219 @@
+"""The values that everything else speaks in: configuration, libvirt's side, the kernel's side.
+
+All are frozen; addresses are `ipaddress` objects. Nothing here touches the system.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+TABLE = "vm_onetoone_nat"
+DEFAULT_FWMARK = 0x00100000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Service:
+    """What `allow` admits: a protocol and, for tcp and udp, an inclusive range of ports."""
+
+    protocol: str
+    first: int = 0
+    last: int = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One external address for one guest, as the administrator wrote it.
+
+    `prefixlen` None means the uplink's; `domain` None, that the mapping lives as long as its
+    network; `internal` None, that the address is not known yet. `allow` and `allowed_sources`
+    None mean everything and anyone; both are merged, so that no two entries overlap.
+    """
+
+    external: IPv4Address
+    network: str
+    prefixlen: int | None = None
+    internal: IPv4Address | None = None
+    domain: str | None = None
+    allow: tuple[Service, ...] | None = None
+    allowed_sources: tuple[IPv4Network, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The whole of config.toml. `uplink` None means the interface of the default route."""
+
+    mappings: tuple[Mapping, ...] = ()
+    uplink: str | None = None
+    libvirt_uri: str = "qemu:///system"
+    fwmark: int = DEFAULT_FWMARK
+
+
+class DomainState(StrEnum):
+    """libvirt's domain states, as far as an address is concerned."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A guest that libvirt knows."""
+
+    name: str
+    uuid: str
+    state: DomainState
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A virtual network that libvirt knows. `gateways` are the addresses of its bridge."""
+
+    name: str
+    active: bool
+    bridge: str | None
+    gateways: tuple[IPv4Interface, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Guests:
+    """Everything read from libvirt in one look."""
+
+    domains: tuple[Domain, ...] = ()
+    networks: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IPv4 address on an interface.
+
+    `owned` is true for an address that the daemon added; `primary` for the first that an
+    interface has, which is the host's own and no guest's.
+    """
+
+    ifname: str
+    interface: IPv4Interface
+    broadcast: IPv4Address | None = None
+    owned: bool = False
+    primary: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.interface} on {self.ifname}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Element:
+    """An element of a set or map of our table; `value` is empty in a set."""
+
+    container: str
+    key: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        data = f" : {self.value}" if self.value else ""
+        return f"@{self.container} {{ {self.key}{data} }}"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Our nftables table. `intact` is false where chains, rules or declarations differ from ours.
+
+    `fwmark` is the mark bit that the table sets, if that can still be read from it.
+    """
+
+    intact: bool
+    elements: frozenset[Element] = frozenset()
+    fwmark: int | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ChainName:
+    """A chain in a foreign table."""
+
+    family: str
+    table: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.table} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptRule:
+    """A rule in a foreign chain that accepts one mark bit, and nothing else."""
+
+    handle: int
+    fwmark: int
+    at_head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignChain:
+    """A foreign base chain that would reject, and the accepts of a mark found in it."""
+
+    name: ChainName
+    accepts: tuple[AcceptRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """The bridge port behind which an address was last seen."""
+
+    name: str
+    hairpin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything read from the kernel in one look.
+
+    `uplink` is the interface that carries external addresses: None when there is none.
+    `ports` has the bridge ports, by the guest address seen behind each, and `hairpins` every
+    port with the hairpin flag set. `bridge_netfilter` is true when bridged IPv4 frames pass the
+    IP hooks.
+    """
+
+    uplink: str | None
+    addresses: tuple[Address, ...] = ()
+    table: Table | None = None
+    foreign: tuple[ForeignChain, ...] = ()
+    ports: tuple[tuple[IPv4Address, Port], ...] = ()
+    hairpins: frozenset[str] = frozenset()
+    bridge_netfilter: bool = False
+    ip_forward: bool = True
+
+
+class MappingState(StrEnum):
+    """What `status` says of a mapping; the values are part of its JSON."""
+
+    ACTIVE = "active"
+    INACTIVE = "inactive"
+    PENDING = "pending"
+    CONFLICT = "conflict"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class MappingStatus:
+    """What became of one mapping, and why it is not active where it is not."""
+
+    mapping: Mapping
+    state: MappingState
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the kernel should hold: the same types as `Observed`, complete and exact."""
+
+    statuses: tuple[MappingStatus, ...]
+    uplink: str | None
+    addresses: tuple[Address, ...]
+    elements: frozenset[Element]
+    fwmark: int
+    hairpins: frozenset[str]
+
+    @property
+    def active(self) -> tuple[Mapping, ...]:
+        """The mappings that translate packets."""
+        return tuple(s.mapping for s in self.statuses if s.state is MappingState.ACTIVE)

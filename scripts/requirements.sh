@@ -1,0 +1,53 @@
+# What the scripts beside this one install, for bash to source.
+#
+# Distribution packages first: libvirt, nftables and systemd bindings must match the host's own
+# libraries. None of these starts a service or changes the host's network.
+
+daemon_packages=(python3 python3-venv python3-libvirt python3-nftables python3-systemd)
+
+# The lab's parts: a libvirtd without its system service, an emulator, and what looks at packets.
+lab_packages=(
+    libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-config-network libvirt-clients
+    qemu-system-x86 dnsmasq-base nftables iptables iproute2 procps util-linux
+    iputils-ping iputils-arping curl conntrack tcpdump kmod busybox-static cpio
+)
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$1" >&2
+    exit 1
+}
+
+require_root() {
+    [ "$(id -u)" = 0 ] || die "this needs root: run it with sudo"
+}
+
+# Installs those of the named packages that are missing; asks the network for nothing otherwise.
+install_packages() {
+    local missing=() package
+    for package in "$@"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
+            missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        -o Dpkg::Use-Pty=0 "${missing[@]}" >/dev/null
+}
+
+# Makes the virtual environment DIRECTORY from the system's own python3, and installs the pip
+# arguments that follow into it. It is made anew when the arguments or pyproject.toml change.
+make_venv() {
+    local directory=$1 stamp
+    shift
+    stamp=$({ /usr/bin/python3 --version; printf '%s\n' "$@"; cat pyproject.toml; } | sha256sum)
+    [ "$(cat "$directory/stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    say "making the virtual environment $directory"
+    rm -rf "$directory"
+    /usr/bin/python3 -m venv --system-site-packages "$directory"
+    PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \
+        "$directory/bin/pip" install -qq "$@"
+    printf '%s\n' "$stamp" >"$directory/stamp"
+}

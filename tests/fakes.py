@@ -1,0 +1,320 @@
+"""The kernel and libvirt in memory: working models of what a pass needs of each, not mocks.
+
+The kernel keeps everything that `Observed` shows, refuses what nftables refuses, and takes a
+transaction whole or not at all. Both satisfy the protocols of `reconcile`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface
+
+from lab.addresses import HOST, LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, UPLINK, guest_name
+from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, TransactionRefused
+from vm_onetoone_nat.plan import Plan, Transaction
+from vm_onetoone_nat.state import (
+    AcceptRule,
+    Address,
+    ChainName,
+    Configuration,
+    Domain,
+    DomainState,
+    Element,
+    ForeignChain,
+    Guests,
+    Network,
+    Observed,
+    Port,
+    Table,
+)
+
+FORWARD = ChainName("ip", "filter", "FORWARD")
+LIBVIRT_FORWARD = ChainName("ip", "libvirt_network", "forward")
+
+MAPS = ("external", "internal", "inbound")
+SETS = ("outbound", "allowed", "uplink", "hairpin")
+
+
+class Crash(BaseException):
+    """The daemon's process ended in the middle of its writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of a foreign chain; `fwmark` None for one that accepts no mark bit."""
+
+    handle: int
+    fwmark: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotOurs:
+    """All that the daemon must leave as it is, in the kernel's order where order counts."""
+
+    addresses: tuple[Address, ...]
+    chains: tuple[tuple[ChainName, tuple[Rule, ...]], ...]
+    hairpins: frozenset[str]
+
+
+class FakeKernel:
+    """One network namespace.
+
+    `refuse` has external addresses whose elements nftables does not take, `fail` addresses that
+    the kernel does not add. `writes` counts every write that got through, `applied` has the plans
+    as they came in. With `crash_after` a number, the process ends after that many writes more.
+    """
+
+    def __init__(self, *addresses: Address) -> None:
+        self.links = {UPLINK, LIBVIRT_BRIDGE}
+        self.default_route: str | None = UPLINK
+        self.addresses: list[Address] = list(addresses)
+        self.table: Table | None = None
+        self.chains: dict[ChainName, list[Rule]] = {}
+        self.ports: dict[IPv4Address, str] = {}
+        self.hairpins: set[str] = set()
+        self.hairpins_by_us: set[str] = set()
+        self.bridge_netfilter = False
+        self.ip_forward = True
+        self.refuse: set[IPv4Address] = set()
+        self.fail: set[IPv4Address] = set()
+        self.crash_after: int | None = None
+        self.writes = 0
+        self.applied: list[Plan] = []
+        self._handle = 1000
+
+    def observe(self, configuration: Configuration) -> Observed:
+        wanted = self.default_route if configuration.uplink is None else configuration.uplink
+        ports = self.ports if self.bridge_netfilter else {}
+        return Observed(
+            uplink=wanted if wanted in self.links else None,
+            addresses=self._addresses_listed(),
+            table=self.table,
+            foreign=tuple(self._chain_listed(name) for name in sorted(self.chains)),
+            ports=tuple((a, Port(name, name in self.hairpins)) for a, name in ports.items()),
+            hairpins=frozenset(self.hairpins),
+            bridge_netfilter=self.bridge_netfilter,
+            ip_forward=self.ip_forward,
+        )
+
+    def apply(self, plan: Plan) -> None:
+        self.applied.append(plan)
+        failures = []
+        if plan.enable_ip_forward:
+            self._write()
+            self.ip_forward = True
+        for address in plan.delete_addresses:
+            self._delete_address(address)
+        for name in plan.clear_hairpins:
+            self._write()
+            self.hairpins.discard(name)
+            self.hairpins_by_us.discard(name)
+        if plan.transaction:
+            self.transact(plan.transaction)
+        for name in plan.set_hairpins:
+            self._write()
+            if name not in self.hairpins:
+                self.hairpins_by_us.add(name)
+            self.hairpins.add(name)
+        for address in plan.add_addresses:
+            try:
+                self._add_address(address)
+            except KernelError as error:
+                failures.append(str(error))
+        if failures:
+            raise KernelError("; ".join(failures))
+
+    def transact(self, transaction: Transaction) -> None:
+        """One nftables transaction, as the kernel takes it: in order, and whole or not at all."""
+        table, chains = self.table, {name: list(rules) for name, rules in self.chains.items()}
+        if transaction.remove_table:
+            if table is None:
+                raise _refused("no such table")
+            table = None
+        if transaction.install is not None:
+            table = Table(intact=True, fwmark=transaction.install)
+        for name, handle in transaction.delete_accepts:
+            if all(rule.handle != handle for rule in chains.get(name, ())):
+                raise _refused(f"no rule {handle} in {name}")
+            chains[name] = [rule for rule in chains[name] if rule.handle != handle]
+        for name, fwmark in transaction.insert_accepts:
+            if name not in chains:
+                raise _refused(f"no chain {name}")
+            chains[name].insert(0, self.new_rule(fwmark))
+        if transaction.delete_elements or transaction.add_elements:
+            if table is None:
+                raise _refused("no such table")
+            table = replace(table, elements=self._elements(table, transaction))
+        self._write()
+        self.table, self.chains = table, chains
+
+    def new_rule(self, fwmark: int | None = None) -> Rule:
+        """A rule with a handle of its own, to be put into `chains`."""
+        self._handle += 1
+        return Rule(self._handle, fwmark)
+
+    def delete_table(self) -> None:
+        """Somebody deletes our table, and with it the memory of whose hairpin flags are whose."""
+        self.table = None
+        self.hairpins_by_us.clear()
+
+    def remove_link(self, name: str) -> None:
+        """An interface goes, with its addresses and the default route through it."""
+        self.links.discard(name)
+        self.addresses = [a for a in self.addresses if a.ifname != name]
+        if self.default_route == name:
+            self.default_route = None
+
+    def elements(self) -> frozenset[Element]:
+        return frozenset() if self.table is None else self.table.elements
+
+    def owned(self) -> frozenset[Address]:
+        return frozenset(a for a in self.addresses if a.owned)
+
+    def accepts(self, fwmark: int) -> dict[ChainName, list[int]]:
+        """The positions in each foreign chain at which this mark bit is accepted."""
+        return {
+            name: [i for i, rule in enumerate(rules) if rule.fwmark == fwmark]
+            for name, rules in self.chains.items()
+        }
+
+    def not_ours(self, marks: Iterable[int]) -> NotOurs:
+        """Everything but what is ours, where `marks` are the mark bits that are."""
+        ours = frozenset(marks)
+        return NotOurs(
+            addresses=tuple(a for a in self._addresses_listed() if not a.owned),
+            chains=tuple(
+                (name, tuple(rule for rule in rules if rule.fwmark not in ours))
+                for name, rules in sorted(self.chains.items())
+            ),
+            hairpins=frozenset(self.hairpins - self.hairpins_by_us),
+        )
+
+    def _elements(self, table: Table, transaction: Transaction) -> frozenset[Element]:
+        elements = set(table.elements)
+        for element in transaction.delete_elements:
+            if element not in elements:
+                raise _refused(f"no element {element}")
+            elements.remove(element)
+        for element in transaction.add_elements:
+            assert element.container in MAPS + SETS, f"our table has no {element.container}"
+            if any(str(external) in str(element).split() for external in self.refuse):
+                raise _refused(f"element {element} is not to the kernel's liking")
+            if any(
+                e.container == element.container and e.key == element.key and e != element
+                for e in elements
+            ):
+                raise _refused(f"another element has the key of {element}")
+            elements.add(element)
+        return frozenset(elements)
+
+    def _addresses_listed(self) -> tuple[Address, ...]:
+        listed = []
+        with_primary: set[str] = set()
+        for address in self.addresses:
+            primary = not address.owned and address.ifname not in with_primary
+            listed.append(replace(address, primary=primary))
+            if primary:
+                with_primary.add(address.ifname)
+        return tuple(listed)
+
+    def _chain_listed(self, name: ChainName) -> ForeignChain:
+        return ForeignChain(
+            name,
+            tuple(
+                AcceptRule(rule.handle, rule.fwmark, at_head=position == 0)
+                for position, rule in enumerate(self.chains[name])
+                if rule.fwmark is not None
+            ),
+        )
+
+    def _add_address(self, address: Address) -> None:
+        if address.ifname not in self.links or address.interface.ip in self.fail:
+            raise KernelError(f"address {address} could not be added")
+        self._write()
+        if not any(_same_address(a, address) for a in self.addresses):
+            self.addresses.append(address)
+
+    def _delete_address(self, address: Address) -> None:
+        found = next((a for a in self.addresses if _same_address(a, address)), None)
+        if found is None:
+            return
+        self._write()
+        self.addresses = [a for a in self.addresses if a is not found]
+
+    def _write(self) -> None:
+        if self.crash_after is not None:
+            if self.crash_after == 0:
+                self.crash_after = None
+                raise Crash
+            self.crash_after -= 1
+        self.writes += 1
+
+
+class FakeLibvirt:
+    """libvirt with domains and networks to be started and stopped."""
+
+    def __init__(self, guests: Guests | None = None) -> None:
+        self.guests = Guests() if guests is None else guests
+        self.reachable = True
+
+    def observe(self) -> Guests:
+        if not self.reachable:
+            raise LibvirtUnavailable("libvirt is not connected")
+        return self.guests
+
+    def set_domain(self, name: str, state: DomainState) -> None:
+        """A domain of that name, known from now on, is in that state."""
+        others = tuple(d for d in self.guests.domains if d.name != name)
+        self.guests = replace(self.guests, domains=(*others, domain(name, state)))
+
+    def undefine(self, name: str) -> None:
+        """libvirt forgets a domain."""
+        known = tuple(d for d in self.guests.domains if d.name != name)
+        self.guests = replace(self.guests, domains=known)
+
+    def set_network(self, active: bool) -> None:
+        """The network `default` is started or stopped."""
+        self.guests = replace(self.guests, networks=(default_network(active),))
+
+
+def domain(name: str, state: DomainState = DomainState.RUNNING) -> Domain:
+    """A domain with a UUID that follows from its name."""
+    digits = "".join(c for c in name if c.isdigit()).zfill(12)[-12:]
+    return Domain(name, f"00000000-0000-4000-8000-{digits}", state)
+
+
+def default_network(active: bool = True) -> Network:
+    """libvirt's network `default`."""
+    return Network("default", active, LIBVIRT_BRIDGE, (LIBVIRT_GATEWAY,))
+
+
+def laptop() -> FakeKernel:
+    """The host of the scenario before the daemon: its own addresses, libvirt's rules."""
+    kernel = FakeKernel(
+        Address(UPLINK, HOST, HOST.network.broadcast_address),
+        Address(LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, LIBVIRT_GATEWAY.network.broadcast_address),
+    )
+    kernel.chains[FORWARD] = [kernel.new_rule(), kernel.new_rule()]
+    return kernel
+
+
+def running_guests(*numbers: int) -> FakeLibvirt:
+    """libvirt with the network `default` and these guests running."""
+    libvirt = FakeLibvirt(Guests(networks=(default_network(),)))
+    for number in numbers:
+        libvirt.set_domain(guest_name(number), DomainState.RUNNING)
+    return libvirt
+
+
+def own_address(ip: IPv4Address, prefixlen: int = 24, ifname: str = UPLINK) -> Address:
+    """An address as the daemon adds it."""
+    interface = IPv4Interface((ip, prefixlen))
+    broadcast = interface.network.broadcast_address if prefixlen < 31 else None
+    return Address(ifname, interface, broadcast, owned=True)
+
+
+def _same_address(one: Address, other: Address) -> bool:
+    return one.ifname == other.ifname and one.interface == other.interface
+
+
+def _refused(reason: str) -> TransactionRefused:
+    return TransactionRefused(f"nftables refused a transaction: {reason}")

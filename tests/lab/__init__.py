@@ -1,0 +1,56 @@
+"""A laptop, its LAN and its guests in namespaces of this machine, with a real libvirtd.
+
+Needs root. Nothing outlives the process that made it, not even after SIGKILL.
+"""
+
+from .domain import Domain, DomainGuest, IdleDomain
+from .guest import NamespaceGuest, wait_until_forwarding
+from .host import Host
+from .image import Image, cache_directory, image
+from .lan import Lan
+from .libvirtd import Libvirtd
+from .namespace import CommandError, Namespace, Process
+from .traffic import (
+    Answer,
+    EchoServer,
+    Failure,
+    Recorder,
+    Request,
+    Stream,
+    StreamReport,
+    icmp,
+    icmp_source,
+    tcp,
+    udp,
+)
+from .waiting import WaitTimeoutError, wait_for
+
+__all__ = [
+    "Answer",
+    "CommandError",
+    "Domain",
+    "DomainGuest",
+    "EchoServer",
+    "Failure",
+    "Host",
+    "IdleDomain",
+    "Image",
+    "Lan",
+    "Libvirtd",
+    "Namespace",
+    "NamespaceGuest",
+    "Process",
+    "Recorder",
+    "Request",
+    "Stream",
+    "StreamReport",
+    "WaitTimeoutError",
+    "cache_directory",
+    "icmp",
+    "icmp_source",
+    "image",
+    "tcp",
+    "udp",
+    "wait_for",
+    "wait_until_forwarding",
+]

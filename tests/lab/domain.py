@@ -1,0 +1,191 @@
+"""Real libvirt domains, under software emulation."""
+
+from ipaddress import IPv4Address, IPv4Interface
+from xml.sax.saxutils import escape
+
+from .addresses import (
+    LAN_CLIENT,
+    LIBVIRT_GATEWAY,
+    LIBVIRT_NETWORK,
+    PAGE_PORT,
+    RECORDER_PORT,
+    mac_of,
+)
+from .host import Host
+from .image import image
+from .namespace import CommandError
+from .waiting import wait_for
+
+_DOMAIN = """
+<domain type="qemu">
+  <name>{name}</name>
+  <memory unit="MiB">{memory}</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch="x86_64" machine="pc">hvm</type>{boot}
+  </os>
+  <features><acpi/></features>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <controller type="usb" model="none"/>
+    <serial type="file"><source path="{console}"/></serial>
+    <memballoon model="none"/>{interface}
+  </devices>
+</domain>
+"""
+
+_BOOT = """
+    <kernel>{kernel}</kernel>
+    <initrd>{initramfs}</initrd>
+    <cmdline>{command_line}</cmdline>"""
+
+_INTERFACE = """
+    <interface type="network">
+      <mac address="{mac}"/>
+      <source network="{network}"/>
+      <model type="virtio"/>
+    </interface>"""
+
+
+class Domain:
+    """A domain of the host's libvirtd, and its lifecycle by virsh."""
+
+    def __init__(self, host: Host, name: str, xml: str) -> None:
+        self.host = host
+        self.name = name
+        self.xml = xml
+
+    def define(self) -> None:
+        """Make it known to libvirt, persistently, without starting it."""
+        path = self.host.path(f"/run/lab/{self.name}.xml")
+        path.write_text(self.xml)
+        self.host.virsh("define", f"/run/lab/{self.name}.xml")
+
+    def undefine(self) -> None:
+        """Make libvirt forget it; one that runs becomes transient."""
+        self.host.virsh("undefine", self.name)
+
+    def start(self) -> None:
+        """Start it; it has its tap device when this returns."""
+        self.host.virsh("start", self.name)
+
+    def destroy(self) -> None:
+        """Pull its plug."""
+        self.host.virsh("destroy", self.name)
+
+    def suspend(self) -> None:
+        """Stop its processor."""
+        self.host.virsh("suspend", self.name)
+
+    def resume(self) -> None:
+        """Let its processor go on."""
+        self.host.virsh("resume", self.name)
+
+    def shutdown(self) -> None:
+        """Press its power button; returns at once."""
+        self.host.virsh("shutdown", "--mode", "acpi", self.name)
+
+    def reboot(self) -> None:
+        """Press its power button and start it again in the same process; returns at once."""
+        self.host.virsh("reboot", "--mode", "acpi", self.name)
+
+    def state(self) -> str:
+        """As virsh calls it: running, paused, shut off, in shutdown, …"""
+        return self.host.virsh("domstate", self.name).strip()
+
+    def wait_for_state(self, state: str, timeout: float = 60) -> None:
+        """Wait until libvirt reports `state`."""
+        wait_for(lambda: self.state() == state, timeout, f"{self.name} is {state}", interval=0.1)
+
+    def uuid(self) -> str:
+        """Its UUID."""
+        return self.host.virsh("domuuid", self.name).strip()
+
+    def tap(self) -> str:
+        """The interface on the host of its first network interface, while it runs."""
+        return self.host.virsh("domiflist", self.name).split()[0]
+
+
+class IdleDomain(Domain):
+    """A domain without disk or network that idles in its BIOS: a real lifecycle, cheaply.
+
+    It ignores its power button: it ends by `destroy`.
+    """
+
+    def __init__(self, host: Host, name: str, memory: int = 8) -> None:
+        xml = _DOMAIN.format(
+            name=escape(name), memory=memory, boot="", interface="", console=console_path(name)
+        )
+        super().__init__(host, name, xml)
+
+
+class DomainGuest(Domain):
+    """A domain that boots Linux and runs a web server.
+
+    Page `/` names the guest, page `/cgi-bin/peer` says "<peer> <name>". On TCP port 7 it is an
+    echo server as `traffic` knows it, but that it gives 0.0.0.0 as the source it saw. Once a
+    second it fetches `/from/<name>` from the recorder on the LAN client, a connection of its
+    own. `memory` is in MiB.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        host: Host,
+        name: str,
+        address: IPv4Address,
+        *,
+        mac: str | None = None,
+        memory: int = 96,
+        network: str = "default",
+    ) -> None:
+        self.address = address
+        self.mac = mac or mac_of(address)
+        parts = image()
+        command_line = (
+            "console=ttyS0 quiet panic=-1 mitigations=off"
+            f" lab_name={name}"
+            f" lab_address={IPv4Interface((address, LIBVIRT_NETWORK.prefixlen))}"
+            f" lab_gateway={LIBVIRT_GATEWAY.ip}"
+            f" lab_recorder={LAN_CLIENT.ip}:{RECORDER_PORT}"
+        )
+        boot = _BOOT.format(
+            kernel=escape(str(parts.kernel)),
+            initramfs=escape(str(parts.initramfs)),
+            command_line=escape(command_line),
+        )
+        interface = _INTERFACE.format(mac=self.mac, network=escape(network))
+        xml = _DOMAIN.format(
+            name=escape(name),
+            memory=memory,
+            boot=boot,
+            interface=interface,
+            console=console_path(name),
+        )
+        super().__init__(host, name, xml)
+
+    def page(self, path: str = "/", timeout: float = 3) -> str | None:
+        """A page of the guest fetched by the host from the internal address, None if it fails."""
+        url = f"http://{self.address}:{PAGE_PORT}{path}"
+        fetched = self.host.run("curl", "-sf", "-m", str(timeout), url, check=False)
+        return fetched.stdout.strip() if fetched.returncode == 0 else None
+
+    def wait_until_up(self, timeout: float = 120) -> None:
+        """Wait until its web server answers; on failure the error has its console."""
+        try:
+            wait_for(
+                lambda: self.page(timeout=0.5) == self.name, timeout, f"{self.name} serves its page"
+            )
+        except AssertionError as error:
+            raise CommandError(f"{error}\nconsole:\n{self.console()}") from error
+
+    def console(self) -> str:
+        """What it has printed to its serial console since its last start."""
+        path = self.host.path(console_path(self.name))
+        return path.read_text(errors="replace") if path.exists() else ""
+
+
+def console_path(name: str) -> str:
+    """Where, inside the host, a domain's serial console is written."""
+    return f"/var/log/libvirt/{name}.console"

@@ -1,0 +1,80 @@
+"""A fast guest: a namespace on a port of libvirt's bridge."""
+
+import json
+from ipaddress import IPv4Address, IPv4Interface
+
+from .addresses import LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, LIBVIRT_NETWORK, mac_of
+from .host import Host
+from .namespace import Namespace
+from .waiting import wait_for
+
+
+class NamespaceGuest(Namespace):
+    """A guest without a domain: `eth0` in a namespace, its other end a port of `virbr0`.
+
+    With `wait` unset the port may not forward yet; call `wait_until_forwarding` later, once
+    for many guests plugged in a row.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        name: str,
+        address: IPv4Address,
+        mac: str | None = None,
+        wait: bool = True,
+    ) -> None:
+        super().__init__(name)
+        self.host = host
+        self.address = address
+        self.mac = mac or mac_of(address)
+        # An interface name has 15 characters at most, a guest's name may have more.
+        self.port = f"lab{int(address):08x}"
+        try:
+            self.sysctl("net.ipv6.conf.default.accept_dad", 0)
+            self.plug(wait)
+        except BaseException:
+            self.close()
+            raise
+
+    def plug(self, wait: bool = True) -> None:
+        """Give the guest its interface, as at its start."""
+        self.host.wire(
+            self.port,
+            self,
+            "eth0",
+            address=IPv4Interface((self.address, LIBVIRT_NETWORK.prefixlen)),
+            mac=self.mac,
+            port_of=LIBVIRT_BRIDGE,
+        )
+        self.run("ip", "route", "add", "default", "via", str(LIBVIRT_GATEWAY.ip))
+        if wait:
+            self.wait_until_forwarding()
+
+    def unplug(self) -> None:
+        """Remove the interface and its bridge port, as at the guest's stop."""
+        self.host.run("ip", "link", "delete", self.port)
+
+    def rejoin(self, wait: bool = True) -> None:
+        """Put the port back into the bridge after the network was stopped and started.
+
+        libvirt does this for the interfaces of domains.
+        """
+        self.host.run("ip", "link", "set", self.port, "master", LIBVIRT_BRIDGE, "up")
+        if wait:
+            self.wait_until_forwarding()
+
+    def wait_until_forwarding(self, timeout: float = 30) -> None:
+        """Wait until the bridge forwards the guest's frames."""
+        wait_until_forwarding(self.host, self.port, timeout)
+
+
+def wait_until_forwarding(host: Host, port: str, timeout: float = 30) -> None:
+    """Wait until a bridge port of the host forwards: two to four seconds after it joined."""
+
+    def forwards() -> bool:
+        listed = host.run("bridge", "-j", "link", "show", "dev", port, check=False).stdout
+        ports = json.loads(listed or "[]")
+        return any(each["ifname"] == port and each["state"] == "forwarding" for each in ports)
+
+    wait_for(forwards, timeout, f"bridge port {port} forwards", interval=0.1)

@@ -1,0 +1,140 @@
+"""The laptop: an uplink on the LAN, a real libvirtd, the real `default` network."""
+
+import re
+from pathlib import Path
+
+from .addresses import HOST, LAN_BROADCAST, LAN_CLIENT, LIBVIRT_BRIDGE, UPLINK
+from .lan import Lan
+from .libvirtd import Libvirtd
+from .namespace import Namespace
+from .waiting import wait_for
+
+# All of /run, not only our own part of it: otherwise libvirtd would talk over the machine's
+# D-Bus to the machine's firewalld and machined. The others are overlays so that a mount point
+# can be made in them whether or not the machine has libvirt's directories.
+#
+# A /dev without kvm: where KVM opens but does not work, libvirt's probe of it stalls the first
+# define for two minutes, and with /dev/null in its place libvirt (9.0) finds its cached answer
+# outdated and probes for four seconds in each define.
+_MOUNTS = """
+set -e
+mount -t tmpfs tmpfs /run
+mkdir /run/lab /run/lock /run/libvirt /run/vm-onetoone-nat
+for top in /etc /var/lib /var/log /var/cache; do
+    over=/run/lab$(echo $top | tr / -)
+    mkdir $over $over.work
+    mount -t overlay -o lowerdir=$top,upperdir=$over,workdir=$over.work overlay $top
+    mkdir -p $top/libvirt
+    mount -t tmpfs tmpfs $top/libvirt
+done
+mkdir -p /run/lab/dev/net /run/lab/dev/pts /run/lab/dev/shm
+for node in null zero full random urandom tty ptmx net/tun; do
+    : >/run/lab/dev/$node
+    mount --bind /dev/$node /run/lab/dev/$node
+done
+for folder in pts shm; do
+    mount --rbind /dev/$folder /run/lab/dev/$folder
+done
+ln -s /proc/self/fd /run/lab/dev/fd
+ln -s /proc/self/fd/1 /run/lab/dev/stdout
+ln -s /proc/self/fd/2 /run/lab/dev/stderr
+mount --rbind /run/lab/dev /dev
+rm -f /etc/resolv.conf
+echo nameserver 192.168.1.1 >/etc/resolv.conf
+"""
+
+_DEFAULT_NETWORK = Path("/usr/share/libvirt/networks/default.xml")
+
+_TIMERS = re.compile(r" [a-z_]+_timer +\d+\.\d+")
+_LIFETIMES = re.compile(r"(valid|preferred)_lft \d+sec")
+_LEARNED = re.compile(r" fdb_n_learned \d+")
+_TOPOLOGY = re.compile(r" topology_change(_detected)? \d+")
+_SYSCTLS = (
+    r"^net\.(bridge\.|ipv4\.ip_forward$|ipv4\.conf\..*\."
+    r"(forwarding|rp_filter|route_localnet|accept_local|proxy_arp|send_redirects|arp_[a-z]*)$)"
+)
+
+
+class Host(Namespace):
+    """The namespace in which libvirt, its guests' taps and the daemon live.
+
+    Writes to /etc, /run, /var/lib, /var/log and /var/cache inside are seen by nobody else.
+    `close()` ends it all at once; nothing has to be stopped first.
+    """
+
+    def __init__(self, lan: Lan, name: str = "host") -> None:
+        super().__init__(name)
+        try:
+            self.run("sh", "-c", _MOUNTS)
+            # A link-local address would change its flags a second or two after it appears.
+            self.sysctl("net.ipv6.conf.default.accept_dad", 0)
+            self.lan = lan
+            self.uplink_port = lan.attach(self, UPLINK)
+            self.lease()
+            self.libvirtd = Libvirtd(self)
+            self.libvirtd.configure()
+        except BaseException:
+            self.close()
+            raise
+
+    def start_libvirt(self) -> None:
+        """Start libvirtd and its `default` network, set to start with it."""
+        self.libvirtd.start()
+        self.virsh("net-define", str(_DEFAULT_NETWORK))
+        self.virsh("net-autostart", "default")
+        self.start_network()
+
+    def start_network(self) -> None:
+        """Start `default` and wait until its bridge knows whether it has a carrier.
+
+        The kernel finds that out within a second; a listing taken before would change by itself.
+        """
+        self.virsh("net-start", "default")
+        state = self.path(f"/sys/class/net/{LIBVIRT_BRIDGE}/operstate")
+        wait_for(lambda: state.read_text() != "unknown\n", 30, f"state of {LIBVIRT_BRIDGE}")
+
+    def stop_network(self) -> None:
+        """Stop `default`; its bridge goes away, guests stay up without a network."""
+        self.virsh("net-destroy", "default")
+
+    def lease(self) -> None:
+        """What a DHCP client does with a new lease: drop all addresses, set the one leased."""
+        self.run("ip", "-4", "address", "flush", "dev", UPLINK)
+        lifetime = "valid_lft 86400 preferred_lft 86400"
+        self.run(
+            "ip",
+            "-batch",
+            "-",
+            input=(
+                f"address add {HOST} brd {LAN_BROADCAST} dev {UPLINK} scope global {lifetime}\n"
+                f"route replace default via {LAN_CLIENT.ip} dev {UPLINK} proto dhcp"
+                f" src {HOST.ip}\n"
+            ),
+        )
+
+    def virsh(self, *arguments: str, timeout: float = 120) -> str:
+        """Run virsh on the system libvirtd and return what it printed."""
+        return self.run("virsh", "-q", *arguments, timeout=timeout).stdout
+
+    def listing(self) -> str:
+        """Everything that the daemon may change, as text that is equal when nothing changed.
+
+        The ruleset without counters and handles, addresses, routes, flags of bridge ports and
+        the forwarding sysctls; timers, lifetimes and learned forwarding entries are left out.
+        """
+        ruleset = self.run("nft", "--stateless", "list", "ruleset").stdout
+        addresses = self.run("ip", "-d", "address", "show").stdout
+        addresses = _LIFETIMES.sub(r"\1_lft limited", addresses)
+        for volatile in (_TIMERS, _LEARNED, _TOPOLOGY):
+            addresses = volatile.sub("", addresses)
+        routes = self.run("ip", "-4", "route", "show", "table", "all").stdout
+        ports = self.run("bridge", "-d", "link", "show").stdout
+        sysctls = self.run("sysctl", "-a", "-r", _SYSCTLS)
+        sections = {
+            "ruleset": ruleset,
+            "addresses": addresses,
+            "routes": routes,
+            "bridge ports": ports,
+            "sysctls": sysctls.stdout,
+        }
+        return "\n".join(f"# {title}\n{text}" for title, text in sections.items())

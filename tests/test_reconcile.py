@@ -1,0 +1,670 @@
+"""One pass on a kernel and a libvirt in memory, and any number of passes in any order of events."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import IPv4Interface
+
+import pytest
+from fakes import (
+    FORWARD,
+    LIBVIRT_FORWARD,
+    Crash,
+    FakeKernel,
+    laptop,
+    own_address,
+    running_guests,
+)
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
+from vm_onetoone_nat.desired import mapping_elements
+from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.plan import Plan
+from vm_onetoone_nat.reconcile import GuestSide, KernelSide, look, reconcile, remove, settled
+from vm_onetoone_nat.state import (
+    DEFAULT_FWMARK,
+    Address,
+    ChainName,
+    Configuration,
+    DomainState,
+    Element,
+    Mapping,
+    MappingState,
+    Service,
+)
+
+MARK = DEFAULT_FWMARK
+OTHER_MARK = 0x2
+ACTIVE, INACTIVE, ERROR = MappingState.ACTIVE, MappingState.INACTIVE, MappingState.ERROR
+
+
+def guest(n: int) -> Mapping:
+    return Mapping(external(n), "default", internal=internal(n), domain=guest_name(n))
+
+
+def configuration(*numbers: int) -> Configuration:
+    return Configuration(tuple(guest(n) for n in numbers))
+
+
+def elements_of(*mappings: Mapping) -> set[Element]:
+    found = {e for m in mappings for e in mapping_elements(m)}
+    return found | {Element("uplink", UPLINK)} if found else found
+
+
+def assert_holds(kernel: FakeKernel, *numbers: int) -> None:
+    """The kernel has exactly these guests' addresses and elements, and the accept, of ours."""
+    assert kernel.table is not None
+    assert kernel.table.intact
+    assert kernel.elements() == elements_of(*(guest(n) for n in numbers))
+    assert kernel.owned() == {own_address(external(n)) for n in numbers}
+    assert kernel.accepts(MARK) == {FORWARD: [0]}
+
+
+def test_fakes_are_what_a_pass_needs() -> None:
+    """The models have the same methods, with the same types, as the real ones; mypy holds it."""
+    kernel: KernelSide = laptop()
+    source: GuestSide = running_guests()
+    assert look(Configuration(), source, kernel).libvirt
+
+
+def test_one_pass_is_enough() -> None:
+    """The first pass installs every running guest; the second writes nothing at all."""
+    kernel, libvirt = laptop(), running_guests(1, 2, 3)
+    first = reconcile(configuration(1, 2, 3), libvirt, kernel)
+    assert [s.state for s in first.statuses] == [ACTIVE] * 3
+    assert first.failures == ()
+    assert len(first.written) == 1
+    assert_holds(kernel, 1, 2, 3)
+
+    writes = kernel.writes
+    second = reconcile(configuration(1, 2, 3), libvirt, kernel)
+    assert (second.written, second.failures) == ((), ())
+    assert second.statuses == first.statuses
+    assert kernel.writes == writes
+    assert len(kernel.applied) == 1
+
+
+def test_look_writes_nothing() -> None:
+    """A look plans what a pass then does, and does not write."""
+    kernel, libvirt = laptop(), running_guests(1)
+    planned = look(configuration(1), libvirt, kernel).plan
+    assert kernel.writes == 0
+    assert reconcile(configuration(1), libvirt, kernel).written == (planned,)
+
+
+def test_guest_stops() -> None:
+    """A guest that stopped loses address and translation, and the others keep theirs."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    reconcile(configuration(1, 2), libvirt, kernel)
+    libvirt.set_domain(guest_name(1), DomainState.OFF)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    assert [s.state for s in outcome.statuses] == [INACTIVE, ACTIVE]
+    assert_holds(kernel, 2)
+
+
+def test_libvirt_away() -> None:
+    """While libvirt cannot be reached what is active stays, and nothing else becomes active."""
+    kernel, libvirt = laptop(), running_guests(1)
+    reconcile(configuration(1), libvirt, kernel)
+    libvirt.reachable = False
+    writes = kernel.writes
+    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    assert not outcome.look.libvirt
+    assert [s.state for s in outcome.statuses] == [ACTIVE, INACTIVE]
+    assert (outcome.failures, kernel.writes) == ((), writes)
+    assert_holds(kernel, 1)
+
+
+def test_libvirt_away_and_repair() -> None:
+    """What is lost while libvirt is away is repaired as long as the table still tells of it."""
+    kernel, libvirt = laptop(), running_guests(1)
+    reconcile(configuration(1), libvirt, kernel)
+    libvirt.reachable = False
+    kernel.addresses = [a for a in kernel.addresses if not a.owned]
+    kernel.chains[FORWARD].reverse()
+    assert reconcile(configuration(1), libvirt, kernel).failures == ()
+    assert_holds(kernel, 1)
+
+
+def lose_table(kernel: FakeKernel) -> None:
+    kernel.delete_table()
+
+
+def change_table(kernel: FakeKernel) -> None:
+    assert kernel.table is not None
+    kernel.table = replace(kernel.table, intact=False, fwmark=None)
+
+
+def lose_addresses(kernel: FakeKernel) -> None:
+    kernel.addresses = [a for a in kernel.addresses if not a.owned]
+
+
+def lose_accept(kernel: FakeKernel) -> None:
+    kernel.chains[FORWARD] = [r for r in kernel.chains[FORWARD] if r.fwmark is None]
+
+
+def bury_accept(kernel: FakeKernel) -> None:
+    kernel.chains[FORWARD].insert(0, kernel.new_rule())
+
+
+def double_accept(kernel: FakeKernel) -> None:
+    kernel.chains[FORWARD].append(kernel.new_rule(MARK))
+
+
+def stray_address(kernel: FakeKernel) -> None:
+    kernel.addresses.append(own_address(external(77)))
+
+
+def stray_element(kernel: FakeKernel) -> None:
+    assert kernel.table is not None
+    stray = elements_of(guest(77)) - {Element("uplink", UPLINK)}
+    kernel.table = replace(kernel.table, elements=kernel.table.elements | stray)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lose_table,
+        change_table,
+        lose_addresses,
+        lose_accept,
+        bury_accept,
+        double_accept,
+        stray_address,
+        stray_element,
+    ],
+)
+def test_repair(damage: Callable[[FakeKernel], None]) -> None:
+    """Whatever is lost or added behind the daemon's back, one pass puts right."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    reconcile(configuration(1, 2), libvirt, kernel)
+    before = kernel.not_ours({MARK})
+    damage(kernel)
+    others = kernel.not_ours({MARK})
+    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    assert (outcome.failures, len(outcome.written)) == ((), 1)
+    assert_holds(kernel, 1, 2)
+    assert kernel.not_ours({MARK}) == others
+    if damage is not bury_accept:
+        assert others == before
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3, 4, 5])
+def test_refused_mapping(refused: int) -> None:
+    """One mapping that the kernel does not take is named and in error, and the others are there."""
+    numbers = (1, 2, 3, 4, 5)
+    kernel, libvirt = laptop(), running_guests(*numbers)
+    kernel.refuse.add(external(refused))
+    outcome = reconcile(configuration(*numbers), libvirt, kernel)
+    states = {s.mapping.external: s.state for s in outcome.statuses}
+    assert states == {external(n): ERROR if n == refused else ACTIVE for n in numbers}
+    (reason,) = [s.reason for s in outcome.statuses if s.state is ERROR]
+    assert "nftables refused a transaction" in reason
+    assert any(f.startswith(f"mapping {external(refused)}: ") for f in outcome.failures)
+    assert not any(
+        f.startswith(f"mapping {external(n)}: ")
+        for f in outcome.failures
+        for n in numbers
+        if n != refused
+    )
+    assert_holds(kernel, *(n for n in numbers if n != refused))
+
+
+def test_several_refused_mappings() -> None:
+    """However many the kernel refuses, each is named, and all the others are there."""
+    numbers = tuple(range(1, 21))
+    bad = (1, 2, 9, 20)
+    kernel, libvirt = laptop(), running_guests(*numbers)
+    kernel.refuse |= {external(n) for n in bad}
+    outcome = reconcile(configuration(*numbers), libvirt, kernel)
+    assert {s.mapping.external for s in outcome.statuses if s.state is ERROR} == {
+        external(n) for n in bad
+    }
+    for n in bad:
+        assert any(f.startswith(f"mapping {external(n)}: ") for f in outcome.failures)
+    assert_holds(kernel, *(n for n in numbers if n not in bad))
+
+
+def test_refused_mapping_does_not_disturb() -> None:
+    """While one is refused again and again, the others' addresses and elements are not touched."""
+    kernel, libvirt = laptop(), running_guests(1, 2, 3)
+    reconcile(configuration(1, 2), libvirt, kernel)
+    kernel.refuse.add(external(3))
+    for _ in range(3):
+        kernel.applied.clear()
+        outcome = reconcile(configuration(1, 2, 3), libvirt, kernel)
+        assert [s.state for s in outcome.statuses] == [ACTIVE, ACTIVE, ERROR]
+        assert_holds(kernel, 1, 2)
+        for applied in kernel.applied:
+            assert applied.delete_addresses == ()
+            assert applied.transaction.delete_elements == ()
+            assert applied.transaction.install is None
+            assert applied.forget == ()
+
+
+def test_refusal_ends() -> None:
+    """A mapping that the kernel takes at last is active like any other."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    kernel.refuse.add(external(1))
+    reconcile(configuration(1, 2), libvirt, kernel)
+    kernel.refuse.clear()
+    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    assert outcome.failures == ()
+    assert_holds(kernel, 1, 2)
+
+
+@pytest.mark.parametrize("refused", [(3,), (3, 4)])
+def test_refused_mapping_keeps_no_stopped_guest(refused: tuple[int, ...]) -> None:
+    """While mappings are refused, a guest that stopped still loses address and translation."""
+    kernel, libvirt = laptop(), running_guests(1, 2, 3, 4)
+    reconcile(configuration(1, 2), libvirt, kernel)
+    kernel.refuse |= {external(n) for n in refused}
+    libvirt.set_domain(guest_name(1), DomainState.OFF)
+    for _ in range(2):
+        outcome = reconcile(configuration(1, 2, *refused), libvirt, kernel)
+    assert [s.state for s in outcome.statuses][:2] == [INACTIVE, ACTIVE]
+    assert_holds(kernel, 2)
+
+
+def test_refused_mapping_keeps_no_repair() -> None:
+    """While a mapping is refused, the accept that the others need is still put back."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    reconcile(configuration(1), libvirt, kernel)
+    kernel.refuse.add(external(2))
+    lose_accept(kernel)
+    reconcile(configuration(1, 2), libvirt, kernel)
+    assert_holds(kernel, 1)
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["libvirt away", "guests paused"])
+def test_refused_mapping_while_guests_are_out_of_sight(away: bool) -> None:
+    """A repair in which one mapping is refused leaves the others active, seen or unseen."""
+    numbers = (1, 2, 3, 4)
+    kernel, libvirt = laptop(), running_guests(*numbers)
+    reconcile(configuration(*numbers), libvirt, kernel)
+    libvirt.reachable = not away
+    for n in numbers:
+        libvirt.set_domain(guest_name(n), DomainState.PAUSED)
+    change_table(kernel)
+    kernel.refuse.add(external(1))
+    outcome = reconcile(configuration(*numbers), libvirt, kernel)
+    assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE, ACTIVE, ACTIVE]
+    assert_holds(kernel, 2, 3, 4)
+
+
+def test_refused_change_of_what_is_allowed() -> None:
+    """A mapping whose new restriction the kernel refuses is named, and not called active."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    before = replace(guest(1), allow=(Service("tcp", 22, 22),))
+    after = replace(guest(1), allow=(Service("tcp", 22, 23),))
+    reconcile(Configuration((before, guest(2))), libvirt, kernel)
+    kernel.refuse.add(external(1))
+    outcome = reconcile(Configuration((after, guest(2))), libvirt, kernel)
+    assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE]
+    assert any(f.startswith(f"mapping {external(1)}: ") for f in outcome.failures)
+
+
+def test_address_that_cannot_be_added() -> None:
+    """A mapping without its address is in error, the failure is told, the others are there."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    kernel.fail.add(external(1))
+    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE]
+    assert outcome.failures == (f"address {external(1)}/24 on {UPLINK} could not be added",)
+    assert elements_of(guest(2)) <= kernel.elements()
+    kernel.fail.clear()
+    assert reconcile(configuration(1, 2), libvirt, kernel).failures == ()
+    assert_holds(kernel, 1, 2)
+
+
+@pytest.mark.parametrize("container", ["external", "internal", "inbound", "outbound", "allowed"])
+def test_status_of_a_mapping_that_lacks_a_part(container: str) -> None:
+    """A mapping that the kernel does not hold whole is in error, whichever element is missing."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    restricted = replace(guest(1), allow=(Service("tcp", 22, 22), Service("tcp", 80, 80)))
+    both = Configuration((restricted, guest(2)))
+    reconcile(both, libvirt, kernel)
+    assert kernel.table is not None
+    lost = next(e for e in mapping_elements(restricted) if e.container == container)
+    kernel.table = replace(kernel.table, elements=kernel.table.elements - {lost})
+    statuses = settled(look(both, libvirt, kernel))
+    assert [s.state for s in statuses] == [ERROR, ACTIVE]
+
+
+def test_kernel_that_changes_during_the_pass() -> None:
+    """What somebody undoes while it is being written is a failure, so that it is tried again."""
+
+    class Undone(FakeKernel):
+        def apply(self, plan: Plan) -> None:
+            super().apply(plan)
+            lose_addresses(self)
+
+    kernel = Undone(*laptop().addresses)
+    outcome = reconcile(configuration(1), running_guests(1), kernel)
+    (failure,) = outcome.failures
+    assert failure.startswith("the kernel changed while it was written to: + address")
+    assert [s.state for s in outcome.statuses] == [ERROR]
+
+
+def test_kernel_that_cannot_be_observed() -> None:
+    """Where the kernel cannot be observed, the pass ends with KernelError and nothing written."""
+
+    class Blind(FakeKernel):
+        def observe(self, configuration: Configuration) -> None:  # type: ignore[override]
+            raise KernelError("nftables cannot be listed")
+
+    kernel = Blind()
+    with pytest.raises(KernelError, match="cannot be listed"):
+        reconcile(configuration(1), running_guests(1), kernel)  # type: ignore[arg-type]
+    assert kernel.applied == []
+
+
+def test_remove() -> None:
+    """`remove` says what it removed, leaves what is not ours, and the second has nothing to do."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    before = kernel.not_ours({MARK})
+    reconcile(configuration(1, 2), libvirt, kernel)
+    assert remove(MARK, kernel).transaction.remove_table
+    assert kernel.table is None
+    assert kernel.owned() == set()
+    assert kernel.not_ours({MARK}) == before
+    assert kernel.accepts(MARK) == {FORWARD: []}
+    writes = kernel.writes
+    assert remove(MARK, kernel) == Plan()
+    assert kernel.writes == writes
+
+
+def test_remove_that_leaves_something() -> None:
+    """Where something of ours stays, `remove` is a failure that names it."""
+
+    class Stubborn(FakeKernel):
+        def apply(self, plan: Plan) -> None:
+            super().apply(replace(plan, delete_addresses=()))
+
+    kernel = Stubborn(*laptop().addresses)
+    reconcile(configuration(1), running_guests(1), kernel)
+    with pytest.raises(KernelError, match="not everything could be removed: - address"):
+        remove(MARK, kernel)
+
+
+# Any events in any order.
+
+NUMBERS = st.integers(1, 3)
+STATES = st.sampled_from(list(DomainState))
+BY_NETWORK = replace(guest(4), domain=None)
+"""Mapping 4 lives with its network; mapping 2 is restricted, mapping 3 has a prefix of its own."""
+
+CONFIGURATIONS = (
+    Configuration(
+        (
+            guest(1),
+            replace(guest(2), allow=(Service("icmp"), Service("tcp", 22, 80))),
+            replace(guest(3), prefixlen=32),
+            BY_NETWORK,
+        )
+    ),
+    Configuration((guest(1), replace(guest(2), internal=internal(9)), guest(3)), fwmark=OTHER_MARK),
+    Configuration((guest(1),), uplink=UPLINK),
+    Configuration(),
+)
+
+
+class Cycling(RuleBasedStateMachine):
+    """Guests, networks, the uplink, other programs and crashes, and passes among them."""
+
+    refusals = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = laptop()
+        self.libvirt = running_guests(1, 2, 3)
+        self.configuration = CONFIGURATIONS[0]
+        self.marks = {MARK, OTHER_MARK}
+
+    @rule(number=NUMBERS, state=STATES)
+    def domain_changes(self, number: int, state: DomainState) -> None:
+        self.libvirt.set_domain(guest_name(number), state)
+
+    @rule(number=NUMBERS)
+    def domain_is_undefined(self, number: int) -> None:
+        self.libvirt.undefine(guest_name(number))
+
+    @rule(active=st.booleans())
+    def network_changes(self, active: bool) -> None:
+        self.libvirt.set_network(active)
+
+    @rule()
+    def libvirt_goes_or_comes(self) -> None:
+        self.libvirt.reachable = not self.libvirt.reachable
+
+    @rule(chosen=st.sampled_from(CONFIGURATIONS))
+    def configuration_is_reloaded(self, chosen: Configuration) -> None:
+        self.configuration = chosen
+
+    @precondition(lambda self: UPLINK in self.kernel.links)
+    @rule()
+    def uplink_vanishes(self) -> None:
+        self.kernel.remove_link(UPLINK)
+
+    @precondition(lambda self: UPLINK not in self.kernel.links)
+    @rule()
+    def uplink_returns(self) -> None:
+        self.kernel.links.add(UPLINK)
+        self.kernel.default_route = UPLINK
+        self.kernel.addresses.append(Address(UPLINK, HOST, HOST.network.broadcast_address))
+
+    @rule()
+    def default_route_goes_or_comes(self) -> None:
+        there = self.kernel.default_route is None and UPLINK in self.kernel.links
+        self.kernel.default_route = UPLINK if there else None
+
+    @rule()
+    def table_is_deleted(self) -> None:
+        self.kernel.delete_table()
+
+    @precondition(lambda self: self.kernel.table is not None)
+    @rule()
+    def table_is_changed(self) -> None:
+        change_table(self.kernel)
+
+    @precondition(lambda self: self.kernel.elements())
+    @rule(data=st.data())
+    def element_is_deleted(self, data: st.DataObject) -> None:
+        table = self.kernel.table
+        assert table is not None
+        kept = sorted(e for e in table.elements if e.container != "hairpin")
+        if kept:
+            lost = data.draw(st.sampled_from(kept))
+            self.kernel.table = replace(table, elements=table.elements - {lost})
+
+    @precondition(lambda self: self.kernel.table is not None)
+    @rule()
+    def element_is_added(self) -> None:
+        table = self.kernel.table
+        assert table is not None
+        if all(e.key != str(external(77)) for e in table.elements):
+            stray = Element("external", str(external(77)), str(internal(77)))
+            self.kernel.table = replace(table, elements=table.elements | {stray})
+
+    @rule()
+    def our_addresses_are_flushed(self) -> None:
+        lose_addresses(self.kernel)
+
+    @rule(number=st.integers(1, 6), prefixlen=st.sampled_from([24, 32]))
+    def somebody_adds_an_address(self, number: int, prefixlen: int) -> None:
+        address = replace(own_address(external(number), prefixlen), owned=False)
+        if UPLINK in self.kernel.links and not any(
+            (a.ifname, a.interface) == (UPLINK, address.interface) for a in self.kernel.addresses
+        ):
+            self.kernel.addresses.append(address)
+
+    @rule(number=st.integers(1, 6))
+    def somebody_deletes_an_address(self, number: int) -> None:
+        gone = {IPv4Interface((external(number), length)) for length in (24, 32)}
+        self.kernel.addresses = [a for a in self.kernel.addresses if a.interface not in gone]
+
+    @rule(mark=st.sampled_from([None, MARK, 0x4]), head=st.booleans())
+    def rule_is_added(self, mark: int | None, head: bool) -> None:
+        rules = self.kernel.chains.get(FORWARD)
+        if rules is not None and len(rules) < 6:
+            rules.insert(0 if head else len(rules), self.kernel.new_rule(mark))
+
+    @rule()
+    def chain_is_flushed(self) -> None:
+        if FORWARD in self.kernel.chains:
+            self.kernel.chains[FORWARD].clear()
+
+    @rule(name=st.sampled_from([FORWARD, LIBVIRT_FORWARD]))
+    def chain_goes_or_comes(self, name: ChainName) -> None:
+        if self.kernel.chains.pop(name, None) is None:
+            self.kernel.chains[name] = [self.kernel.new_rule()]
+
+    @rule()
+    def bridge_netfilter_is_switched(self) -> None:
+        self.kernel.bridge_netfilter = not self.kernel.bridge_netfilter
+
+    @rule(number=st.integers(1, 4), port=st.integers(0, 2))
+    def guest_is_seen_behind_a_port(self, number: int, port: int) -> None:
+        self.kernel.ports[internal(number)] = f"vnet{port}"
+
+    @rule(port=st.integers(0, 2))
+    def somebody_sets_a_hairpin(self, port: int) -> None:
+        name = f"vnet{port}"
+        if Element("hairpin", name) not in self.kernel.elements():
+            self.kernel.hairpins.add(name)
+
+    @rule(port=st.integers(0, 2))
+    def hairpin_is_cleared(self, port: int) -> None:
+        self.kernel.hairpins.discard(f"vnet{port}")
+        self.kernel.hairpins_by_us.discard(f"vnet{port}")
+
+    @rule()
+    def forwarding_is_switched_off(self) -> None:
+        self.kernel.ip_forward = False
+
+    @precondition(lambda self: self.refusals)
+    @rule(number=st.integers(1, 4))
+    def kernel_changes_its_mind(self, number: int) -> None:
+        self.kernel.refuse ^= {external(number)}
+
+    @rule(writes=st.integers(0, 4))
+    def daemon_crashes(self, writes: int) -> None:
+        others = self.kernel.not_ours(self.marks)
+        self.kernel.crash_after = writes
+        with suppress(Crash):
+            reconcile(self.configuration, self.libvirt, self.kernel)
+        self.kernel.crash_after = None
+        assert self.kernel.not_ours(self.marks) == others
+
+    @rule()
+    def cleanup(self) -> None:
+        others = self.kernel.not_ours(self.marks)
+        remove(self.configuration.fwmark, self.kernel)
+        assert self.kernel.table is None
+        assert self.kernel.owned() == set()
+        assert self.kernel.hairpins_by_us == set()
+        assert not any(self.kernel.accepts(self.configuration.fwmark).values())
+        assert self.kernel.not_ours(self.marks) == others
+
+    def _pass(self) -> None:
+        """One pass: the kernel is then as a second opinion says, and the others' as it was."""
+        others = self.kernel.not_ours(self.marks)
+        before = self.kernel.elements()
+        expected = [m for m in self.configuration.mappings if self.should_be_active(m, before)]
+        outcome = reconcile(self.configuration, self.libvirt, self.kernel)
+        assert self.kernel.not_ours(self.marks) == others
+        refused = [m for m in expected if m.external in self.kernel.refuse]
+        if not refused:
+            assert outcome.failures == ()
+        states = {s.mapping.external: s.state for s in outcome.statuses}
+        held = {external for external, state in states.items() if state is ACTIVE}
+        if not self.kernel.refuse:
+            assert held == {m.external for m in expected}
+        assert held >= {m.external for m in expected} - self.kernel.refuse
+        self.assert_kernel_holds([m for m in expected if m.external in held])
+
+        writes = self.kernel.writes
+        again = reconcile(self.configuration, self.libvirt, self.kernel)
+        assert [s.state for s in again.statuses] == [s.state for s in outcome.statuses]
+        if not refused:
+            assert again.statuses == outcome.statuses
+            assert (again.written, self.kernel.writes) == ((), writes)
+
+    # A pass follows most events: without it one event only undoes another.
+    reconcile_soon = rule()(_pass)
+    reconcile_sooner = rule()(_pass)
+    reconcile_later = rule()(_pass)
+    reconcile_at_last = rule()(_pass)
+
+    def should_be_active(self, mapping: Mapping, before: frozenset[Element]) -> bool:
+        """A second opinion, in fewer words than the daemon's."""
+        kernel, libvirt = self.kernel, self.libvirt
+        uplink = self.configuration.uplink or kernel.default_route
+        own = [a for a in kernel.addresses if a.ifname == UPLINK and not a.owned]
+        # The first address of an interface is the host's own, whoever put it there.
+        if uplink not in kernel.links or not own or own[0].interface.ip == mapping.external:
+            return False
+        in_subnet = any(
+            a.interface.network.prefixlen < 32 and mapping.external in a.interface.network
+            for a in own
+        )
+        if not in_subnet and mapping.prefixlen != 32:
+            return False
+        translated = any(
+            e.container == "external" and e.key == str(mapping.external) for e in before
+        )
+        if not libvirt.reachable:
+            return translated
+        if not any(n.active for n in libvirt.guests.networks):
+            return False
+        if mapping.domain is None:
+            return True
+        state = next((d.state for d in libvirt.guests.domains if d.name == mapping.domain), None)
+        return state is DomainState.RUNNING or (state is DomainState.PAUSED and translated)
+
+    def assert_kernel_holds(self, active: list[Mapping]) -> None:
+        kernel, fwmark = self.kernel, self.configuration.fwmark
+        assert kernel.table is not None
+        assert (kernel.table.intact, kernel.table.fwmark) == (True, fwmark)
+        translation = {e for e in kernel.elements() if e.container != "hairpin"}
+        assert translation == elements_of(*active)
+        foreign = {a.interface.ip for a in kernel.addresses if not a.owned}
+        owned = {a.interface.ip for a in kernel.owned()}
+        wanted = {m.external for m in active}
+        assert wanted - foreign <= owned <= wanted
+        assert all(found == [0] for found in kernel.accepts(fwmark).values())
+        ports = {kernel.ports.get(m.internal) for m in active if m.internal is not None} - {None}
+        needed = ports if kernel.bridge_netfilter else set()
+        assert needed <= kernel.hairpins
+        assert kernel.hairpins_by_us <= needed
+        assert kernel.ip_forward or not active
+
+    @invariant()
+    def hosts_own_address_stays(self) -> None:
+        """Whatever happens, the daemon never takes the bridge's or the uplink's own address."""
+        mine = {a.interface for a in self.kernel.addresses if not a.owned}
+        assert (HOST in mine) == (UPLINK in self.kernel.links)
+        assert any(a.ifname == LIBVIRT_BRIDGE for a in self.kernel.addresses)
+
+
+class CyclingWithRefusals(Cycling):
+    """The same, in a kernel that also refuses some mappings for a time."""
+
+    refusals = True
+
+
+QUICK = settings(
+    max_examples=150,
+    stateful_step_count=50,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    report_multiple_bugs=False,
+)
+
+TestCycling = Cycling.TestCase
+TestCycling.settings = QUICK
+TestCyclingWithRefusals = CyclingWithRefusals.TestCase
+TestCyclingWithRefusals.settings = QUICK
