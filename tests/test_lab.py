@@ -31,19 +31,6 @@ from lab.addresses import HOST, LAN_CLIENT, guest_name, internal, lan_host
 
 
 @pytest.fixture(scope="module")
-def lan() -> Iterator[Lan]:
-    with Lan() as lan:
-        yield lan
-
-
-@pytest.fixture(scope="module")
-def host(lan: Lan) -> Iterator[Host]:
-    with Host(lan) as host:
-        host.start_libvirt()
-        yield host
-
-
-@pytest.fixture(scope="module")
 def guest(host: Host) -> Iterator[NamespaceGuest]:
     with NamespaceGuest(host, guest_name(9), internal(9)) as guest:
         yield guest

@@ -15,7 +15,7 @@ Which packets are what:
 
 import json
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vm_onetoone_nat.plan import Transaction
@@ -66,19 +66,24 @@ def parse_table(listing: Sequence[Json]) -> Table:
     elements: set[Element] = set()
     static: list[Json] = []
     fwmark: int | None = None
+    strange = False
     for entry in listing:
         ((kind, value),) = entry.items()
         if kind == "metainfo":
             continue
         value = {k: v for k, v in value.items() if k != "handle"}
         if kind in ("set", "map"):
-            listed = value.pop("elem", [])
-            elements.update(_parse_element(value["name"], item) for item in listed)
+            for item in value.pop("elem", []):
+                element = _parse_element(value["name"], item)
+                if element is None:
+                    strange = True
+                else:
+                    elements.add(element)
         if kind == "rule" and value["chain"] == "admit":
             fwmark = _mangled_mark(value["expr"])
         static.append({kind: value})
     intact = fwmark is not None and _canonical(static) == _canonical(_static(fwmark))
-    return Table(intact, frozenset(elements), fwmark)
+    return Table(intact and not strange, frozenset(elements), fwmark)
 
 
 def parse_chains(listing: Sequence[Json]) -> dict[ChainName, bool]:
@@ -253,42 +258,55 @@ def _element_json(element: Element) -> Any:
             return element.key
 
 
-def _parse_element(container: str, item: Any) -> Element:
-    """An element of ours; whatever else somebody put there keeps its text, to be deleted by it."""
-    if isinstance(item, dict) and "elem" in item:
-        item = item["elem"]["val"]
-    match item:
-        case [str(key), str(value)]:
+def _parse_element(container: str, item: Any) -> Element | None:
+    """An element in a form that we write, else None: it takes somebody else to put one there."""
+    match container, item:
+        case (("external" | "internal"), [str(key), str(value)]) if _plain(key) and _plain(value):
             return Element(container, key, value)
-        case [str(key), dict(verdict)]:
-            return Element(container, key, _verdict_text(verdict))
-        case {"concat": [external, source, protocol, ports]}:
-            return Element(
-                container,
-                f"{external} . {_source_text(source)} . {_protocol_text(protocol)}"
-                f" . {_ports_text(ports)}",
-            )
-    return Element(container, str(item))
+        case "inbound", [str(key), {"goto": {"target": str(target)}}] if _plain(key):
+            return Element(container, key, f"goto {target}")
+        case "outbound", str(key) if _plain(key):
+            return Element(container, key)
+        case (("uplink" | "hairpin"), str(key)):
+            return Element(container, key)
+        case "allowed", {"concat": [str(external), source, protocol, ports]} if _plain(external):
+            parts = (_source_text(source), _protocol_text(protocol), _ports_text(ports))
+            if None not in parts:
+                return Element(container, " . ".join((external, *map(str, parts))))
+    return None
 
 
-def _verdict_text(verdict: Json) -> str:
-    ((kind, value),) = verdict.items()
-    return f"{kind} {value['target']}" if value else str(kind)
+def _plain(text: str) -> bool:
+    """Whether the text is one address."""
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
-def _source_text(source: Any) -> str:
+def _source_text(source: Any) -> str | None:
     match source:
         case {"prefix": {"addr": str(address), "len": int(length)}}:
             return f"{address}/{length}"
-    return f"{source}/32"
+        case str(address) if _plain(address):
+            return f"{address}/32"
+    return None
 
 
-def _protocol_text(protocol: Any) -> str:
-    return _ANY_PROTOCOL if isinstance(protocol, dict) else str(protocol)
+def _protocol_text(protocol: Any) -> str | None:
+    match protocol:
+        case {"range": [0, 255]}:
+            return _ANY_PROTOCOL
+        case str(name):
+            return name
+    return None
 
 
-def _ports_text(ports: Any) -> str:
+def _ports_text(ports: Any) -> str | None:
     match ports:
-        case {"range": [first, last]}:
+        case {"range": [int(first), int(last)]}:
             return f"{first}-{last}"
-    return f"{ports}-{ports}"
+        case int(port):
+            return f"{port}-{port}"
+    return None

@@ -4,7 +4,6 @@ import json
 from ipaddress import IPv4Address, IPv4Interface
 
 from .addresses import LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, LIBVIRT_NETWORK, mac_of
-from .host import Host
 from .namespace import Namespace
 from .waiting import wait_for
 
@@ -18,7 +17,7 @@ class NamespaceGuest(Namespace):
 
     def __init__(
         self,
-        host: Host,
+        host: Namespace,
         name: str,
         address: IPv4Address,
         mac: str | None = None,
@@ -55,6 +54,13 @@ class NamespaceGuest(Namespace):
         """Remove the interface and its bridge port, as at the guest's stop."""
         self.host.run("ip", "link", "delete", self.port)
 
+    def close(self) -> None:
+        # The kernel deletes a dead namespace's interfaces some time later, and until then the
+        # port's name is taken.
+        if self.host.alive:
+            self.host.run("ip", "link", "delete", self.port, check=False)
+        super().close()
+
     def rejoin(self, wait: bool = True) -> None:
         """Put the port back into the bridge after the network was stopped and started.
 
@@ -69,7 +75,7 @@ class NamespaceGuest(Namespace):
         wait_until_forwarding(self.host, self.port, timeout)
 
 
-def wait_until_forwarding(host: Host, port: str, timeout: float = 30) -> None:
+def wait_until_forwarding(host: Namespace, port: str, timeout: float = 30) -> None:
     """Wait until a bridge port of the host forwards: two to four seconds after it joined."""
 
     def forwards() -> bool:

@@ -107,9 +107,14 @@ class Namespace:
     ) -> None:
         self.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether programs can be started inside."""
+        return self._holder.poll() is None
+
     def close(self) -> None:
         """End every process inside and wait until the namespaces are empty. Idempotent."""
-        if self._holder.poll() is None:
+        if self.alive:
             # The kernel reaps a pid namespace's init only after all other processes in it.
             try:
                 os.kill(self.pid, signal.SIGKILL)
