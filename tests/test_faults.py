@@ -1,5 +1,6 @@
 """What is wrong on the host, and what the daemon makes of it."""
 
+import json
 import sys
 
 import pytest
@@ -14,6 +15,12 @@ FORWARDING = "net.ipv4.ip_forward"
 def reason(daemon: Daemon, n: int) -> str:
     """The reason that `status` gives for mapping n."""
     return daemon.mapping(external(n))["reason"]
+
+
+def uplink_addresses(host: Host) -> list[tuple[str, bool]]:
+    """The uplink's addresses in the kernel's order, each with whether it is secondary."""
+    (link,) = json.loads(host.run("ip", "-j", "-4", "address", "show", "dev", UPLINK).stdout)
+    return [(a["local"], a.get("secondary", False)) for a in link["addr_info"]]
 
 
 def test_uplink_appears(lan: Lan, host: Host, daemon: Daemon) -> None:
@@ -58,6 +65,48 @@ def test_uplink_moves_to_another_subnet(host: Host, daemon: Daemon) -> None:
     assert str(external(1)) not in host.run("ip", "address", "show").stdout
     host.lease()
     daemon.wait_for(external(1), "active")
+
+
+@pytest.mark.parametrize("promote", [0, 1])
+def test_host_address_returns(host: Host, daemon: Daemon, promote: int) -> None:
+    """The host's address, removed and put back, is the primary one again; ours stay beside it."""
+    setting = f"net.ipv4.conf.{UPLINK}.promote_secondaries"
+    host.sysctl(setting, promote)
+    daemon.configure(mapping(1), mapping(2))
+    daemon.start()
+    for n in (1, 2):
+        daemon.wait_for(external(n), "active")
+    host.run("ip", "address", "del", str(HOST), "dev", UPLINK)
+    for n in (1, 2):
+        daemon.wait_for(external(n), "error")
+    host.lease()
+
+    expected = [(str(HOST.ip), False), (str(external(1)), True), (str(external(2)), True)]
+    wait_for(
+        lambda: sorted(uplink_addresses(host)) == expected, 10, "the host's address is primary"
+    )
+    assert host.sysctl(setting) == str(promote)
+    assert daemon.stop() == 0
+    assert uplink_addresses(host) == [(str(HOST.ip), False)]
+
+
+@pytest.mark.parametrize("promote", [0, 1])
+def test_host_address_is_behind_ours(host: Host, daemon: Daemon, promote: int) -> None:
+    """Where ours became the primary address of its subnet, removing it takes no other with it."""
+    setting = f"net.ipv4.conf.{UPLINK}.promote_secondaries"
+    daemon.configure(mapping(1))
+    daemon.start()
+    daemon.wait_for(external(1), "active")
+    daemon.kill()
+    host.sysctl(setting, 1)
+    host.run("ip", "address", "del", str(HOST), "dev", UPLINK)
+    host.run("ip", "address", "add", str(HOST), "brd", "+", "dev", UPLINK)
+    assert uplink_addresses(host) == [(str(external(1)), False), (str(HOST.ip), True)]
+    host.sysctl(setting, promote)
+    assert daemon.command("cleanup").returncode == 0
+    assert uplink_addresses(host) == [(str(HOST.ip), False)]
+    assert host.sysctl(setting) == str(promote)
+    host.lease()
 
 
 def test_ip_forward_is_turned_on(lan: Lan, host: Host, daemon: Daemon) -> None:
