@@ -1,7 +1,9 @@
-"""config.toml: what loads, and how each fault is refused."""
+"""config.toml and its drop-ins: what loads, and how each fault is refused."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from errno import EACCES
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -506,6 +508,433 @@ def test_host_that_does_not_suit(tmp_path: Path, document: str, fault: str) -> N
     assert without_file_name(tmp_path, caught.value) == (f"mapping[0].external: {fault}",)
 
 
+MAIN = "config.toml"
+Files = dict[str, str | bytes]
+
+
+def write(folder: Path, files: Files) -> Path:
+    """Write files, named from the folder of config.toml, which is empty if not among them."""
+    for name, content in {MAIN: "", **files}.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder / MAIN
+
+
+def refusals(folder: Path) -> list[str]:
+    """The refusal's lines without the folder, with which each must begin."""
+    with pytest.raises(ConfigError) as caught:
+        config.load(folder / MAIN)
+    prefix = f"{folder}/"
+    assert all(line.startswith(prefix) and line.isprintable() for line in caught.value.problems)
+    return [line.removeprefix(prefix) for line in caught.value.problems]
+
+
+def nth(number: int, **changed: str | None) -> str:
+    """A mapping as `mapping` makes it, for one guest of several."""
+    return mapping(
+        external=f'"{external(number)}"', **{"internal": f'"{internal(number)}"', **changed}
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "numbers", "origins"),
+    [
+        ({}, [], []),
+        ({"conf.d/README": "no TOML"}, [], []),
+        ({"conf.d/a.toml": nth(1)}, [1], ["conf.d/a.toml: mapping[0]"]),
+        (
+            {"conf.d/a.toml": nth(2), MAIN: nth(3) + nth(1)},
+            [3, 1, 2],
+            ["config.toml: mapping[0]", "config.toml: mapping[1]", "conf.d/a.toml: mapping[0]"],
+        ),
+        (
+            {"conf.d/20-b.toml": nth(1) + nth(3), "conf.d/10-z.toml": nth(2)},
+            [2, 1, 3],
+            [
+                "conf.d/10-z.toml: mapping[0]",
+                "conf.d/20-b.toml: mapping[0]",
+                "conf.d/20-b.toml: mapping[1]",
+            ],
+        ),
+        (
+            # Neither as numbers, nor as a locale orders letters.
+            {f"conf.d/{name}.toml": nth(n) for name, n in [("é", 1), ("a", 2), ("B", 3), ("9", 4)]}
+            | {"conf.d/10.toml": nth(5)},
+            [5, 4, 3, 2, 1],
+            [f"conf.d/{name}.toml: mapping[0]" for name in ("10", "9", "B", "a", "é")],
+        ),
+        (
+            {
+                "conf.d/.hidden.toml": "[",
+                "conf.d/.toml": "[",
+                "conf.d/a.toml.dpkg-new": "[",
+                "conf.d/a.toml~": "[",
+                "conf.d/a.TOML": "[",
+                "conf.d/atoml": "[",
+                "conf.d/a.toml": "",
+                "config.toml.d": "[",
+            },
+            [],
+            [],
+        ),
+    ],
+    ids=["none", "no TOML", "one", "after the main file", "by name", "by byte", "ignored"],
+)
+def test_mappings_of_drop_ins(
+    tmp_path: Path, files: Files, numbers: list[int], origins: list[str]
+) -> None:
+    """Mappings append in the order of the files' names, and each is known by its own file."""
+    loaded = config.load(write(tmp_path, files))
+    assert [m.external for m in loaded.mappings] == [external(n) for n in numbers]
+    assert list(loaded.origins) == origins
+
+
+def test_empty_folder_of_drop_ins(tmp_path: Path) -> None:
+    """A folder without any drop-in changes nothing."""
+    (tmp_path / "conf.d").mkdir()
+    assert load(tmp_path, nth(1)).mappings[0].external == external(1)
+
+
+@pytest.mark.parametrize(
+    ("main", "first", "second", "expected"),
+    [
+        ("", "", "", Configuration()),
+        ("uplink = 'a'", "", "", Configuration(uplink="a")),
+        ("uplink = 'a'", "uplink = 'b'", "", Configuration(uplink="b")),
+        ("uplink = 'a'", "uplink = 'b'", "uplink = 'c'", Configuration(uplink="c")),
+        ("uplink = 'a'", "", "uplink = 'auto'", Configuration()),
+        ("fwmark = '0x4'", "", f"fwmark = '{DEFAULT_FWMARK:#x}'", Configuration()),
+        (
+            "fwmark = '0x4'\nuplink = 'a'",
+            "libvirt_uri = 'test:///default'",
+            "uplink = 'b'",
+            Configuration(uplink="b", libvirt_uri="test:///default", fwmark=4),
+        ),
+    ],
+)
+def test_settings_of_drop_ins(
+    tmp_path: Path, main: str, first: str, second: str, expected: Configuration
+) -> None:
+    """A key of a later file overrides that of an earlier one, to the default too; no other key."""
+    written = {MAIN: main, "conf.d/1.toml": first, "conf.d/2.toml": second}
+    files: Files = {name: f"[settings]\n{keys}\n" for name, keys in written.items()}
+    assert config.load(write(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {MAIN: "[settings]\nnetwork = 'lab'\n" + nth(1), "conf.d/a.toml": nth(2)},
+        {MAIN: nth(1), "conf.d/a.toml": "[settings]\nnetwork = 'lab'\n" + nth(2)},
+        {MAIN: nth(1), "conf.d/a.toml": nth(2), "conf.d/b.toml": "settings.network = 'lab'\n"},
+    ],
+    ids=["main", "drop-in", "last"],
+)
+def test_network_is_that_of_the_whole(tmp_path: Path, files: Files) -> None:
+    """The network of mappings that name none is the same for the mappings of all files."""
+    loaded = config.load(write(tmp_path, files))
+    assert [m.network for m in loaded.mappings] == ["lab", "lab"]
+
+
+def test_origin_is_no_part_of_the_value(tmp_path: Path) -> None:
+    """Mappings that move to another file make the same configuration, to the daemon unchanged."""
+    before = config.load(write(tmp_path, {MAIN: nth(1) + nth(2)}))
+    after = config.load(write(tmp_path, {MAIN: nth(1), "conf.d/a.toml": nth(2)}))
+    assert before.origins != after.origins
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        (
+            {MAIN: nth(2) + nth(3) + nth(1), "conf.d/b.toml": nth(1, internal=None)},
+            "conf.d/b.toml: mapping[0].external: '192.168.1.101' is already that of "
+            "mapping[2] in {folder}/config.toml; write another address",
+        ),
+        (
+            {
+                "conf.d/a.toml": nth(2) + nth(1),
+                "conf.d/b.toml": nth(3) + nth(4, internal='"192.168.122.101"'),
+            },
+            "conf.d/b.toml: mapping[1].internal: '192.168.122.101' is already that of "
+            "mapping[1] in {folder}/conf.d/a.toml; write another address",
+        ),
+        (
+            {MAIN: nth(1), "conf.d/b.toml": nth(2) + nth(3) + nth(2, internal=None)},
+            "conf.d/b.toml: mapping[2].external: '192.168.1.102' is already that of "
+            "mapping[0]; write another address",
+        ),
+        (
+            {
+                MAIN: nth(1),
+                "conf.d/b.toml": nth(2) + mapping(external='"192.168.122.5"', internal=None),
+            },
+            "conf.d/b.toml: mapping[1].external: '192.168.122.5' is in the same subnet "
+            "192.168.122.0/24 as mapping[0].internal '192.168.122.101' in {folder}/config.toml; "
+            "write an address of the LAN, with its prefix if that is longer than /24",
+        ),
+        (
+            {
+                MAIN: mapping(external='"192.168.122.5"', internal=None),
+                "conf.d/b.toml": nth(2, internal=None) + nth(1),
+            },
+            "config.toml: mapping[0].external: '192.168.122.5' is in the same subnet "
+            "192.168.122.0/24 as mapping[1].internal '192.168.122.101' in "
+            "{folder}/conf.d/b.toml; write an address of the LAN, with its prefix if that is "
+            "longer than /24",
+        ),
+        (
+            {
+                MAIN: nth(1),
+                "conf.d/b.toml": nth(2) + mapping(external='"10.0.0.5"', internal='"10.0.0.6"'),
+            },
+            "conf.d/b.toml: mapping[1].external: '10.0.0.5' is in the same subnet "
+            "10.0.0.0/24 as mapping[1].internal '10.0.0.6'; write an address of the LAN, "
+            "with its prefix if that is longer than /24",
+        ),
+    ],
+    ids=["external", "internal", "within one", "subnet", "subnet of a later one", "subnet in one"],
+)
+def test_contradiction_across_files(tmp_path: Path, files: Files, line: str) -> None:
+    """Mappings that exclude each other are named by file and index in it, the same file once."""
+    write(tmp_path, files)
+    assert refusals(tmp_path) == [line.format(folder=tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("sttings = 1\n", "sttings: unknown key; write 'settings'?"),
+        ("[settings]\nupling = 'x'\n", "settings.upling: unknown key; write 'uplink'?"),
+        (
+            "[settings]\nfwmark = '0x3'\n",
+            f"settings.fwmark: '0x3': {MARK_ADVICE}",
+        ),
+        (
+            nth(2) + mapping(external=None),
+            'mapping[1].external: the key is missing; write it, such as external = "192.168.1.101"',
+        ),
+        ("a = 1\nb = \n", "not valid TOML: Invalid value (at line 2, column 5)"),
+        (b"\xff\n", "byte 0: not UTF-8 text"),
+    ],
+)
+def test_fault_in_a_drop_in(tmp_path: Path, content: str | bytes, fault: str) -> None:
+    """Each file is checked strictly by itself, and a fault is that of its file."""
+    write(tmp_path, {MAIN: nth(1), "conf.d/a.toml": nth(3), "conf.d/b.toml": content})
+    assert refusals(tmp_path) == [f"conf.d/b.toml: {fault}"]
+
+
+def test_override_does_not_hide_a_fault(tmp_path: Path) -> None:
+    """A bad value is refused although a later file overrides it."""
+    write(
+        tmp_path,
+        {
+            MAIN: "[settings]\nfwmark = '0x3'\n",
+            "conf.d/a.toml": "[settings]\nfwmark = '0x4'\n",
+        },
+    )
+    assert refusals(tmp_path) == [f"config.toml: settings.fwmark: '0x3': {MARK_ADVICE}"]
+
+
+def test_all_faults_of_all_files(tmp_path: Path) -> None:
+    """Files with faults of any kind hide neither each other's nor those between the good ones."""
+    write(
+        tmp_path,
+        {
+            MAIN: "[settings]\nnope = 1\nuplink = ''\n",
+            "conf.d/10.toml": "[",
+            "conf.d/20.toml": nth(1),
+            "conf.d/30.toml": b"\xff",
+            "conf.d/50.toml": mapping(external='"x"', internal='"y"'),
+            "conf.d/60.toml": nth(1),
+        },
+    )
+    (tmp_path / "conf.d/40.toml").mkdir()
+    assert [": ".join(line.split(": ")[:2]) for line in refusals(tmp_path)] == [
+        "config.toml: settings.uplink",
+        "config.toml: settings.nope",
+        "conf.d/10.toml: not valid TOML",
+        "conf.d/30.toml: byte 0",
+        "conf.d/40.toml: cannot be read",
+        "conf.d/50.toml: mapping[0].external",
+        "conf.d/50.toml: mapping[0].internal",
+        "conf.d/60.toml: mapping[0].external",
+        "conf.d/60.toml: mapping[0].internal",
+    ]
+
+
+def test_drop_ins_without_the_file(tmp_path: Path) -> None:
+    """Drop-ins do not stand in for config.toml, and their faults are told with its absence."""
+    write(tmp_path, {"conf.d/a.toml": nth(1), "conf.d/b.toml": "x = 1\n"}).unlink()
+    missing, unknown = refusals(tmp_path)
+    assert missing == (
+        "config.toml: cannot be read: No such file or directory; "
+        "write it, starting from config.example.toml"
+    )
+    assert unknown.startswith("conf.d/b.toml: x: unknown key")
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "../null"])
+def test_masked_drop_in(tmp_path: Path, target: str) -> None:
+    """A link to /dev/null, or to a link to it, is an empty drop-in."""
+    write(tmp_path, {MAIN: nth(1), "conf.d/b.toml": nth(2)})
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "conf.d/a.toml").symlink_to(target)
+    loaded = config.load(tmp_path / MAIN)
+    assert loaded.origins == ("config.toml: mapping[0]", "conf.d/b.toml: mapping[0]")
+
+
+def test_linked_drop_in(tmp_path: Path) -> None:
+    """A link to a file is read, and known by the link's name."""
+    write(tmp_path, {"elsewhere": nth(1), "conf.d/b.toml": nth(2)})
+    (tmp_path / "conf.d/a.toml").symlink_to("../elsewhere")
+    assert config.load(tmp_path / MAIN).origins[0] == "conf.d/a.toml: mapping[0]"
+
+
+def test_drop_ins_are_beside_the_link(tmp_path: Path) -> None:
+    """Where config.toml is a link, the drop-ins are those beside the link, not its target."""
+    write(tmp_path, {"kept/config.toml": nth(1), "conf.d/b.toml": nth(2)})
+    (tmp_path / "kept/conf.d").mkdir()
+    (tmp_path / "kept/conf.d/c.toml").write_text(nth(3))
+    (tmp_path / MAIN).unlink()
+    (tmp_path / MAIN).symlink_to("kept/config.toml")
+    loaded = config.load(tmp_path / MAIN)
+    assert [m.external for m in loaded.mappings] == [external(1), external(2)]
+
+
+def _no_file(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def _own_link(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _zeros(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+NEITHER = "is neither a file nor a link to one; remove it"
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (Path.mkdir, "cannot be read: Is a directory; mend or remove it"),
+        (_no_file, "cannot be read: the link leads to no file; mend or remove it"),
+        (_own_link, "cannot be read: Too many levels of symbolic links; mend or remove it"),
+        (os.mkfifo, NEITHER),
+        (_zeros, NEITHER),
+    ],
+    ids=["directory", "dangling link", "link to itself", "pipe", "device"],
+)
+def test_drop_in_that_is_no_file(tmp_path: Path, make: Callable[[Path], None], fault: str) -> None:
+    """What is no file is refused by name, and never waited for."""
+    write(tmp_path, {MAIN: nth(1), "conf.d/b.toml": "x = 1\n"})
+    make(tmp_path / "conf.d/a.toml")
+    first, second = refusals(tmp_path)
+    assert first == f"conf.d/a.toml: {fault}"
+    assert second.startswith("conf.d/b.toml: x: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (Path.touch, "Not a directory"),
+        (_no_file, "No such file or directory"),
+        (_own_link, "Too many levels of symbolic links"),
+    ],
+    ids=["file", "dangling link", "link to itself"],
+)
+def test_folder_that_cannot_be_read(
+    tmp_path: Path, make: Callable[[Path], None], reason: str
+) -> None:
+    """A conf.d that is there but cannot be read is refused, with the faults of config.toml."""
+    write(tmp_path, {MAIN: "x = 1\n"})
+    make(tmp_path / "conf.d")
+    folder, main = refusals(tmp_path)
+    assert folder == f"conf.d: cannot be read: {reason}; mend or remove it"
+    assert main.startswith("config.toml: x: unknown key")
+
+
+@pytest.mark.parametrize("name", ["conf.d", "conf.d/a.toml"])
+def test_may_not_be_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder or drop-in that this user may not read is refused, not passed over."""
+    write(tmp_path, {"conf.d/a.toml": nth(1)})
+    refused = PermissionError(EACCES, "Permission denied")
+    listing, reading = Path.iterdir, Path.read_bytes
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path == tmp_path / name:
+            raise refused
+        return iter(list(listing(path)))
+
+    def read_bytes(path: Path) -> bytes:
+        if path == tmp_path / name:
+            raise refused
+        return reading(path)
+
+    # Patched, since root may read everything and the tests run as root too.
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert refusals(tmp_path) == [f"{name}: cannot be read: Permission denied; mend or remove it"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"a\nb.toml", "a\\nb.toml"),
+        (b"\x1b[31m.toml", "\\x1b[31m.toml"),
+        (b"\xff.toml", "\\udcff.toml"),
+        (b"\xc3\xa9 b.toml", "é b.toml"),
+        (b"{0}%s.toml", "{0}%s.toml"),
+    ],
+)
+def test_name_of_a_drop_in_makes_one_line(tmp_path: Path, name: bytes, shown: str) -> None:
+    """Whatever bytes are in a file's name, its faults are lines of text that name it."""
+    path = write(tmp_path, {"conf.d/a.toml": mapping(external=f'"{HOST.ip}"')})
+    (tmp_path / "conf.d/a.toml").rename(tmp_path / "conf.d" / os.fsdecode(name))
+    with pytest.raises(ConfigError) as caught:
+        config.check_host(path, config.load(path), host())
+    (line,) = caught.value.problems
+    assert line.startswith(f"{tmp_path}/conf.d/{shown}: mapping[0].external: ")
+    assert line.isprintable()
+
+
+def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path from the working directory has its drop-ins, and names files in the same way."""
+    write(
+        tmp_path, {MAIN: nth(1), "conf.d/a.toml": mapping(external=f'"{HOST.ip}"', internal=None)}
+    )
+    monkeypatch.chdir(tmp_path)
+    loaded = config.load(Path(MAIN))
+    with pytest.raises(ConfigError) as caught:
+        config.check_host(Path(MAIN), loaded, host())
+    (line,) = caught.value.problems
+    assert line.startswith("conf.d/a.toml: mapping[0].external: '192.168.1.100' is this host's own")
+
+
+def test_host_that_does_not_suit_a_drop_in(tmp_path: Path) -> None:
+    """What this host refuses is named by the file and the index in it."""
+    path = write(
+        tmp_path,
+        {
+            MAIN: nth(1) + mapping(external=f'"{HOST.ip}"', internal=None),
+            "conf.d/a.toml": nth(3),
+            "conf.d/b.toml": nth(4)
+            + mapping(external='"192.168.122.20/26"', internal='"192.168.122.105"'),
+        },
+    )
+    with pytest.raises(ConfigError) as caught:
+        config.check_host(path, config.load(path), host())
+    assert [line.partition(".external: ")[0] for line in caught.value.problems] == [
+        f"{path}: mapping[1]",
+        f"{tmp_path}/conf.d/b.toml: mapping[1]",
+    ]
+
+
 def _toml(value: Any) -> str:
     """Any value that TOML has, in TOML."""
     if isinstance(value, bool):
@@ -591,6 +1020,20 @@ def _loads_or_refuses(folder: Path, document: str | bytes) -> bool:
 def test_any_document(tmp_path: Path, document: str) -> None:
     """Any TOML either loads, and then a second time to the same, or is refused as ConfigError."""
     assert _loads_or_refuses(tmp_path, document) == _loads_or_refuses(tmp_path, document)
+
+
+@BOUNDED
+@given(main=DOCUMENTS, drop_in=DOCUMENTS | st.binary())
+def test_any_document_as_drop_in(tmp_path: Path, main: str, drop_in: str | bytes) -> None:
+    """Whatever the two files are, they load or are refused, each line naming one of them."""
+    path = write(tmp_path, {MAIN: main, "conf.d/a.toml": drop_in})
+    try:
+        loaded = config.load(path)
+    except ConfigError as error:
+        files = (f"{path}: ", f"{tmp_path}/conf.d/a.toml: ")
+        assert all(line.startswith(files) for line in error.problems)
+    else:
+        assert len(loaded.origins) == len(loaded.mappings)
 
 
 @BOUNDED

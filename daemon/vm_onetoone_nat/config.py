@@ -1,70 +1,72 @@
-"""Reading and validating config.toml: the only place that knows its keys.
+"""Reading the configuration: config.toml and the drop-ins beside it, merged and checked as one.
 
-Every refusal names the file, the key path, the value, and what to write instead. All faults of a
-file are reported at once.
+Every refusal names the file, the key path, the value, and what to write instead. All faults of all
+files are reported at once.
 """
 
-import json
-import re
-import tomllib
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from errno import ENOENT
-from ipaddress import (
-    AddressValueError,
-    IPv4Address,
-    IPv4Network,
-    NetmaskValueError,
-    collapse_addresses,
-)
+from ipaddress import IPv4Address, collapse_addresses
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.state import DEFAULT_FWMARK, Address, Configuration, Mapping, Service
+from vm_onetoone_nat.schema import File, MappingTable, Settings, parse
+from vm_onetoone_nat.state import Address, Configuration, Mapping, Service
 
 DEFAULT_PATH = Path("/etc/vm-onetoone-nat/config.toml")
-
-_INTERFACE_MAX = 15  # IFNAMSIZ less the closing NUL
+DROP_INS = "conf.d"
 
 
 def load(path: Path) -> Configuration:
-    """The configuration in a file. Raises ConfigError with a line for each fault."""
+    """The configuration in a file and in conf.d/*.toml beside it, which need not exist.
+
+    Drop-ins follow the file in the order of their names, byte by byte: a later [settings] key
+    overrides an earlier one, and mappings append. A link to /dev/null is an empty drop-in, as in
+    systemd. Raises ConfigError with a line for each fault of each file.
+    """
+    files: list[tuple[Path, File]] = []
+    problems: list[str] = []
+    sources = [path]
     try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        hint = "; write it, starting from config.example.toml" if error.errno == ENOENT else ""
-        raise ConfigError((f"{path}: cannot be read: {error.strerror}{hint}",)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError((f"{path}: byte {error.start}: not UTF-8 text",)) from error
-    try:
-        document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        # ValueError: TOMLDecodeError, or a number of more digits than Python reads.
-        raise ConfigError((f"{path}: not valid TOML: {error}",)) from error
-    try:
-        parsed = _File.model_validate(document)
-    except ValidationError as error:
-        raise ConfigError(tuple(_problem(path, e) for e in error.errors())) from error
-    problems = tuple(f"{path}: {problem}" for problem in _contradictions(parsed))
+        sources += _drop_ins(path.parent / DROP_INS)
+    except ConfigError as error:
+        problems += error.problems
+    for source in sources:
+        try:
+            text = _main_text(source) if source is path else _drop_in_text(source)
+            files.append((source, parse(text)))
+        except ConfigError as error:
+            problems += (f"{_shown(source)}: {problem}" for problem in error.problems)
+    written = [
+        _Written(source, index, table)
+        for source, file in files
+        for index, table in enumerate(file.mapping)
+    ]
+    problems += _contradictions(written)
     if problems:
-        raise ConfigError(problems)
-    return _configuration(parsed)
+        raise ConfigError(tuple(problems))
+    settings = _overridden(file.settings for _, file in files)
+    return Configuration(
+        mappings=tuple(_mapping(w.table, settings.network) for w in written),
+        uplink=None if settings.uplink == "auto" else settings.uplink,
+        libvirt_uri=settings.libvirt_uri,
+        fwmark=settings.fwmark,
+        origins=tuple(w.place(w.file.relative_to(path.parent)) for w in written),
+    )
 
 
 def check_host(path: Path, configuration: Configuration, addresses: Iterable[Address]) -> None:
-    """Refuse what cannot work on this host. Raises ConfigError.
+    """Refuse what cannot work on this host, in what `load` read from `path`. Raises ConfigError.
 
     Apart from `load`, because a host's addresses change: the daemon reports the same faults as a
     mapping's state instead of not starting at all.
     """
     problems = []
     known = tuple(addresses)
-    for position, mapping in enumerate(configuration.mappings):
-        where = f"{path}: mapping[{position}].external: '{mapping.external}'"
+    for mapping, origin in zip(configuration.mappings, configuration.origins, strict=True):
+        where = f"{_shown(path.parent / origin)}.external: '{mapping.external}'"
         for address in known:
             network = address.interface.network
             if address.primary and address.interface.ip == mapping.external:
@@ -85,284 +87,113 @@ def check_host(path: Path, configuration: Configuration, addresses: Iterable[Add
         raise ConfigError(tuple(problems))
 
 
-def _name(value: str) -> str:
-    if not value.strip() or value != value.strip() or not value.isprintable():
-        raise ValueError("write a name without spaces around it, or leave the key out")
-    return value
-
-
-def _interface_name(value: str) -> str:
-    _name(value)
-    if len(value.encode()) > _INTERFACE_MAX or "/" in value or " " in value or value in (".", ".."):
-        raise ValueError(
-            'write the name of an interface as in "ip link", such as "wlan0", or "auto"'
-        )
-    return value
-
-
-def _uri(value: str) -> str:
-    if "://" not in value or not value.isprintable() or " " in value:
-        raise ValueError('write a libvirt URI such as "qemu:///system"')
-    return value
-
-
-def _domain(value: str) -> str:
-    _name(value)
-    if "/" in value:
-        raise ValueError("write a domain's name or UUID as in 'virsh list --all --name'")
-    return value
-
-
-def _fwmark(value: str) -> int:
-    advice = 'write one bit as hexadecimal text, such as "0x00100000"'
+def _drop_ins(folder: Path) -> list[Path]:
+    """The drop-ins in a folder, in order. Raises ConfigError where it is there but unreadable."""
     try:
-        mark = int(value, 16)
-    except ValueError as error:
-        raise ValueError(advice) from error
-    if not value.lower().startswith("0x") or mark <= 0 or mark.bit_count() != 1 or mark >> 32:
-        raise ValueError(advice)
-    return mark
+        found = list(folder.iterdir())
+    except OSError as error:
+        if error.errno == ENOENT and not folder.is_symlink():
+            return []
+        problem = f"{_shown(folder)}: cannot be read: {error.strerror}; mend or remove it"
+        raise ConfigError((problem,)) from error
+    named = (f for f in found if f.name.endswith(".toml") and not f.name.startswith("."))
+    return sorted(named, key=os.fsencode)
 
 
-def _usable(address: IPv4Address) -> None:
-    if (
-        address.is_multicast
-        or address.is_loopback
-        or address.is_unspecified
-        or address.is_reserved
-        or int(address) >> 24 == 0
-    ):
-        raise ValueError("no host can have this address; write an address of the LAN")
-
-
-def _address(value: str) -> IPv4Address:
+def _main_text(path: Path) -> str:
     try:
-        address = IPv4Address(value)
-    except AddressValueError as error:
-        raise ValueError('write an IPv4 address such as "192.168.122.101"') from error
-    _usable(address)
-    return address
+        return _decoded(path.read_bytes())
+    except OSError as error:
+        hint = "; write it, starting from config.example.toml" if error.errno == ENOENT else ""
+        raise ConfigError((f"cannot be read: {error.strerror}{hint}",)) from error
+
+
+def _drop_in_text(path: Path) -> str:
+    try:
+        # Opening a pipe would wait for its writer, and reading a device might never end.
+        if not (path.is_file() or path.is_dir() or path.samefile(os.devnull)):
+            raise ConfigError(("is neither a file nor a link to one; remove it",))
+        return _decoded(path.read_bytes())
+    except OSError as error:
+        dangling = error.errno == ENOENT and path.is_symlink()
+        reason = "the link leads to no file" if dangling else error.strerror
+        raise ConfigError((f"cannot be read: {reason}; mend or remove it",)) from error
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError((f"byte {error.start}: not UTF-8 text",)) from error
+
+
+def _shown(path: Path) -> str:
+    """A path in one line of text: line breaks, and bytes that are not UTF-8, escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
 @dataclass(frozen=True, slots=True)
-class _External:
-    """An external address as written; `prefixlen` None where there is no prefix."""
+class _Written:
+    """A mapping's table, and where it is written."""
 
-    ip: IPv4Address
-    prefixlen: int | None
+    file: Path
+    index: int
+    table: MappingTable
 
-    @property
-    def lan(self) -> IPv4Network:
-        """The LAN that it is in; of 24 bits, as nearly all are, where no prefix is written."""
-        length = 24 if self.prefixlen is None else self.prefixlen
-        return IPv4Network((self.ip, length), strict=False)
+    def place(self, file: Path) -> str:
+        return f"{_shown(file)}: mapping[{self.index}]"
 
-    def __str__(self) -> str:
-        return str(self.ip) if self.prefixlen is None else f"{self.ip}/{self.prefixlen}"
-
-
-def _external(value: str) -> _External:
-    advice = 'write an IPv4 address such as "192.168.1.101", or "192.168.1.101/24" with a prefix'
-    address, slash, prefix = value.partition("/")
-    digits = prefix.isascii() and prefix.isdigit() and len(prefix) <= 2
-    if slash and not (digits and 8 <= int(prefix) <= 32):
-        raise ValueError(f"a LAN's prefix is a number from 8 to 32; {advice}")
-    try:
-        external = _External(IPv4Address(address), int(prefix) if slash else None)
-    except AddressValueError as error:
-        raise ValueError(advice) from error
-    _usable(external.ip)
-    if not _is_host(external):
-        refusal = f"is the network or broadcast address of {external.lan}; write another address"
-        if external.prefixlen is None:
-            wider = (_External(external.ip, length) for length in range(23, 7, -1))
-            fitting = next((str(e) for e in wider if _is_host(e)), "")
-            refusal += f', or the prefix in which it is a host\'s, such as "{fitting}"'
-        raise ValueError(refusal)
-    return external
+    def elsewhere(self, here: "_Written") -> str:
+        """What to add to the index for a reader who is in the file of `here`."""
+        return "" if self.file == here.file else f" in {_shown(self.file)}"
 
 
-def _is_host(external: _External) -> bool:
-    lan = external.lan
-    edges = (lan.network_address, lan.broadcast_address)
-    return lan.prefixlen >= 31 or external.ip not in edges
-
-
-def _service(value: str) -> Service:
-    advice = 'write "icmp", "tcp/22", "udp/53" or a range such as "tcp/8000-8100"'
-    protocol, slash, ports = value.partition("/")
-    if value == "icmp":
-        return Service("icmp")
-    if protocol not in ("tcp", "udp"):
-        raise ValueError(advice)
-    if not slash:
-        return Service(protocol)
-    first, dash, last = ports.partition("-")
-    numbers = [first, last] if dash else [first, first]
-    if not all(n.isascii() and n.isdigit() and len(n) <= 5 for n in numbers):
-        raise ValueError(advice)
-    low, high = int(numbers[0]), int(numbers[1])
-    if not 1 <= low <= high <= 65535:
-        raise ValueError(f"ports go from 1 to 65535, the lower first; {advice}")
-    return Service(protocol, low, high)
-
-
-def _source(value: str) -> IPv4Network:
-    try:
-        return IPv4Network(value)
-    except NetmaskValueError as error:
-        raise ValueError('write a prefix such as "192.168.1.0/24"') from error
-    except AddressValueError as error:
-        raise ValueError('write an IPv4 prefix such as "192.168.1.0/24"') from error
-    except ValueError as error:
-        network = IPv4Network(value, strict=False)
-        raise ValueError(f'has bits set past its prefix; write "{network}"') from error
-
-
-def _from_text(parse: Callable[[str], object]) -> BeforeValidator:
-    """A validator that takes text alone, and makes of it what `parse` makes."""
-
-    def validate(value: object) -> object:
-        if not isinstance(value, str):
-            raise ValueError("write text in quotes")
-        return parse(value)
-
-    return BeforeValidator(validate)
-
-
-_Item = TypeVar("_Item")
-_Listed = Annotated[list[_Item], Field(min_length=1)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _Settings(_Model):
-    uplink: Annotated[str, _from_text(_interface_name)] = "auto"
-    network: Annotated[str, _from_text(_name)] = "default"
-    libvirt_uri: Annotated[str, _from_text(_uri)] = "qemu:///system"
-    fwmark: Annotated[int, _from_text(_fwmark)] = DEFAULT_FWMARK
-
-
-class _Mapping(_Model):
-    external: Annotated[_External, _from_text(_external)]
-    internal: Annotated[IPv4Address, _from_text(_address)] | None = None
-    domain: Annotated[str, _from_text(_domain)] | None = None
-    network: Annotated[str, _from_text(_name)] | None = None
-    allow: _Listed[Annotated[Service, _from_text(_service)]] | None = None
-    allowed_sources: _Listed[Annotated[IPv4Network, _from_text(_source)]] | None = None
-
-
-class _File(_Model):
-    settings: _Settings = _Settings()
-    mapping: list[_Mapping] = []
-
-
-_ADVICE = {
-    "list_type": "write a list in square brackets",
-    "too_short": "leave the key out, or name at least one",
-}
-
-
-def _problem(path: Path, error: Any) -> str:
-    """One line for one of pydantic's errors."""
-    location = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{_key(part)}" for part in error["loc"]
-    )
-    where = f"{path}: {location.lstrip('.')}"
-    kind, value = error["type"], error["input"]
-    if kind == "extra_forbidden":
-        return f"{where}: unknown key; {_known_keys(error['loc'])}"
-    if kind == "missing":
-        return f"{where}: the key is missing; write it, such as {_EXAMPLES[error['loc'][-1]]}"
-    if error["loc"] == ("mapping",):
-        return f"{where}: {_shown(value)}: write each mapping as a table headed [[mapping]]"
-    if kind == "model_type":
-        return f"{where}: {_shown(value)}: write a table headed {_TABLES[error['loc'][0]]}"
-    advice = (
-        str(error["ctx"]["error"]) if kind == "value_error" else _ADVICE.get(kind, error["msg"])
-    )
-    return f"{where}: {_shown(value)}: {advice}"
-
-
-def _key(name: str) -> str:
-    """A key as it is written in TOML: bare, or else in quotes and escaped."""
-    return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name)
-
-
-_EXAMPLES = {"external": 'external = "192.168.1.101"'}
-_TABLES = {"settings": "[settings]", "mapping": "[[mapping]]"}
-_KEYS: dict[tuple[str, ...], type[BaseModel]] = {
-    (): _File,
-    ("settings",): _Settings,
-    ("mapping",): _Mapping,
-}
-
-
-def _known_keys(location: tuple[str | int, ...]) -> str:
-    *table, key = (part for part in location if isinstance(part, str))
-    known = list(_KEYS[tuple(table)].model_fields)
-    if close := get_close_matches(str(key), known, n=1):
-        return f"write '{close[0]}'?"
-    return f"write one of: {', '.join(known)}"
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # a number of more digits than Python prints
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _contradictions(parsed: _File) -> list[str]:
+def _contradictions(written: list[_Written]) -> Iterator[str]:
     """Faults between mappings, which no single key shows."""
-    problems = []
-    first: dict[tuple[str, IPv4Address], int] = {}
-    for position, mapping in enumerate(parsed.mapping):
-        for key, address in (("external", mapping.external.ip), ("internal", mapping.internal)):
+    first: dict[tuple[str, IPv4Address], _Written] = {}
+    for here in written:
+        external, internal = here.table.external, here.table.internal
+        for key, address in (("external", external.ip), ("internal", internal)):
             if address is None:
                 continue
-            other = first.setdefault((key, address), position)
-            if other != position:
-                problems.append(
-                    f"mapping[{position}].{key}: '{address}' is already that of "
-                    f"mapping[{other}]; write another address"
+            other = first.setdefault((key, address), here)
+            if other is not here:
+                yield (
+                    f"{here.place(here.file)}.{key}: '{address}' is already that of "
+                    f"mapping[{other.index}]{other.elsewhere(here)}; write another address"
                 )
-    internals = [(i, m.internal) for i, m in enumerate(parsed.mapping) if m.internal is not None]
-    for position, mapping in enumerate(parsed.mapping):
-        lan = mapping.external.lan
-        inside = next(((i, a) for i, a in internals if a in lan), None)
+    internals = [(w, w.table.internal) for w in written if w.table.internal is not None]
+    for here in written:
+        external, lan = here.table.external, here.table.external.lan
+        inside = next(((w, a) for w, a in internals if a in lan), None)
         if inside is not None:
-            problems.append(
-                f"mapping[{position}].external: '{mapping.external}' is in the same subnet {lan} "
-                f"as mapping[{inside[0]}].internal '{inside[1]}'; write an address of the LAN, "
-                f"with its prefix if that is longer than /{lan.prefixlen}"
+            other, address = inside
+            yield (
+                f"{here.place(here.file)}.external: '{external}' is in the same subnet {lan} as "
+                f"mapping[{other.index}].internal '{address}'{other.elsewhere(here)}; write an "
+                f"address of the LAN, with its prefix if that is longer than /{lan.prefixlen}"
             )
-    return problems
 
 
-def _configuration(parsed: _File) -> Configuration:
-    settings = parsed.settings
-    return Configuration(
-        mappings=tuple(
-            Mapping(
-                external=m.external.ip,
-                prefixlen=m.external.prefixlen,
-                internal=m.internal,
-                domain=m.domain,
-                network=m.network or settings.network,
-                allow=None if m.allow is None else _merged(m.allow),
-                allowed_sources=None
-                if m.allowed_sources is None
-                else tuple(collapse_addresses(m.allowed_sources)),
-            )
-            for m in parsed.mapping
-        ),
-        uplink=None if settings.uplink == "auto" else settings.uplink,
-        libvirt_uri=settings.libvirt_uri,
-        fwmark=settings.fwmark,
+def _overridden(tables: Iterable[Settings]) -> Settings:
+    """The settings of all files, key by key the last that is written."""
+    settings = Settings()
+    for table in tables:
+        written = {key: getattr(table, key) for key in table.model_fields_set}
+        settings = settings.model_copy(update=written)
+    return settings
+
+
+def _mapping(table: MappingTable, network: str) -> Mapping:
+    sources = table.allowed_sources
+    return Mapping(
+        external=table.external.ip,
+        prefixlen=table.external.prefixlen,
+        internal=table.internal,
+        domain=table.domain,
+        network=table.network or network,
+        allow=None if table.allow is None else _merged(table.allow),
+        allowed_sources=None if sources is None else tuple(collapse_addresses(sources)),
     )
 
 

@@ -3,7 +3,7 @@
 All are frozen; addresses are `ipaddress` objects. Nothing here touches the system.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
@@ -40,12 +40,18 @@ class Mapping:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The whole of config.toml. `uplink` None means the interface of the default route."""
+    """The whole of config.toml and its drop-ins, merged.
+
+    `uplink` None means the interface of the default route. `origins` has the place of each mapping,
+    "conf.d/20-b.toml: mapping[0]", the file as seen from the folder of config.toml; a mapping that
+    moves from one file to another is the same mapping.
+    """
 
     mappings: tuple[Mapping, ...] = ()
     uplink: str | None = None
     libvirt_uri: str = "qemu:///system"
     fwmark: int = DEFAULT_FWMARK
+    origins: tuple[str, ...] = field(default=(), compare=False)
 
 
 class DomainState(StrEnum):
