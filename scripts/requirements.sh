@@ -5,11 +5,15 @@
 
 daemon_packages=(python3 python3-venv python3-libvirt python3-nftables python3-systemd)
 
+# What an installation builds the package with, so that it needs no index for that.
+build_packages=(python3-setuptools python3-wheel)
+
 # The lab's parts: a libvirtd without its system service, an emulator, and what looks at packets.
 lab_packages=(
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-config-network libvirt-clients
     qemu-system-x86 dnsmasq-base nftables iptables iproute2 procps util-linux
     iputils-ping iputils-arping curl conntrack tcpdump kmod busybox-static cpio
+    debootstrap systemd-container
 )
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
@@ -35,6 +39,15 @@ install_packages() {
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         -o Dpkg::Use-Pty=0 "${missing[@]}" >/dev/null
+}
+
+# Installs PACKAGE if the distribution's is of VERSION or later, and not installed yet.
+install_if_new_enough() {
+    local package=$1 version=$2 candidate
+    candidate=$(apt-cache policy "$package" | sed -n 's/^  Candidate: //p')
+    if dpkg --compare-versions "${candidate:-0}" ge "$version"; then
+        install_packages "$package"
+    fi
 }
 
 # Makes the virtual environment DIRECTORY from the system's own python3, and installs the pip

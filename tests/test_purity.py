@@ -75,9 +75,10 @@ def test_pure_modules_load_nothing_of_the_system() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_module_runs_a_program(module: str) -> None:
-    """No module runs nft, ip or any other program: there is no way to start a process in it."""
+    """No module runs nft, ip or any other program; but `unit` asks systemctl what it is doing."""
     tops = {name.partition(".")[0] for name in imports(module)}
-    assert tops & {"subprocess", "multiprocessing", "pty", "asyncio"} == set()
+    allowed = {"subprocess"} if module == "unit" else set()
+    assert tops & {"subprocess", "multiprocessing", "pty", "asyncio"} == allowed
     starters = ("system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "startfile")
     tree = ast.parse((PACKAGE / f"{module}.py").read_text())
     used = {

@@ -1,13 +1,14 @@
 """The command: arguments, output, exit codes. The only module that ends the process."""
 
 import argparse
+import faulthandler
 import json
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vm_onetoone_nat import config, journal
+from vm_onetoone_nat import __version__, config, journal
 from vm_onetoone_nat.errors import ConfigError, PrivilegeError, VmNatError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.state import DEFAULT_FWMARK, MappingStatus
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="default: %(default)s",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--verbose", action="store_true", help="log every write and every pass")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", help="the daemon, in the foreground")
@@ -77,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
         ("status", "the state of every mapping"),
     ):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true")
-    commands.add_parser("cleanup", help="remove everything of ours from the kernel")
+    cleanup = commands.add_parser("cleanup", help="remove everything of ours from the kernel")
+    cleanup.add_argument(
+        "--unit",
+        metavar="UNIT",
+        help="only if systemd is stopping UNIT for good; for its ExecStopPost=",
+    )
     return parser
 
 
@@ -87,6 +94,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     configuration = config.load(arguments.config)
     _require_net_admin()
+    # A watchdog ends a pass that hangs with SIGABRT: then the journal has where it hung.
+    faulthandler.enable()
     Service(arguments.config, configuration, runtime_directory()).run()
     return 0
 
@@ -136,7 +145,10 @@ def _cleanup(arguments: argparse.Namespace) -> int:
     from vm_onetoone_nat.kernel import Kernel
     from vm_onetoone_nat.plan import describe
     from vm_onetoone_nat.reconcile import remove
+    from vm_onetoone_nat.unit import is_stopping
 
+    if arguments.unit is not None and not is_stopping(arguments.unit):
+        return 0
     _require_net_admin()
     runtime = runtime_directory()
     instance = Instance(runtime)

@@ -11,6 +11,13 @@ class Notify:
         self._said: str | None = None
         self.managed = "NOTIFY_SOCKET" in os.environ
 
+    @property
+    def watchdog_seconds(self) -> float | None:
+        """How long the service manager waits for `alive` before it kills; None: for ever."""
+        microseconds = os.environ.get("WATCHDOG_USEC", "")
+        watched = self.managed and os.environ.get("WATCHDOG_PID") == str(os.getpid())
+        return int(microseconds) / 1e6 if watched and microseconds.isdigit() else None
+
     def ready(self, status: str) -> None:
         """Started, or done reloading; `status` is for people."""
         self._said = status

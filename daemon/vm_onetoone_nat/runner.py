@@ -7,6 +7,7 @@ them all; a pass that failed is repeated with growing delay until one succeeds.
 import logging
 import time
 from collections.abc import Callable
+from math import inf
 from queue import Empty, SimpleQueue
 
 RESYNC_SECONDS = 300.0
@@ -24,7 +25,8 @@ class Runner:
     """Runs `reconcile` in the calling thread until `stop`.
 
     `reconcile` gets the causes and returns whether the kernel is as desired. `tick` returns
-    whether an input changed that sends no notification.
+    whether an input changed that sends no notification; it is called more often than every
+    TICK_SECONDS where `longest_tick`, in seconds, is shorter.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class Runner:
         reconcile: Callable[[frozenset[str]], bool],
         tick: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        longest_tick: float = inf,
     ) -> None:
         self._reconcile = reconcile
         self._tick = tick
+        self._longest_tick = longest_tick
         self._clock = clock
         # SimpleQueue, since its put() may be called from a signal handler.
         self._queue: SimpleQueue[str | None] = SimpleQueue()
@@ -68,7 +72,7 @@ class Runner:
             if remaining <= 0:
                 return frozenset({"retry" if self._failed else "resync"})
             try:
-                first = self._queue.get(timeout=min(remaining, TICK_SECONDS))
+                first = self._queue.get(timeout=min(remaining, TICK_SECONDS, self._longest_tick))
             except Empty:
                 if self._tick():
                     return frozenset({"setting changed"})

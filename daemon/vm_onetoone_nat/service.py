@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections import Counter
+from math import inf
 from pathlib import Path
 
 from vm_onetoone_nat import config
@@ -36,7 +37,8 @@ class Service:
         self._instance.acquire()
         self._kernel = Kernel(runtime)
         self._notify = Notify()
-        self._runner = Runner(self._pass, self._tick)
+        watchdog = self._notify.watchdog_seconds or inf
+        self._runner = Runner(self._pass, self._tick, longest_tick=watchdog / 3)
         self._source = LibvirtSource(configuration.libvirt_uri, self._runner.notify)
         self._watch = Watch(self._runner.notify, self._is_internal)
         self._said: dict[object, MappingStatus] = {}

@@ -1,0 +1,119 @@
+#!/bin/bash
+# Installs vm-onetoone-nat as a system service, or upgrades it; with --uninstall, removes it.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+. scripts/requirements.sh
+
+name=vm-onetoone-nat
+venv=/opt/$name
+command=/usr/local/bin/$name
+settings=/etc/$name
+unit=$name.service
+
+# What is installed below /usr/local/lib, and from which file of systemd/.
+declare -A files=(
+    [systemd/system/$unit]=$name.service
+    [sysusers.d/$name.conf]=$name.sysusers
+    [tmpfiles.d/$name.conf]=$name.tmpfiles
+    [sysctl.d/50-$name.conf]=$name.sysctl
+    [systemd/catalog/$name.catalog]=$name.catalog
+)
+
+usage() {
+    cat <<END
+usage: scripts/install.sh                           install, or upgrade what is installed
+       scripts/install.sh --uninstall [--purge]     remove all but $settings; with --purge that too
+END
+}
+
+# Whether systemd runs here; in an image that is being built it does not.
+booted() { [ -d /run/systemd/system ]; }
+
+reload_systemd() {
+    journalctl --update-catalog
+    ! booted || systemctl daemon-reload
+}
+
+install_venv() {
+    # With the system's own python3: after an upgrade of the distribution it is made anew.
+    local version source
+    version=$(/usr/bin/python3 -c 'import sys; print(*sys.version_info[:2], sep=".")')
+    [ -d "$venv/lib/python$version" ] ||
+        /usr/bin/python3 -m venv --clear --system-site-packages "$venv"
+    # From a copy, so that building leaves nothing in the clone.
+    source=$(mktemp -d)
+    trap "rm -rf '$source'" EXIT
+    cp -r pyproject.toml README.md daemon "$source"
+    PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \
+        "$venv/bin/pip" install -qq --no-build-isolation "$source"
+    # Imported with the sandbox's read-only view of the file system, it could not be cached then.
+    "$venv/bin/python3" -m compileall -q "$venv/lib"
+}
+
+install_files() {
+    local file
+    for file in "${!files[@]}"; do
+        install -D -m 0644 "systemd/${files[$file]}" "/usr/local/lib/$file"
+    done
+    install -d /usr/local/bin
+    ln -sfn "$venv/bin/$name" "$command"
+    install -d "$settings" "$settings/conf.d"
+    [ -e "$settings/config.toml" ] || install -m 0644 config.example.toml "$settings/config.toml"
+}
+
+install_all() {
+    install_packages "${daemon_packages[@]}" "${build_packages[@]}"
+    # Where the distribution's are new enough they are used, else pip brings newer ones.
+    install_if_new_enough python3-pydantic 2.7
+    install_if_new_enough python3-pyroute2 0.7.7
+    say "installing to $venv"
+    install_venv
+    install_files
+    systemd-sysusers "$name.conf"
+    systemd-tmpfiles --create "$name.conf"
+    reload_systemd
+    if booted; then
+        sysctl -q -p "/usr/local/lib/sysctl.d/50-$name.conf"
+        # An upgrade: the new daemon adopts what is in the kernel, and no packet is lost.
+        systemctl try-restart "$unit"
+    fi
+    say "installed: $("$command" --version)"
+    cat <<END
+Next:
+  1. edit $settings/config.toml, and try it: $name check
+  2. systemctl enable --now $name
+END
+}
+
+uninstall() {
+    local file
+    if booted && [ -e "/usr/local/lib/systemd/system/$unit" ]; then
+        systemctl disable --now --quiet "$unit"
+    fi
+    # Whatever a daemon that had crashed has left in the kernel.
+    [ ! -x "$command" ] || "$command" cleanup
+    for file in "${!files[@]}"; do
+        rm -f "/usr/local/lib/$file"
+    done
+    rm -f "$command"
+    rm -rf "$venv" "/run/$name"
+    ! getent passwd "$name" >/dev/null || userdel "$name"
+    ! getent group "$name" >/dev/null || groupdel "$name"
+    reload_systemd
+    ! booted || systemctl reset-failed "$unit" 2>/dev/null || true
+    if [ "$1" = purge ]; then
+        rm -rf "$settings"
+    fi
+    say "removed; the distribution's packages stay"
+}
+
+case "$*" in
+"") require_root && install_all ;;
+--uninstall) require_root && uninstall keep ;;
+"--uninstall --purge") require_root && uninstall purge ;;
+-h | --help) usage ;;
+*)
+    usage >&2
+    exit 64
+    ;;
+esac
