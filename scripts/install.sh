@@ -108,9 +108,18 @@ uninstall() {
 }
 
 case "$*" in
-"") require_root && install_all ;;
---uninstall) require_root && uninstall keep ;;
-"--uninstall --purge") require_root && uninstall purge ;;
+"")
+    require_root
+    install_all
+    ;;
+--uninstall)
+    require_root
+    uninstall keep
+    ;;
+"--uninstall --purge")
+    require_root
+    uninstall purge
+    ;;
 -h | --help) usage ;;
 *)
     usage >&2

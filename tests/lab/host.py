@@ -48,7 +48,8 @@ _DEFAULT_NETWORK = Path("/usr/share/libvirt/networks/default.xml")
 _TIMERS = re.compile(r" [a-z_]+_timer +\d+\.\d+")
 _LIFETIMES = re.compile(r"(valid|preferred)_lft \d+sec")
 _LEARNED = re.compile(r" fdb_n_learned \d+")
-_TOPOLOGY = re.compile(r" topology_change(_detected)? \d+")
+# For half a minute after a port began to forward, spanning tree reports it and forgets faster.
+_TOPOLOGY = re.compile(r" (topology_change(_detected|_ack)?|ageing_time) \d+")
 _SYSCTLS = (
     r"^net\.(bridge\.|ipv4\.ip_forward$|ipv4\.conf\..*\."
     r"(forwarding|rp_filter|route_localnet|accept_local|proxy_arp|send_redirects|arp_[a-z]*)$)"
