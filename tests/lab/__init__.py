@@ -3,13 +3,16 @@
 Needs root. Nothing outlives the process that made it, not even after SIGKILL.
 """
 
+from .cache import cache_directory
 from .domain import Domain, DomainGuest, IdleDomain
 from .guest import NamespaceGuest, wait_until_forwarding
 from .host import Host
-from .image import Image, cache_directory, image
+from .image import Image, image
 from .lan import Lan
 from .libvirtd import Libvirtd
+from .machine import Machine
 from .namespace import CommandError, Namespace, Process
+from .root import Suite, root
 from .traffic import (
     Answer,
     EchoServer,
@@ -37,6 +40,7 @@ __all__ = [
     "Image",
     "Lan",
     "Libvirtd",
+    "Machine",
     "Namespace",
     "NamespaceGuest",
     "Process",
@@ -44,11 +48,13 @@ __all__ = [
     "Request",
     "Stream",
     "StreamReport",
+    "Suite",
     "WaitTimeoutError",
     "cache_directory",
     "icmp",
     "icmp_source",
     "image",
+    "root",
     "tcp",
     "udp",
     "wait_for",

@@ -4,18 +4,16 @@ Once made they stay in `$VMNAT_LAB_CACHE`, or `~/.cache/vm-onetoone-nat`, and no
 needed again until the recipe changes: this file, the guest's init, or busybox.
 """
 
-import fcntl
 import hashlib
 import lzma
-import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from .cache import cache_directory, locked
 
 _BUSYBOX = Path("/bin/busybox")
 _INIT = Path(__file__).with_name("init.sh")
@@ -51,21 +49,12 @@ class Image:
     initramfs: Path
 
 
-def cache_directory() -> Path:
-    """Where the lab keeps what it downloads and builds."""
-    chosen = os.environ.get("VMNAT_LAB_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "vm-onetoone-nat"
-
-
 def image() -> Image:
     """The image, built when it is missing or its recipe has changed. Safe to call in parallel."""
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     directory = cache / f"image-{_recipe()}"
-    with _locked(cache / "image.lock"):
+    with locked(cache / "image.lock"):
         if not directory.exists():
             kernel = _downloaded_kernel(cache)
             with tempfile.TemporaryDirectory(dir=cache, prefix="image.") as work:
@@ -172,10 +161,3 @@ def _output(*argv: str, cwd: str | None = None) -> str:
     if done.returncode != 0:
         raise ImageError(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
