@@ -11,12 +11,20 @@ from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.state import Address
 
 PROTOCOL = 118
 """Our number in IFA_PROTO, the field that tells who added an address; the kernel's own end at 3."""
+
+# pyroute2 0.7 knows the attributes up to IFA_FLAGS, the ninth, and sends no other.
+ifaddrmsg.nla_map += (
+    ("IFA_RT_PRIORITY", "uint32"),
+    ("IFA_TARGET_NETNSID", "uint32"),
+    ("IFA_PROTO", "uint8"),
+)[len(ifaddrmsg.nla_map) - 9 :]
 
 _NOPREFIXROUTE = 0x200  # IFA_F_NOPREFIXROUTE: the uplink's own route to the subnet is enough
 _SCOPE_GLOBAL = 0
