@@ -1,17 +1,20 @@
-"""The daemon under test, run for real inside a lab host."""
+"""The product under test, for real: the daemon by hand in a lab host, or the installed service."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from lab.addresses import external, internal
 from lab.host import Host
-from lab.namespace import Process
+from lab.machine import Machine
+from lab.namespace import Namespace, Process
 from lab.waiting import wait_for
+
+UNIT = "vm-onetoone-nat.service"
 
 
 def mapping(n: int, **keys: object) -> dict[str, object]:
@@ -19,49 +22,24 @@ def mapping(n: int, **keys: object) -> dict[str, object]:
     return {"external": str(external(n)), "internal": str(internal(n)), **keys}
 
 
-class Daemon:
-    """One configuration file, and the commands on it. `host` is the laptop it runs on."""
+class Product:
+    """One configuration file in `host`, and the commands on it."""
 
-    def __init__(self, host: Host, directory: Path) -> None:
+    def __init__(self, host: Namespace, config: Path, program: list[str]) -> None:
         self.host = host
-        self.config = directory / "config.toml"
-        self.log_path = directory / "daemon.log"
-        self.process: Process | None = None
+        self.config = config
+        self._program = program
 
     def configure(self, *mappings: Mapping[str, object], **settings: str) -> None:
         """Write the configuration file."""
         lines = ["[settings]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items())]
         for mapping in mappings:
             lines += ["[[mapping]]", *(f"{k} = {json.dumps(v)}" for k, v in mapping.items())]
-        self.config.write_text("\n".join(lines) + "\n")
-
-    def start(self) -> None:
-        """Start `run`; its log goes on in the same file."""
-        with self.log_path.open("a") as log:
-            self.process = self.host.popen(
-                *self._command("run", "--verbose"), stdout=subprocess.DEVNULL, stderr=log
-            )
-
-    def stop(self) -> int:
-        """SIGTERM, and its exit code."""
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(60)
-
-    def kill(self) -> None:
-        """SIGKILL: a crash."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait(60)
-
-    def reload(self) -> None:
-        """SIGHUP."""
-        assert self.process is not None
-        self.process.send_signal(1)
+        self.host.path(self.config).write_text("\n".join(lines) + "\n")
 
     def log(self) -> str:
         """What it has said so far."""
-        return self.log_path.read_text() if self.log_path.exists() else ""
+        raise NotImplementedError
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another command on the same configuration, whatever its exit code."""
@@ -99,7 +77,68 @@ class Daemon:
             raise AssertionError(f"{error}\n{plan.stdout}{plan.stderr}\n{self.log()}") from error
 
     def _command(self, command: str, *options: str) -> list[str]:
-        before = [o for o in options if o == "--verbose"]
-        after: Iterable[str] = (o for o in options if o != "--verbose")
-        module = [sys.executable, "-m", "vm_onetoone_nat"]
-        return [*module, *before, "--config", str(self.config), command, *after]
+        return [*self._program, "--config", str(self.config), command, *options]
+
+
+class Daemon(Product):
+    """`run` as a process of its own. `host` is the laptop it runs on."""
+
+    host: Host
+
+    def __init__(self, host: Host, directory: Path) -> None:
+        program = [sys.executable, "-m", "vm_onetoone_nat", "--verbose"]
+        super().__init__(host, directory / "config.toml", program)
+        self.log_path = directory / "daemon.log"
+        self.process: Process | None = None
+
+    def start(self) -> None:
+        """Start `run`; its log goes on in the same file."""
+        with self.log_path.open("a") as log:
+            self.process = self.host.popen(
+                *self._command("run"), stdout=subprocess.DEVNULL, stderr=log
+            )
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        """SIGKILL: a crash."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(60)
+
+    def reload(self) -> None:
+        """SIGHUP."""
+        assert self.process is not None
+        self.process.send_signal(1)
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+
+class Service(Product):
+    """The installed unit in a booted machine."""
+
+    host: Machine
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine, Path("/etc/vm-onetoone-nat/config.toml"), ["vm-onetoone-nat"])
+
+    def systemctl(self, verb: str, *options: str) -> None:
+        """Run `systemctl VERB` on the unit; CommandError if that fails."""
+        self.host.systemctl(verb, *options, UNIT)
+
+    def property(self, name: str) -> str:
+        """A property of the unit, as `systemctl show` prints it."""
+        return self.host.systemctl("show", "--value", "-p", name, UNIT).strip()
+
+    def journal(self, *matches: str) -> list[dict[str, str]]:
+        """The unit's entries in the journal, of all boots."""
+        return self.host.journal("--unit", UNIT, *matches)
+
+    def log(self) -> str:
+        return "\n".join(entry.get("MESSAGE", "") for entry in self.journal())

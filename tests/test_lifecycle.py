@@ -20,18 +20,19 @@ from lab import (
     wait_for,
 )
 from lab.addresses import LAN_CLIENT, UPLINK, external, guest_name, internal
+from lab.hypervisor import Hypervisor
 from running import Daemon, mapping
 
 PORT = 7000
 
 
-def holds(host: Host, address: IPv4Address) -> bool:
+def holds(host: Hypervisor, address: IPv4Address) -> bool:
     """Whether the uplink has the address."""
     listed = host.run("ip", "-4", "-o", "address", "show", "dev", UPLINK).stdout
     return f" {address}/" in listed
 
 
-def connections(host: Host, n: int) -> int:
+def connections(host: Hypervisor, n: int) -> int:
     """How many tracked connections mapping n has translated, in either direction."""
     pairs = [
         ("--orig-dst", external(n), "--reply-src", internal(n)),

@@ -11,7 +11,7 @@ from .addresses import (
     RECORDER_PORT,
     mac_of,
 )
-from .host import Host
+from .hypervisor import Hypervisor
 from .image import image
 from .namespace import CommandError
 from .waiting import wait_for
@@ -52,7 +52,7 @@ _INTERFACE = """
 class Domain:
     """A domain of the host's libvirtd, and its lifecycle by virsh."""
 
-    def __init__(self, host: Host, name: str, xml: str) -> None:
+    def __init__(self, host: Hypervisor, name: str, xml: str) -> None:
         self.host = host
         self.name = name
         self.xml = xml
@@ -114,7 +114,7 @@ class IdleDomain(Domain):
     It ignores its power button: it ends by `destroy`.
     """
 
-    def __init__(self, host: Host, name: str, memory: int = 8) -> None:
+    def __init__(self, host: Hypervisor, name: str, memory: int = 8) -> None:
         xml = _DOMAIN.format(
             name=escape(name), memory=memory, boot="", interface="", console=console_path(name)
         )
@@ -132,7 +132,7 @@ class DomainGuest(Domain):
 
     def __init__(  # noqa: PLR0913
         self,
-        host: Host,
+        host: Hypervisor,
         name: str,
         address: IPv4Address,
         *,

@@ -1,12 +1,11 @@
 """The laptop: an uplink on the LAN, a real libvirtd, the real `default` network."""
 
-import re
 from pathlib import Path
 
 from .addresses import HOST, LAN_BROADCAST, LAN_CLIENT, LIBVIRT_BRIDGE, UPLINK
+from .hypervisor import Hypervisor
 from .lan import Lan
 from .libvirtd import Libvirtd
-from .namespace import Namespace
 from .waiting import wait_for
 
 # All of /run, not only our own part of it: otherwise libvirtd would talk over the machine's
@@ -45,18 +44,8 @@ echo nameserver 192.168.1.1 >/etc/resolv.conf
 
 _DEFAULT_NETWORK = Path("/usr/share/libvirt/networks/default.xml")
 
-_TIMERS = re.compile(r" [a-z_]+_timer +\d+\.\d+")
-_LIFETIMES = re.compile(r"(valid|preferred)_lft \d+sec")
-_LEARNED = re.compile(r" fdb_n_learned \d+")
-# For half a minute after a port began to forward, spanning tree reports it and forgets faster.
-_TOPOLOGY = re.compile(r" (topology_change(_detected|_ack)?|ageing_time) \d+")
-_SYSCTLS = (
-    r"^net\.(bridge\.|ipv4\.ip_forward$|ipv4\.conf\..*\."
-    r"(forwarding|rp_filter|route_localnet|accept_local|proxy_arp|send_redirects|arp_[a-z]*)$)"
-)
 
-
-class Host(Namespace):
+class Host(Hypervisor):
     """The namespace in which libvirt, its guests' taps and the daemon live.
 
     Writes to /etc, /run, /var/lib, /var/log and /var/cache inside are seen by nobody else.
@@ -112,30 +101,3 @@ class Host(Namespace):
                 f" src {HOST.ip}\n"
             ),
         )
-
-    def virsh(self, *arguments: str, timeout: float = 120) -> str:
-        """Run virsh on the system libvirtd and return what it printed."""
-        return self.run("virsh", "-q", *arguments, timeout=timeout).stdout
-
-    def listing(self) -> str:
-        """Everything that the daemon may change, as text that is equal when nothing changed.
-
-        The ruleset without counters and handles, addresses, routes, flags of bridge ports and
-        the forwarding sysctls; timers, lifetimes and learned forwarding entries are left out.
-        """
-        ruleset = self.run("nft", "--stateless", "list", "ruleset").stdout
-        addresses = self.run("ip", "-d", "address", "show").stdout
-        addresses = _LIFETIMES.sub(r"\1_lft limited", addresses)
-        for volatile in (_TIMERS, _LEARNED, _TOPOLOGY):
-            addresses = volatile.sub("", addresses)
-        routes = self.run("ip", "-4", "route", "show", "table", "all").stdout
-        ports = self.run("bridge", "-d", "link", "show").stdout
-        sysctls = self.run("sysctl", "-a", "-r", _SYSCTLS)
-        sections = {
-            "ruleset": ruleset,
-            "addresses": addresses,
-            "routes": routes,
-            "bridge ports": ports,
-            "sysctls": sysctls.stdout,
-        }
-        return "\n".join(f"# {title}\n{text}" for title, text in sections.items())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .addresses import HOST, LAN_BROADCAST, LAN_CLIENT, UPLINK, mac_of
 from .container import Container
+from .hypervisor import Hypervisor
 from .lan import Lan
 from .namespace import CommandError
 from .registry import CERTIFICATES, pip_settings
@@ -47,7 +48,7 @@ ExecStart=ip route add default via {LAN_CLIENT.ip} dev {UPLINK} proto dhcp src {
 _REBOOTED = 133  # systemd-nspawn's exit code with --keep-unit
 
 
-class Machine(Container):
+class Machine(Container, Hypervisor):
     """A container on the LAN by its uplink `wlp0s20f3`, 192.168.1.100."""
 
     def __init__(self, lan: Lan, root: Path, name: str = "machine") -> None:
@@ -110,12 +111,6 @@ class Machine(Container):
         printed = self.run("journalctl", "-o", "json", "--all", "--no-pager", *arguments).stdout
         entries = [json.loads(line) for line in printed.splitlines()]
         return [{name: _text(value) for name, value in entry.items()} for entry in entries]
-
-    def virsh(self, *arguments: str, timeout: float = 120) -> str:
-        """Run virsh on the system libvirtd and return what it printed."""
-        return self.run(
-            *("virsh", "-q", "-c", "qemu:///system", *arguments), timeout=timeout
-        ).stdout
 
     def _configure(self) -> None:
         """What an installer writes to a disk: names, network."""

@@ -1,0 +1,394 @@
+"""The installed service in a booted machine: Debian 12 and 13, real systemd, journald, libvirt."""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from lab import (
+    Answer,
+    EchoServer,
+    Failure,
+    IdleDomain,
+    Lan,
+    Machine,
+    NamespaceGuest,
+    Stream,
+    Suite,
+    root,
+    tcp,
+    wait_for,
+)
+from lab.addresses import LAN_CLIENT, UPLINK, external, internal
+from running import UNIT, Service, mapping
+from vm_onetoone_nat.events import Event
+
+PORT = 7000
+CHECKOUT = Path(__file__).parent.parent
+SOURCES = "/root/vm-onetoone-nat"
+INSTALL = f"{SOURCES}/scripts/install.sh"
+HANG = Path(__file__).parent / "lab/inside/hang.py"
+LIBVIRT = ("libvirtd.service", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
+PLACES = ("/etc", "/opt", "/usr/local", "/var/lib", "/run/vm-onetoone-nat")
+
+
+@pytest.fixture(scope="session")
+def roots() -> dict[Suite, Path]:
+    """The roots of all releases, those that are missing built side by side."""
+    suites: tuple[Suite, ...] = get_args(Suite)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(suites, pool.map(root, suites), strict=True))
+
+
+@pytest.fixture(scope="module", params=get_args(Suite))
+def machine(
+    request: pytest.FixtureRequest, lan: Lan, roots: dict[Suite, Path]
+) -> Iterator[Machine]:
+    """A machine with the product installed, as an image is built, and booted for the first time."""
+    with Machine(lan, roots[request.param]) as machine:
+        sources = machine.path(SOURCES)
+        for name in ("daemon", "scripts", "systemd"):
+            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(CHECKOUT / name, sources / name, ignore=ignore)
+        for name in ("pyproject.toml", "README.md", "config.example.toml"):
+            shutil.copy(CHECKOUT / name, sources)
+        machine.prepare(INSTALL)
+        # For an installation without a network, later.
+        machine.prepare("sh", "-ec", _DOWNLOAD)
+        machine.boot()
+        yield machine
+
+
+_DOWNLOAD = """
+cd /root
+/opt/vm-onetoone-nat/bin/pip freeze -q --local --exclude vm-onetoone-nat >wanted
+[ ! -s wanted ] || /opt/vm-onetoone-nat/bin/pip download -q -d wheels -r wanted
+"""
+
+
+@pytest.fixture
+def service(machine: Machine) -> Iterator[Service]:
+    """Started, mapping 1 for as long as its network, mapping 2 for domain `idle`; then stopped."""
+    service = Service(machine)
+    service.configure(mapping(1), mapping(2, domain="idle"))
+    machine.systemctl("start", UNIT)
+    service.wait_for(external(1), "active")
+    yield service
+    machine.systemctl("stop", UNIT)
+
+
+@pytest.fixture
+def guest(machine: Machine) -> Iterator[NamespaceGuest]:
+    """Guest 1, that answers on PORT."""
+    with NamespaceGuest(machine, "guest", internal(1)) as guest, EchoServer(guest, PORT):
+        yield guest
+
+
+def files(machine: Machine) -> set[str]:
+    """Everything below the places that an installation writes to."""
+    listed = machine.run("find", *PLACES, "-xdev", check=False).stdout.splitlines()
+    # What libvirt and systemd write by themselves.
+    return {path for path in listed if not re.match(r"/var/lib/(libvirt|systemd|private)", path)}
+
+
+def entries(service: Service, event: Event) -> list[dict[str, str]]:
+    """The journal's entries of that kind."""
+    return service.journal(f"MESSAGE_ID={event.value.hex}")
+
+
+def test_installed(machine: Machine) -> None:
+    """The system is up without a fault, and the unit waits for its configuration."""
+    assert machine.failed_units() == []
+    assert machine.systemctl("is-enabled", UNIT, check=False).strip() == "disabled"
+    example = (CHECKOUT / "config.example.toml").read_text()
+    assert machine.path("/etc/vm-onetoone-nat/config.toml").read_text() == example
+    assert machine.run("vm-onetoone-nat", "--version").stdout.startswith("vm-onetoone-nat ")
+    assert machine.run("vm-onetoone-nat", "check").returncode == 0
+    assert machine.sysctl("net.ipv4.ip_forward") == "1"
+
+
+def test_reboots(machine: Machine, lan: Lan) -> None:
+    """Enabled once, it gives the LAN its guest after each boot, libvirt first or last."""
+    service = Service(machine)
+    service.configure(mapping(1))
+
+    def check_guest() -> None:
+        service.wait_for(external(1), "active")
+        with NamespaceGuest(machine, "guest", internal(1)) as guest, EchoServer(guest, PORT):
+            assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
+
+    machine.systemctl("enable", "--now", UNIT)
+    check_guest()
+    machine.reboot()
+    assert service.property("ActiveState") == "active"
+    check_guest()
+
+    machine.systemctl("mask", *LIBVIRT)
+    machine.reboot()
+    assert service.property("ActiveState") == "active"
+    assert service.property("StatusText") == "0 of 1 mappings active; libvirt cannot be reached"
+    assert service.status()["libvirt"] == "disconnected"
+    machine.systemctl("unmask", *LIBVIRT)
+    machine.systemctl("start", "libvirtd.service")
+    check_guest()
+    assert service.property("StatusText") == "1 of 1 mappings active"
+    machine.systemctl("disable", "--now", UNIT)
+
+
+def test_unprivileged(service: Service) -> None:
+    """It runs as its own user with one capability, and systemd finds little exposed."""
+    status = service.host.run("cat", f"/proc/{service.property('MainPID')}/status").stdout
+    fields = dict(line.split(":\t", 1) for line in status.splitlines())
+    uid = service.host.run("id", "-u", "vm-onetoone-nat").stdout.strip()
+    assert uid != "0"
+    assert fields["Uid"].split() == [uid] * 4
+    for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(fields[kind], 16) == 1 << 12  # CAP_NET_ADMIN
+    analysis = service.host.run("systemd-analyze", "security", "--no-pager", UNIT).stdout
+    print(*(line for line in analysis.splitlines() if not line.startswith("✓")), sep="\n")
+    overall = re.search(r"Overall exposure level for \S+: ([\d.]+)", analysis)
+    assert overall is not None
+    assert float(overall[1]) <= 1.5
+
+
+def restart(service: Service) -> None:
+    service.systemctl("restart")
+
+
+def reload(service: Service) -> None:
+    service.systemctl("reload")
+
+
+def crash(service: Service) -> None:
+    """SIGKILL, and until systemd has it up again."""
+    before = service.property("MainPID")
+    service.systemctl("kill", "--signal=KILL")
+    wait_for(
+        lambda: (
+            service.property("ActiveState") == "active" and service.property("MainPID") != before
+        ),
+        20,
+        "it is up again",
+    )
+
+
+DISTURBANCES = {restart: 10, reload: 10, crash: 3}
+
+
+@pytest.mark.parametrize("disturb", DISTURBANCES)
+def test_lossless(
+    service: Service, lan: Lan, guest: NamespaceGuest, disturb: Callable[[Service], None]
+) -> None:
+    """1,000 packets a second from a LAN client through a guest: none is lost, whatever we do."""
+    with (
+        Stream(lan, external(1), PORT, "udp", rate=1000) as packets,
+        Stream(lan, external(1), PORT, "tcp", rate=100) as connection,
+    ):
+        time.sleep(0.5)
+        started = time.monotonic()
+        for _ in range(DISTURBANCES[disturb]):
+            disturb(service)
+        service.wait_until_converged()
+        took = time.monotonic() - started
+        time.sleep(0.5)
+        reports = {"udp": packets.finish(), "tcp": connection.finish()}
+    for protocol, report in reports.items():
+        print(f"{DISTURBANCES[disturb]} in {took:.1f} s, {protocol}: {report}")
+        assert report.whole
+        assert report.sources == (LAN_CLIENT.ip,)
+    assert reports["udp"].sent > 900 * took
+
+
+def has_hairpin(guest: NamespaceGuest) -> bool:
+    """Whether the guest's bridge port has the flag."""
+    return "hairpin on" in guest.host.run("bridge", "-d", "link", "show", "dev", guest.port).stdout
+
+
+def test_stop_leaves_nothing(service: Service, lan: Lan, guest: NamespaceGuest) -> None:
+    """Ruleset, addresses and hairpin flags are as before the start, a crash between or not."""
+    machine = service.host
+    service.systemctl("stop")
+    before = machine.listing()
+    for again in (False, True):
+        service.systemctl("start")
+        service.wait_for(external(1), "active")
+        service.wait_until_converged()
+        if again:
+            crash(service)
+        assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
+        # As soon as the guest has been seen on its port.
+        wait_for(lambda: has_hairpin(guest), 10, "hairpin is on")
+        assert machine.listing() != before
+        service.systemctl("stop")
+        assert machine.listing() == before
+    assert isinstance(tcp(lan, external(1), PORT), Failure)
+
+
+def test_bad_reload(service: Service, lan: Lan, guest: NamespaceGuest) -> None:
+    """`systemctl reload` fails and says where; what ran goes on; the next good one works."""
+    running = service.host.listing()
+    refused = len(entries(service, Event.CONFIGURATION_REFUSED))
+    service.configure(mapping(1), mapping(2, external=str(external(1))))
+    reload = service.host.run("systemctl", "reload", UNIT, check=False)
+    assert reload.returncode != 0
+    problem = (
+        f"{service.config}: mapping[1].external: '{external(1)}' is already that of mapping[0]"
+    )
+    said = entries(service, Event.CONFIGURATION_REFUSED)[refused:]
+    assert [e["PRIORITY"] for e in said] == ["3"]
+    assert said[0]["VMNAT_REASON"].startswith(problem)
+    assert said[0]["MESSAGE"].startswith(problem)
+    assert service.property("ActiveState") == "active"
+    assert service.host.listing() == running
+    assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
+
+    service.configure(mapping(1), mapping(3))
+    service.systemctl("reload")
+    service.wait_for(external(3), "active")
+    assert service.property("StatusText") == "2 of 2 mappings active"
+
+
+def test_journal_of_a_guest(service: Service) -> None:
+    """A guest's start and stop are entries with all fields, and `journalctl -x` explains them."""
+    machine = service.host
+    cursor = machine.journal("-n", "1")[0]["__CURSOR"]
+    domain = IdleDomain(machine, "idle")
+    domain.define()
+    try:
+        domain.start()
+        service.wait_for(external(2), "active")
+        domain.destroy()
+        service.wait_for(external(2), "inactive")
+    finally:
+        domain.undefine()
+    expected = {
+        "VMNAT_DOMAIN": "idle",
+        "VMNAT_EXTERNAL": str(external(2)),
+        "VMNAT_INTERNAL": str(internal(2)),
+        "VMNAT_NETWORK": "default",
+        "VMNAT_UPLINK": UPLINK,
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "vm-onetoone-nat",
+    }
+    said = service.journal("--after-cursor", cursor, "VMNAT_DOMAIN=idle")
+    for event, state in ((Event.MAPPING_ACTIVE, "active"), (Event.MAPPING_INACTIVE, "inactive")):
+        (entry,) = (
+            e for e in said if e["MESSAGE_ID"] == event.value.hex and e["VMNAT_STATE"] == state
+        )
+        assert expected.items() <= entry.items()
+        if event is Event.MAPPING_INACTIVE:
+            assert entry["VMNAT_REASON"] == "domain 'idle' is shut off"
+    explained = machine.run(
+        "journalctl", "-x", "--no-pager", "-u", UNIT, "VMNAT_DOMAIN=idle"
+    ).stdout
+    assert f"-- Subject: {external(2)} is active" in explained
+    assert f"-- Subject: {external(2)} is inactive" in explained
+
+
+def test_catalog(machine: Machine) -> None:
+    """The journal's database explains each kind of entry that the code can write."""
+    for event in Event:
+        text = machine.run("journalctl", "--no-pager", "--dump-catalog", event.value.hex).stdout
+        assert "Defined-By: vm-onetoone-nat" in text, event
+        assert len(text.splitlines()) > 4, event
+
+
+def with_short_watchdog(machine: Machine, seconds: int) -> Path:
+    """A drop-in for the unit, to be deleted in the end."""
+    folder = machine.path(f"/run/systemd/system/{UNIT}.d")
+    folder.mkdir(parents=True)
+    (folder / "watchdog.conf").write_text(f"[Service]\nWatchdogSec={seconds}\n")
+    machine.systemctl("daemon-reload")
+    return folder
+
+
+def test_watchdog(service: Service, lan: Lan, guest: NamespaceGuest) -> None:
+    """An idle daemon is left alone and logs nothing; one that hangs in a pass is restarted."""
+    machine = service.host
+    folder = with_short_watchdog(machine, 3)
+    try:
+        service.systemctl("restart")
+        service.wait_until_converged()
+        idle = service.property("MainPID")
+        said = len(service.journal())
+        time.sleep(10)
+        assert service.property("MainPID") == idle
+        assert len(service.journal()) == said
+
+        running = machine.listing()
+        (outside,) = (p for p, argv in machine.processes().items() if argv.endswith("nat run"))
+        with (
+            Stream(lan, external(1), PORT, rate=1000) as stream,
+            subprocess.Popen(
+                [sys.executable, "-I", HANG, str(outside)], stdout=subprocess.PIPE, text=True
+            ) as hang,
+        ):
+            # Any change makes it look again.
+            machine.run("ip", "link", "set", "lo", "mtu", "65535")
+            assert hang.stdout is not None
+            assert hang.stdout.readline() == "held\n"
+            wait_for(lambda: service.property("NRestarts") == "1", 20, "it is restarted")
+            wait_for(lambda: service.property("ActiveState") == "active", 20, "it is up")
+            service.wait_until_converged()
+            report = stream.finish()
+        assert report.whole
+        assert service.property("MainPID") != idle
+        assert machine.listing() == running
+        log = service.log()
+        assert "Watchdog timeout" in log
+        # The stack, to tell where it hung.
+        assert "Fatal Python error: Aborted" in log
+        assert "in reconcile" in log
+    finally:
+        shutil.rmtree(folder)
+        machine.systemctl("daemon-reload")
+
+
+def test_upgrade_and_uninstall(machine: Machine, lan: Lan, guest: NamespaceGuest) -> None:
+    """An upgrade loses no packet; uninstalling leaves the configuration, or nothing."""
+    service = Service(machine)
+    machine.systemctl("stop", UNIT)
+    service.configure(mapping(1))
+    installed = files(machine)
+    before = machine.listing()
+    machine.systemctl("enable", "--now", UNIT)
+    service.wait_for(external(1), "active")
+    first = service.property("MainPID")
+    with Stream(lan, external(1), PORT, rate=1000) as stream:
+        machine.run(INSTALL)
+        service.wait_until_converged()
+        assert stream.finish().whole
+    assert service.property("MainPID") != first
+    config = machine.path(service.config)
+    kept = config.read_text()
+    assert str(external(1)) in kept
+
+    machine.run(INSTALL, "--uninstall")
+    assert machine.listing() == before
+    assert config.read_text() == kept
+    assert {path for path in files(machine) if "onetoone" in path} == {
+        "/etc/vm-onetoone-nat",
+        "/etc/vm-onetoone-nat/conf.d",
+        "/etc/vm-onetoone-nat/config.toml",
+    }
+    assert machine.run("getent", "passwd", "vm-onetoone-nat", check=False).returncode != 0
+    assert machine.systemctl("list-unit-files", "--no-legend", UNIT, check=False).strip() == ""
+
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/root/wheels"}
+    machine.run(INSTALL, env=offline)
+    assert config.read_text() == kept
+    assert files(machine) == installed
+    machine.systemctl("enable", "--now", UNIT)
+    service.wait_for(external(1), "active")
+    assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
+
+    machine.run(INSTALL, "--uninstall", "--purge")
+    assert machine.listing() == before
+    assert [path for path in files(machine) if "onetoone" in path] == []
+    assert machine.failed_units() == []
