@@ -178,7 +178,7 @@ def crash(service: Service) -> None:
     )
 
 
-DISTURBANCES = {restart: 10, reload: 10, crash: 3}
+DISTURBANCES: dict[Callable[[Service], None], int] = {restart: 10, reload: 10, crash: 3}
 
 
 @pytest.mark.parametrize("disturb", DISTURBANCES)
@@ -283,7 +283,7 @@ def test_journal_of_a_guest(service: Service) -> None:
         )
         assert expected.items() <= entry.items()
         if event is Event.MAPPING_INACTIVE:
-            assert entry["VMNAT_REASON"] == "domain 'idle' is shut off"
+            assert entry["VMNAT_REASON"] == "domain 'idle' is not running"
     explained = machine.run(
         "journalctl", "-x", "--no-pager", "-u", UNIT, "VMNAT_DOMAIN=idle"
     ).stdout

@@ -58,10 +58,8 @@ class Domain:
         self.xml = xml
 
     def define(self) -> None:
-        """Make it known to libvirt, persistently, without starting it."""
-        path = self.host.path(f"/run/lab/{self.name}.xml")
-        path.write_text(self.xml)
-        self.host.virsh("define", f"/run/lab/{self.name}.xml")
+        """Make it known to libvirt."""
+        self.host.virsh("define", "/proc/self/fd/0", input=self.xml)
 
     def undefine(self) -> None:
         """Make libvirt forget it; one that runs becomes transient."""

@@ -18,10 +18,10 @@ _SYSCTLS = (
 class Hypervisor(Namespace):
     """A host of guests, with libvirt."""
 
-    def virsh(self, *arguments: str, timeout: float = 120) -> str:
+    def virsh(self, *arguments: str, timeout: float = 120, input: str | None = None) -> str:
         """Run virsh on the system libvirtd and return what it printed."""
         command = ("virsh", "-q", "-c", "qemu:///system", *arguments)
-        return self.run(*command, timeout=timeout).stdout
+        return self.run(*command, timeout=timeout, input=input).stdout
 
     def listing(self) -> str:
         """Everything that the daemon may change, as text that is equal when nothing changed.
