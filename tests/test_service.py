@@ -281,8 +281,8 @@ def test_journal_of_a_guest(service: Service) -> None:
     explained = machine.run(
         "journalctl", "-x", "--no-pager", "-u", UNIT, "VMNAT_DOMAIN=idle"
     ).stdout
-    assert f"-- Subject: {external(2)} is active" in explained
-    assert f"-- Subject: {external(2)} is inactive" in explained
+    assert f"Subject: {external(2)} is active" in explained
+    assert f"Subject: {external(2)} is inactive" in explained
 
 
 def test_catalog(machine: Machine) -> None:
