@@ -188,18 +188,7 @@ class Container(Namespace):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        with process:
-            try:
-                out, err = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired as expired:
-                process.kill()
-                out, err = process.communicate()
-                raise CommandError(
-                    f"{self.name}: no end within {timeout:g} s\n{out}{err}"
-                ) from expired
-        if check and process.returncode != 0:
-            raise CommandError(f"{self.name}: exit {process.returncode}\n{out}{err}")
-        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+        return self._finish(process, argv, check, timeout)
 
     def popen(
         self,

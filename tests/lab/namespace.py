@@ -168,20 +168,7 @@ class Namespace:
             cwd=cwd,
             env=env,
         )
-        with process:
-            try:
-                out, err = process.communicate(input, timeout=timeout)
-            except subprocess.TimeoutExpired as expired:
-                process.kill()
-                out, err = process.communicate()
-                raise CommandError(
-                    f"{self.name}: {_shown(argv)}: no end within {timeout:g} s\n{out}{err}"
-                ) from expired
-        if check and process.returncode != 0:
-            raise CommandError(
-                f"{self.name}: {_shown(argv)}: exit {process.returncode}\n{out}{err}"
-            )
-        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+        return self._finish(process, argv, check, timeout, input)
 
     def python(self, program: Path, *arguments: str) -> list[str]:
         """The command line of one of the lab's own programs, for `run` and `popen`."""
@@ -256,6 +243,30 @@ class Namespace:
             broadcast = address.network.broadcast_address
             batch = f"address add {address} brd {broadcast} dev {peer_ifname}\n" + batch
         peer.run("ip", "-batch", "-", input=batch)
+
+    def _finish(
+        self,
+        process: Process,
+        argv: tuple[str | os.PathLike[str], ...],
+        check: bool,
+        timeout: float,
+        input: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Wait for a process to end, and take what it printed."""
+        with process:
+            try:
+                out, err = process.communicate(input, timeout=timeout)
+            except subprocess.TimeoutExpired as expired:
+                process.kill()
+                out, err = process.communicate()
+                raise CommandError(
+                    f"{self.name}: {_shown(argv)}: no end within {timeout:g} s\n{out}{err}"
+                ) from expired
+        if check and process.returncode != 0:
+            raise CommandError(
+                f"{self.name}: {_shown(argv)}: exit {process.returncode}\n{out}{err}"
+            )
+        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
 
     def _enter(self, cwd: str | os.PathLike[str] | None) -> list[str]:
         entry = ["nsenter", "--target", str(self.pid), "--net", "--mount", "--pid"]
