@@ -37,6 +37,12 @@ HANG = Path(__file__).parent / "lab/inside/hang.py"
 LIBVIRT = ("libvirtd.service", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
 PLACES = ("/etc", "/opt", "/usr/local", "/var/lib", "/run/vm-onetoone-nat")
 
+_DOWNLOAD = """
+cd /root
+/opt/vm-onetoone-nat/bin/pip freeze -q --local --exclude vm-onetoone-nat >wanted
+[ ! -s wanted ] || /opt/vm-onetoone-nat/bin/pip download -q -d wheels -r wanted
+"""
+
 
 @pytest.fixture(scope="session")
 def roots() -> dict[Suite, Path]:
@@ -65,22 +71,15 @@ def machine(
         yield machine
 
 
-_DOWNLOAD = """
-cd /root
-/opt/vm-onetoone-nat/bin/pip freeze -q --local --exclude vm-onetoone-nat >wanted
-[ ! -s wanted ] || /opt/vm-onetoone-nat/bin/pip download -q -d wheels -r wanted
-"""
-
-
 @pytest.fixture
 def service(machine: Machine) -> Iterator[Service]:
     """Started, mapping 1 for as long as its network, mapping 2 for domain `idle`; then stopped."""
     service = Service(machine)
     service.configure(mapping(1), mapping(2, domain="idle"))
-    machine.systemctl("start", UNIT)
+    service.systemctl("start")
     service.wait_for(external(1), "active")
     yield service
-    machine.systemctl("stop", UNIT)
+    service.systemctl("stop")
 
 
 @pytest.fixture
@@ -123,7 +122,7 @@ def test_reboots(machine: Machine, lan: Lan) -> None:
         with NamespaceGuest(machine, "guest", internal(1)) as guest, EchoServer(guest, PORT):
             assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
 
-    machine.systemctl("enable", "--now", UNIT)
+    service.systemctl("enable", "--now")
     check_guest()
     machine.reboot()
     assert service.property("ActiveState") == "active"
@@ -138,7 +137,7 @@ def test_reboots(machine: Machine, lan: Lan) -> None:
     machine.systemctl("start", "libvirtd.service")
     check_guest()
     assert service.property("StatusText") == "1 of 1 mappings active"
-    machine.systemctl("disable", "--now", UNIT)
+    service.systemctl("disable", "--now")
 
 
 def test_unprivileged(service: Service) -> None:
@@ -351,11 +350,11 @@ def test_watchdog(service: Service, lan: Lan, guest: NamespaceGuest) -> None:
 def test_upgrade_and_uninstall(machine: Machine, lan: Lan, guest: NamespaceGuest) -> None:
     """An upgrade loses no packet; uninstalling leaves the configuration, or nothing."""
     service = Service(machine)
-    machine.systemctl("stop", UNIT)
+    service.systemctl("stop")
     service.configure(mapping(1))
     installed = files(machine)
     before = machine.listing()
-    machine.systemctl("enable", "--now", UNIT)
+    service.systemctl("enable", "--now")
     service.wait_for(external(1), "active")
     first = service.property("MainPID")
     with Stream(lan, external(1), PORT, rate=1000) as stream:
@@ -382,7 +381,7 @@ def test_upgrade_and_uninstall(machine: Machine, lan: Lan, guest: NamespaceGuest
     machine.run(INSTALL, env=offline)
     assert config.read_text() == kept
     assert files(machine) == installed
-    machine.systemctl("enable", "--now", UNIT)
+    service.systemctl("enable", "--now")
     service.wait_for(external(1), "active")
     assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
 

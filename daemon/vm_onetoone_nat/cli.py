@@ -141,14 +141,18 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _cleanup(arguments: argparse.Namespace) -> int:
+    if arguments.unit is not None:
+        from vm_onetoone_nat.unit import is_stopping
+
+        # Before all else is loaded: a restart waits for this.
+        if not is_stopping(arguments.unit):
+            return 0
+
     from vm_onetoone_nat.instance import Instance, runtime_directory
     from vm_onetoone_nat.kernel import Kernel
     from vm_onetoone_nat.plan import describe
     from vm_onetoone_nat.reconcile import remove
-    from vm_onetoone_nat.unit import is_stopping
 
-    if arguments.unit is not None and not is_stopping(arguments.unit):
-        return 0
     _require_net_admin()
     runtime = runtime_directory()
     instance = Instance(runtime)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from .namespace import CommandError, Namespace, Process
+from .namespace import PATH, CommandError, Namespace, Process
 from .registry import proxies
 from .waiting import WaitTimeoutError, wait_for
 
@@ -57,7 +57,7 @@ done
 _ENTRY = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 
 _ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PATH": PATH,
     "HOME": "/root",
     "USER": "root",
     "LOGNAME": "root",
@@ -161,9 +161,7 @@ class Container(Namespace):
     def prepare(
         self,
         *argv: str | os.PathLike[str],
-        check: bool = True,
         timeout: float = 600,
-        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on its disk while it is off, with this machine's network: to install.
 
@@ -176,10 +174,7 @@ class Container(Namespace):
             nspawn=(
                 "--as-pid2",
                 *(f"--bind-ro={path}" for path in ("/etc/resolv.conf", "/etc/hosts")),
-                *(
-                    f"--setenv={key}={value}"
-                    for key, value in _inside(proxies() | dict(env or {})).items()
-                ),
+                *(f"--setenv={key}={value}" for key, value in _inside(proxies()).items()),
                 "--",
                 *(os.fspath(argument) for argument in argv),
             ),
@@ -188,7 +183,7 @@ class Container(Namespace):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        return self._finish(process, argv, check, timeout)
+        return self._finish(process, argv, check=True, timeout=timeout)
 
     def popen(
         self,

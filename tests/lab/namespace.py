@@ -24,7 +24,7 @@ exec >&- 2>&-
 exec env --ignore-signal=CHLD sleep infinity
 """
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class CommandError(AssertionError):
@@ -282,7 +282,7 @@ def _only_child(pid: int) -> int | None:
 
 
 def _environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    return {**os.environ, "PATH": _PATH, "LC_ALL": "C.UTF-8", **(extra or {})}
+    return {**os.environ, "PATH": PATH, "LC_ALL": "C.UTF-8", **(extra or {})}
 
 
 def _shown(argv: tuple[str | os.PathLike[str], ...]) -> str:
