@@ -15,7 +15,9 @@ from vm_onetoone_nat.state import (
     AcceptRule,
     Address,
     ChainName,
+    Claim,
     Configuration,
+    Desired,
     Domain,
     DomainState,
     Element,
@@ -74,6 +76,7 @@ class FakeKernel:
         self.hairpins_by_us: set[str] = set()
         self.bridge_netfilter = False
         self.ip_forward = True
+        self.squatters: dict[IPv4Address, str] = {}
         self.refuse: set[IPv4Address] = set()
         self.fail: set[IPv4Address] = set()
         self.crash_after: int | None = None
@@ -83,6 +86,8 @@ class FakeKernel:
 
     def observe(self, configuration: Configuration) -> Observed:
         wanted = self.default_route if configuration.uplink is None else configuration.uplink
+        if configuration.uplink is None and wanted is None:
+            wanted = next((a.ifname for a in self.addresses if a.owned), None)
         ports = self.ports if self.bridge_netfilter else {}
         return Observed(
             uplink=wanted if wanted in self.links else None,
@@ -93,7 +98,11 @@ class FakeKernel:
             hairpins=frozenset(self.hairpins),
             bridge_netfilter=self.bridge_netfilter,
             ip_forward=self.ip_forward,
+            contested=tuple(Claim(a, mac) for a, mac in sorted(self.squatters.items())),
         )
+
+    def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
+        """Every address but those of `squatters` is found free at once."""
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)

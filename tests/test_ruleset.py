@@ -301,7 +301,7 @@ def test_chains() -> None:
         {"chain": {"family": "ip", "table": "filter", "name": "LIBVIRT_FWI"}},
     ]
     jumped_to = ChainName("ip", "filter", "LIBVIRT_FWI")
-    assert parse_chains(entries) == {FORWARD: True, jumped_to: False}
+    assert parse_chains(entries) == {FORWARD: "forward", jumped_to: None}
 
 
 # The real kernel, in a network namespace of its own.
@@ -358,22 +358,22 @@ def child_life() -> None:
     from vm_onetoone_nat.nft import Nft
 
     nft = Nft()
-    assert nft.observe() == (None, ())
+    assert nft.observe() == (None, (), ())
     for _ in range(2):
         # Twice: the second writes over the table of the first.
         nft.apply(_install(*MAPPED))
-        table, foreign = Nft().observe()
+        table, foreign, _ = Nft().observe()
         assert table == Table(True, frozenset(_install(*MAPPED).add_elements), MARK), table
         assert foreign == ()
     nft.apply(Transaction(delete_elements=tuple(some_elements(MAPPED[1]))))
     nft.apply(_replacing(MAPPED[0], Mapping(external(1), "default", internal=internal(9))))
     changed = (Mapping(external(1), "default", internal=internal(9)), *MAPPED[2:])
-    table, _ = nft.observe()
+    table, _, _ = nft.observe()
     assert table == Table(True, frozenset(_install(*changed).add_elements), MARK), table
     nft.apply(Transaction(install=OTHER_MARK))
     assert nft.observe()[0] == Table(True, frozenset(), OTHER_MARK)
     nft.apply(Transaction(remove_table=True))
-    assert nft.observe() == (None, ())
+    assert nft.observe() == (None, (), ())
     assert _run("nft", "list", "ruleset") == ""
 
 
@@ -405,7 +405,7 @@ def child_many_elements() -> None:
         )
     nft.apply(_install(*mappings))
     expected = frozenset(_install(*mappings).add_elements)
-    table, _ = nft.observe()
+    table, _, _ = nft.observe()
     assert table is not None
     assert table.intact
     assert table.elements == expected, table.elements ^ expected
@@ -433,7 +433,7 @@ def child_changed_ranges() -> None:
             allowed_sources=before.allowed_sources,
         )
         nft.apply(_replacing(before, after))
-        table, _ = nft.observe()
+        table, _, _ = nft.observe()
         assert table == Table(True, frozenset(_install(after).add_elements), MARK), table
         before = after
 
@@ -470,7 +470,7 @@ def child_refused() -> None:
         assert "\n" not in str(refusal)
         assert _run("nft", "-a", "list", "ruleset") == before
     nft.apply(Transaction(remove_table=True))
-    assert nft.observe() == (None, (ForeignChain(FORWARD),))
+    assert nft.observe() == (None, (ForeignChain(FORWARD),), ())
 
 
 def test_kernel_refuses_whole() -> None:
@@ -485,12 +485,12 @@ def child_accept() -> None:
     line = "-A FORWARD -m mark --mark 0x100000/0x100000 -j ACCEPT"
     reject = "-A FORWARD -j REJECT --reject-with icmp-port-unreachable"
     _run("iptables", "-A", "FORWARD", "-j", "REJECT")
-    _, foreign = nft.observe()
+    _, foreign, _ = nft.observe()
     assert foreign == (ForeignChain(FORWARD),)
     nft.apply(Transaction(install=MARK, insert_accepts=((FORWARD, MARK),)))
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
 
-    _, (chain,) = nft.observe()
+    _, (chain,), _ = nft.observe()
     (rule,) = chain.accepts
     assert (rule.fwmark, rule.at_head) == (MARK, True)
 
@@ -498,14 +498,14 @@ def child_accept() -> None:
     assert line in saved.splitlines()
     _run("iptables-restore", text=saved)
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
-    table, (chain,) = nft.observe()
+    table, (chain,), _ = nft.observe()
     assert table == Table(True, frozenset(), MARK)
     (rule,) = chain.accepts
     assert (rule.fwmark, rule.at_head) == (MARK, True)
 
     # libvirt and Docker insert at the head.
     _run("iptables", "-I", "FORWARD", "-j", "DROP")
-    _, (chain,) = nft.observe()
+    _, (chain,), _ = nft.observe()
     (rule,) = chain.accepts
     assert not rule.at_head
     nft.apply(
@@ -516,7 +516,7 @@ def child_accept() -> None:
         "-A FORWARD -j DROP",
         reject,
     ]
-    _, (chain,) = nft.observe()
+    _, (chain,), _ = nft.observe()
     nft.apply(Transaction(delete_accepts=((FORWARD, chain.accepts[0].handle),)))
     assert line not in _run("iptables", "-S", "FORWARD")
 
@@ -544,7 +544,7 @@ def child_changed_table() -> None:
     ):
         nft.apply(_install(*MAPPED))
         _run("nft", change)
-        table, _ = nft.observe()
+        table, _, _ = nft.observe()
         assert table is not None
         assert not table.intact, change
     nft.apply(_install(*MAPPED))
@@ -565,7 +565,7 @@ def child_foreign_element(change: str) -> None:
     nft = Nft()
     nft.apply(Transaction(install=MARK))
     _run("nft", f"add element inet vm_onetoone_nat {change}")
-    table, _ = nft.observe()
+    table, _, _ = nft.observe()
     assert table is not None
     observed = Observed(UPLINK, table=table)
     planned = plan(observed, desire(Configuration(), Guests(), observed))

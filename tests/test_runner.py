@@ -2,12 +2,14 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
+from math import inf
 
 import pytest
 from vm_onetoone_nat import runner
-from vm_onetoone_nat.runner import RESYNC_SECONDS, Runner
+from vm_onetoone_nat.runner import PASSES_A_SECOND, RESYNC_SECONDS, Runner
 
 PATIENCE = 10.0
 """How long a thread may take that is about to do something, in seconds; never waited for."""
@@ -35,17 +37,17 @@ def no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "TICK_SECONDS", 0.0)
 
 
-def record(passes: int, result: Callable[[int], bool], time: Time) -> list[tuple[float, set[str]]]:
+def record(passes: int, result: Callable[[int], bool], clock: Time) -> list[tuple[float, set[str]]]:
     """Run that many passes; when each was, and for which causes. `result` gets the pass number."""
     seen: list[tuple[float, set[str]]] = []
 
-    def reconcile(causes: frozenset[str]) -> bool:
-        seen.append((time.now, set(causes)))
+    def reconcile(causes: frozenset[str]) -> float | None:
+        seen.append((clock.now, set(causes)))
         if len(seen) == passes:
             running.stop()
-        return result(len(seen))
+        return inf if result(len(seen)) else None
 
-    running = Runner(reconcile, time.passes, time)
+    running = Runner(reconcile, clock.passes, clock)
     running.run()
     assert len(seen) == passes
     return seen
@@ -57,8 +59,8 @@ def delays(seen: list[tuple[float, set[str]]]) -> list[float]:
 
 def test_first_pass_needs_no_cause() -> None:
     """The first pass comes at once, and says that it is the first."""
-    time = Time()
-    assert record(1, lambda _: True, time) == [(1000.0, {"start"})]
+    clock = Time()
+    assert record(1, lambda _: True, clock) == [(1000.0, {"start"})]
 
 
 def test_a_thousand_notifications_are_one_pass() -> None:
@@ -66,34 +68,34 @@ def test_a_thousand_notifications_are_one_pass() -> None:
     causes = {f"cause {n}" for n in range(1000)}
     seen = []
 
-    def reconcile(given: frozenset[str]) -> bool:
+    def reconcile(given: frozenset[str]) -> float | None:
         seen.append(set(given))
         if len(seen) == 1:
             for cause in sorted(causes):
                 running.notify(cause)
         else:
             running.stop()
-        return True
+        return inf
 
-    time = Time()
-    running = Runner(reconcile, time.passes, time)
+    clock = Time()
+    running = Runner(reconcile, clock.passes, clock)
     running.run()
     assert seen == [{"start"}, causes]
-    assert time.now == 1000.0
+    assert clock.now == 1000.0
 
 
 def test_same_cause_twice() -> None:
     """A cause that came more than once is named once, and makes one pass."""
     seen = []
 
-    def reconcile(given: frozenset[str]) -> bool:
+    def reconcile(given: frozenset[str]) -> float | None:
         seen.append(sorted(given))
         if len(seen) == 1:
             running.notify("link")
             running.notify("link")
         else:
             running.stop()
-        return True
+        return inf
 
     running = Runner(reconcile)
     running.run()
@@ -104,12 +106,12 @@ def test_stop_comes_before_what_is_waiting() -> None:
     """After stop there is no other pass, whatever was asked for before or after it."""
     seen = []
 
-    def reconcile(given: frozenset[str]) -> bool:
+    def reconcile(given: frozenset[str]) -> float | None:
         seen.append(set(given))
         running.notify("before")
         running.stop()
         running.notify("after")
-        return True
+        return inf
 
     running = Runner(reconcile)
     running.run()
@@ -120,9 +122,9 @@ def test_stop_before_run() -> None:
     """A stop that came during start-up is not lost: there is one pass and no more."""
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> bool:
+    def reconcile(causes: frozenset[str]) -> float | None:
         seen.append(set(causes))
-        return True
+        return inf
 
     running = Runner(reconcile)
     running.stop()
@@ -132,8 +134,8 @@ def test_stop_before_run() -> None:
 
 def test_resync() -> None:
     """Without a cause and without a failure, the next look is after the resync interval."""
-    time = Time(step=1.0)
-    seen = record(3, lambda _: True, time)
+    clock = Time(step=1.0)
+    seen = record(3, lambda _: True, clock)
     assert [causes for _, causes in seen] == [{"start"}, {"resync"}, {"resync"}]
     assert delays(seen) == [RESYNC_SECONDS, RESYNC_SECONDS]
 
@@ -163,18 +165,18 @@ def test_success_ends_the_retries() -> None:
 
 def test_cause_during_backoff() -> None:
     """A cause does not wait for the retry, and a failure after it goes on with the longer delay."""
-    time = Time(step=0.1)
+    clock = Time(step=0.1)
     seen: list[tuple[float, set[str]]] = []
 
-    def reconcile(causes: frozenset[str]) -> bool:
-        seen.append((time.now, set(causes)))
+    def reconcile(causes: frozenset[str]) -> float | None:
+        seen.append((clock.now, set(causes)))
         if len(seen) == 3:
             running.notify("link")
         if len(seen) == 5:
             running.stop()
-        return False
+        return None
 
-    running = Runner(reconcile, time.passes, time)
+    running = Runner(reconcile, clock.passes, clock)
     running.run()
     assert [causes for _, causes in seen] == [{"start"}, {"retry"}, {"retry"}, {"link"}, {"retry"}]
     assert delays(seen) == pytest.approx([0.2, 1.0, 0.0, 5.0], abs=0.15)
@@ -185,11 +187,11 @@ def test_change_that_nobody_told_of() -> None:
     answers = iter([False, False, True])
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> bool:
+    def reconcile(causes: frozenset[str]) -> float | None:
         seen.append(set(causes))
         if len(seen) == 2:
             running.stop()
-        return True
+        return inf
 
     running = Runner(reconcile, lambda: next(answers))
     running.run()
@@ -202,13 +204,13 @@ def test_change_is_not_asked_for_while_causes_wait() -> None:
     asked = []
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> bool:
+    def reconcile(causes: frozenset[str]) -> float | None:
         seen.append(set(causes))
         if len(seen) == 1:
             running.notify("link")
         else:
             running.stop()
-        return True
+        return inf
 
     def changed() -> bool:
         asked.append(True)
@@ -225,10 +227,10 @@ def test_notify_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     first, second = threading.Event(), threading.Event()
 
-    def reconcile(causes: frozenset[str]) -> bool:
+    def reconcile(causes: frozenset[str]) -> float | None:
         seen.append(set(causes))
         (second if first.is_set() else first).set()
-        return True
+        return inf
 
     running = Runner(reconcile)
     thread = threading.Thread(target=running.run, daemon=True)
@@ -247,11 +249,11 @@ def test_notifications_of_many_threads_all_arrive() -> None:
     wanted = {f"{thread} {n}" for thread in range(8) for n in range(100)}
     seen: set[str] = set()
 
-    def reconcile(causes: frozenset[str]) -> bool:
+    def reconcile(causes: frozenset[str]) -> float | None:
         seen.update(causes)
         if wanted <= seen:
             running.stop()
-        return True
+        return inf
 
     running = Runner(reconcile)
 
@@ -275,10 +277,10 @@ def test_notify_from_a_signal_handler() -> None:
     """A signal handler may notify and stop while a pass is under way."""
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> bool:
+    def reconcile(causes: frozenset[str]) -> float | None:
         seen.append(set(causes))
         signal.raise_signal(signal.SIGUSR1 if len(seen) == 1 else signal.SIGUSR2)
-        return True
+        return inf
 
     running = Runner(reconcile)
     before = {
@@ -291,3 +293,82 @@ def test_notify_from_a_signal_handler() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert seen == [{"start"}, {"reload"}]
+
+
+def test_a_flood_is_answered_five_times_a_second() -> None:
+    """However fast causes come, passes are spaced, and the last cause has one after it."""
+    begun: list[float] = []
+    heard: set[str] = set()
+
+    def reconcile(causes: frozenset[str]) -> float | None:
+        begun.append(time.monotonic())
+        heard.update(causes)
+        if "last" in causes:
+            running.stop()
+        return inf
+
+    def flood() -> None:
+        for n in range(1000):
+            running.notify(f"event {n}")
+            time.sleep(0.001)
+        running.notify("last")
+
+    running = Runner(reconcile)
+    thread = threading.Thread(target=flood)
+    thread.start()
+    running.run()
+    thread.join()
+    assert heard >= {f"event {n}" for n in range(1000)}
+    assert len(begun) <= 2 * PASSES_A_SECOND + 1
+    assert all(after - before >= 1.0 for before, after in zip(begun, begun[5:], strict=False))
+
+
+def test_stop_during_a_flood() -> None:
+    """A stop does not wait for the next pass to be due."""
+    seen = []
+
+    def reconcile(causes: frozenset[str]) -> float | None:
+        seen.append(time.monotonic())
+        running.notify(f"event {len(seen)}")
+        if len(seen) == PASSES_A_SECOND:
+            threading.Timer(0.1, running.stop).start()
+        return inf
+
+    running = Runner(reconcile)
+    running.run()
+    assert len(seen) == PASSES_A_SECOND
+    assert time.monotonic() - seen[0] < 0.8
+
+
+def test_causes_that_are_no_news() -> None:
+    """Causes that tell nothing new make no pass; the next that does has one."""
+    seen = []
+
+    def reconcile(causes: frozenset[str]) -> float | None:
+        seen.append(set(causes))
+        if len(seen) == 2:
+            running.stop()
+        else:
+            running.notify("own write")
+            threading.Timer(0.1, running.notify, ("foreign write",)).start()
+        return inf
+
+    running = Runner(reconcile, is_news=lambda causes: causes != {"own write"})
+    running.run()
+    assert seen == [{"start"}, {"foreign write"}]
+
+
+def test_look_again() -> None:
+    """A pass that wants another look after some time has it then."""
+    clock = Time(step=0.5)
+    seen: list[float] = []
+
+    def reconcile(causes: frozenset[str]) -> float | None:
+        seen.append(clock.now)
+        if len(seen) == 2:
+            running.stop()
+        return 7.0
+
+    running = Runner(reconcile, clock.passes, clock)
+    running.run()
+    assert seen[1] - seen[0] == pytest.approx(7.0, abs=0.6)

@@ -57,12 +57,12 @@ def test_catalog_fields_exist() -> None:
         assert set(re.findall(r"@VMNAT_([A-Z]+)@", entry)) <= carried
 
 
-def test_one_capability() -> None:
-    """The unit runs as its own user, with CAP_NET_ADMIN and no other capability."""
+def test_capabilities() -> None:
+    """The unit runs as its own user, with two capabilities and no other."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(SYSTEMD / UNIT)
     service = unit["Service"]
     for key in ("CapabilityBoundingSet", "AmbientCapabilities"):
-        assert service[key].split() == ["CAP_NET_ADMIN"]
+        assert service[key].split() == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
     assert service["User"] == "vm-onetoone-nat"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -14,6 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.state import Address
 
 PROTOCOL = 118
@@ -34,7 +35,7 @@ _MAIN_TABLE = 254
 def host_addresses() -> tuple[Address, ...]:
     """All addresses of this host, for a process without privileges; none is taken for ours."""
     with IPRoute() as netlink:
-        return Addresses(netlink, Path(os.devnull), protocol_kept=True).observe()
+        return Addresses(netlink, Path(os.devnull), protocol_kept=True).observe(links(netlink))
 
 
 class Addresses:
@@ -53,17 +54,17 @@ class Addresses:
             _kernel_release() >= (5, 18) if protocol_kept is None else protocol_kept
         )
 
-    def observe(self) -> tuple[Address, ...]:
-        """All IPv4 addresses of all interfaces, in the kernel's order."""
-        names = self._interface_names()
+    def observe(self, links: Mapping[int, Link]) -> tuple[Address, ...]:
+        """All IPv4 addresses of these interfaces, in the kernel's order."""
         recorded = set() if self._protocol_kept else self._recorded()
         found: list[Address] = []
         with_primary: set[str] = set()
         for message in self._netlink.get_addr(family=AF_INET):
-            ifname = names.get(message["index"])
+            link = links.get(message["index"])
             local = message.get_attr("IFA_LOCAL")
-            if ifname is None or local is None:
+            if link is None or local is None:
                 continue
+            ifname = link.name
             interface = IPv4Interface((local, message["prefixlen"]))
             broadcast = message.get_attr("IFA_BROADCAST")
             owned = message.get_attr("IFA_PROTO") == PROTOCOL or (ifname, interface) in recorded
@@ -80,17 +81,25 @@ class Addresses:
                 with_primary.add(ifname)
         return tuple(found)
 
-    def uplink(self, configured: str | None) -> str | None:
-        """The configured interface, or that of the best IPv4 default route; None without one."""
-        names = self._interface_names()
+    def uplink(
+        self, configured: str | None, links: Mapping[int, Link], addresses: tuple[Address, ...]
+    ) -> str | None:
+        """The configured interface, or that of the best IPv4 default route; None without one.
+
+        While there is no default route, the interface that has addresses of ours stays: a route
+        that goes and comes, as when Wi-Fi roams, is no reason to break connections.
+        """
         if configured is not None:
-            return configured if configured in names.values() else None
+            return configured if any(link.name == configured for link in links.values()) else None
         routes = [
             (route.get_attr("RTA_PRIORITY") or 0, index)
             for route in self._netlink.get_default_routes(family=AF_INET, table=_MAIN_TABLE)
             if (index := _output_interface(route)) is not None
         ]
-        return names.get(min(routes)[1]) if routes else None
+        if routes:
+            link = links.get(min(routes)[1])
+            return None if link is None else link.name
+        return next((a.ifname for a in addresses if a.owned), None)
 
     def add(self, address: Address) -> None:
         """Add one address as ours. Raises KernelError; one that is there already is no error."""
@@ -128,9 +137,6 @@ class Addresses:
                 raise KernelError(
                     f"address {address} could not be {_PAST[command]}: {os.strerror(error.code)}"
                 ) from error
-
-    def _interface_names(self) -> dict[int, str]:
-        return {link["index"]: link.get_attr("IFLA_IFNAME") for link in self._netlink.get_links()}
 
     def _recorded(self) -> set[tuple[str, IPv4Interface]]:
         try:

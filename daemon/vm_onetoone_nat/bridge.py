@@ -1,7 +1,7 @@
 """Bridge ports of guests: where an address is, and the hairpin flag (pyroute2, sysctl)."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from socket import AF_BRIDGE, AF_INET
@@ -10,6 +10,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.links import Link
 from vm_onetoone_nat.state import Port
 
 _CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -30,20 +31,8 @@ class Bridge:
     def __init__(self, netlink: IPRoute) -> None:
         self._netlink = netlink
 
-    def hairpins(self) -> dict[int, tuple[str, bool]]:
-        """Every bridge port by interface index: its name, and whether the hairpin flag is set."""
-        ports = {}
-        for link in self._netlink.get_links():
-            info = link.get_attr("IFLA_LINKINFO")
-            if info is None or info.get_attr("IFLA_INFO_SLAVE_KIND") != "bridge":
-                continue
-            data = info.get_attr("IFLA_INFO_SLAVE_DATA")
-            hairpin = bool(data.get_attr("IFLA_BRPORT_MODE")) if data is not None else False
-            ports[link["index"]] = (link.get_attr("IFLA_IFNAME"), hairpin)
-        return ports
-
     def ports(
-        self, hairpins: dict[int, tuple[str, bool]], internals: Iterable[IPv4Address]
+        self, links: Mapping[int, Link], internals: Iterable[IPv4Address]
     ) -> tuple[tuple[IPv4Address, Port], ...]:
         """The port behind each guest address, as far as the host has heard from the guest.
 
@@ -52,16 +41,17 @@ class Bridge:
         """
         learned = {}
         for entry in self._netlink.get_neighbours(family=AF_BRIDGE):
-            if entry["ifindex"] in hairpins:
-                bridge = entry.get_attr("NDA_MASTER")
-                learned[bridge, entry.get_attr("NDA_LLADDR")] = hairpins[entry["ifindex"]]
+            link = links.get(entry["ifindex"])
+            if link is not None and link.is_bridge_port:
+                port = Port(link.name, link.hairpin)
+                learned[entry.get_attr("NDA_MASTER"), entry.get_attr("NDA_LLADDR")] = port
         wanted = {str(address) for address in internals}
         found = []
         for entry in self._netlink.get_neighbours(family=AF_INET):
             address, mac = entry.get_attr("NDA_DST"), entry.get_attr("NDA_LLADDR")
-            port = learned.get((entry["ifindex"], mac))
-            if address in wanted and port is not None:
-                found.append((IPv4Address(address), Port(*port)))
+            seen = learned.get((entry["ifindex"], mac))
+            if address in wanted and seen is not None:
+                found.append((IPv4Address(address), seen))
         return tuple(found)
 
     def set_hairpin(self, name: str, on: bool) -> None:

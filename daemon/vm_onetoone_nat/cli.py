@@ -149,7 +149,7 @@ def _cleanup(arguments: argparse.Namespace) -> int:
             return 0
 
     from vm_onetoone_nat.instance import Instance, runtime_directory
-    from vm_onetoone_nat.kernel import Kernel
+    from vm_onetoone_nat.kernel import Kernel, claims_path
     from vm_onetoone_nat.plan import describe
     from vm_onetoone_nat.reconcile import remove
 
@@ -161,6 +161,7 @@ def _cleanup(arguments: argparse.Namespace) -> int:
         print(f"stopped the daemon, process {stopped}")
     for line in describe(remove(_fwmark(arguments.config), Kernel(runtime))):
         print(line)
+    claims_path(runtime).unlink(missing_ok=True)
     return 0
 
 

@@ -53,6 +53,7 @@ def load(path: Path) -> Configuration:
         uplink=None if settings.uplink == "auto" else settings.uplink,
         libvirt_uri=settings.libvirt_uri,
         fwmark=settings.fwmark,
+        conflict_detection=settings.conflict_detection,
         origins=tuple(w.place(w.file.relative_to(path.parent)) for w in written),
     )
 

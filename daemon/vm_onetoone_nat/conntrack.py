@@ -1,8 +1,10 @@
-"""Ending a mapping's connections in the kernel's connection tracking (pyroute2)."""
+"""Ending connections in the kernel's connection tracking (pyroute2)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Address
+from socket import IPPROTO_TCP
 
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
@@ -12,58 +14,89 @@ from vm_onetoone_nat.plan import Translation
 
 _ENOENT = 2
 
+_FEW = 16
+"""Up to so many translations the kernel is asked for the entries of each, else for all it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    original: NFCTAttrTuple
+    reply: NFCTAttrTuple
+
 
 def forget(translations: tuple[Translation, ...]) -> int:
     """Delete every entry that one of these translations made; how many there were.
 
     Without it a peer's established flow would go on to whatever the addresses mean next.
     """
+
+    def made(entry: _Entry, pair: Translation) -> bool:
+        external, internal = str(pair.external), str(pair.internal)
+        inbound = entry.original.daddr == external and entry.reply.saddr == internal
+        outbound = entry.original.saddr == internal and entry.reply.daddr == external
+        return bool(inbound or outbound)
+
+    return _delete(translations, made)
+
+
+def expose(translations: tuple[Translation, ...], hosts: tuple[IPv4Address, ...]) -> int:
+    """Delete every entry that would keep a flow from one of these translations; how many.
+
+    Such is a flow to the external address that goes elsewhere, and one of the guest's that still
+    leaves by an address of `hosts`. Not the guest's TCP connections: they end by themselves, and
+    their peers know them by the old address.
+    """
+    behind = {str(host) for host in hosts}
+
+    def shadows(entry: _Entry, pair: Translation) -> bool:
+        external, internal = str(pair.external), str(pair.internal)
+        inbound = entry.original.daddr == external and entry.reply.saddr != internal
+        outbound = entry.original.saddr == internal and entry.reply.daddr in behind
+        return bool(inbound or (outbound and entry.original.proto != IPPROTO_TCP))
+
+    return _delete(translations, shadows)
+
+
+def _delete(
+    translations: tuple[Translation, ...], ends: Callable[[_Entry, Translation], bool]
+) -> int:
     with NFCTSocket() as netlink:
         try:
-            return sum(_forget(netlink, translation) for translation in translations)
+            # The listing is read whole before the socket is used for deleting.
+            ended = [e for e, pair in _entries(netlink, translations) if ends(e, pair)]
+            for entry in ended:
+                try:
+                    netlink.entry("del", tuple_orig=entry.original)
+                except NetlinkError as error:
+                    if error.code != _ENOENT:
+                        raise
         except NetlinkError as error:
             raise KernelError(f"connection tracking: {os.strerror(error.code)}") from error
-
-
-def _forget(netlink: NFCTSocket, translation: Translation) -> int:
-    external, internal = translation.external, translation.internal
-    inbound = _entries(netlink, NFCTAttrTuple(daddr=str(external)), reply_source=internal)
-    outbound = _entries(netlink, NFCTAttrTuple(saddr=str(internal)), reply_destination=external)
-    # Both lists are read whole before the socket is used for deleting.
-    entries = [*inbound, *outbound]
-    for entry in entries:
-        try:
-            netlink.entry("del", tuple_orig=entry)
-        except NetlinkError as error:
-            if error.code != _ENOENT:
-                raise
-    return len(entries)
+    return len(ended)
 
 
 def _entries(
-    netlink: NFCTSocket,
-    original: NFCTAttrTuple,
-    reply_source: IPv4Address | None = None,
-    reply_destination: IPv4Address | None = None,
-) -> Iterator[NFCTAttrTuple]:
-    """Entries with that original direction whose answers have that address.
-
-    Kernels before 5.8 ignore the filter of the dump, so the original direction is compared here
-    again.
-    """
-    for message in netlink.dump(tuple_orig=original):
-        forward = _tuple(message.get_attr("CTA_TUPLE_ORIG"))
-        reply = _tuple(message.get_attr("CTA_TUPLE_REPLY"))
-        if original.saddr not in (None, forward.saddr) or original.daddr not in (
-            None,
-            forward.daddr,
-        ):
-            continue
-        if reply_source is not None and reply.saddr != str(reply_source):
-            continue
-        if reply_destination is not None and reply.daddr != str(reply_destination):
-            continue
-        yield forward
+    netlink: NFCTSocket, translations: tuple[Translation, ...]
+) -> Iterator[tuple[_Entry, Translation]]:
+    """Entries whose original direction goes to an external or comes from an internal address."""
+    by_external = {str(pair.external): pair for pair in translations}
+    by_internal = {str(pair.internal): pair for pair in translations}
+    filters: list[NFCTAttrTuple | None] = [None]
+    if len(translations) <= _FEW:
+        filters = [NFCTAttrTuple(daddr=address) for address in by_external]
+        filters += [NFCTAttrTuple(saddr=address) for address in by_internal]
+    for wanted in filters:
+        # Kernels before 5.8 ignore the filter of the dump, so all is compared here again.
+        for message in netlink.dump(tuple_orig=wanted):
+            if (original := message.get_attr("CTA_TUPLE_ORIG")) is None:
+                continue
+            entry = _Entry(_tuple(original), _tuple(message.get_attr("CTA_TUPLE_REPLY")))
+            for pair in (
+                by_external.get(entry.original.daddr),
+                by_internal.get(entry.original.saddr),
+            ):
+                if pair is not None:
+                    yield entry, pair
 
 
 def _tuple(attribute: object) -> NFCTAttrTuple:

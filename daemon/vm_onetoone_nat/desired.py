@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from vm_onetoone_nat.state import (
     Address,
+    Claim,
     Configuration,
     Desired,
     Domain,
@@ -25,10 +26,11 @@ from vm_onetoone_nat.state import (
 
 Refused = ReadOnly[IPv4Address, str]
 
-ACTIVE, INACTIVE, PENDING, ERROR = (
+ACTIVE, INACTIVE, PENDING, CONFLICT, ERROR = (
     MappingState.ACTIVE,
     MappingState.INACTIVE,
     MappingState.PENDING,
+    MappingState.CONFLICT,
     MappingState.ERROR,
 )
 
@@ -40,8 +42,11 @@ def desire(configuration: Configuration, guests: Guests | None, observed: Observ
     guest is not the guest stopping, and the destination of a migration is paused until it takes
     over.
     """
-    statuses = tuple(_status(m, configuration, guests, observed) for m in configuration.mappings)
-    return _desired(statuses, observed, configuration.fwmark)
+    wished = [_status(m, configuration, guests, observed) for m in configuration.mappings]
+    claims = frozenset(s.mapping.external for s in wished if s.state is ACTIVE)
+    contested = {claim.address: claim for claim in observed.contested}
+    statuses = tuple(_contested(s, contested, observed.uplink) for s in wished)
+    return _desired(statuses, observed, configuration.fwmark, claims)
 
 
 def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
@@ -56,10 +61,15 @@ def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
         else s
         for s in desired.statuses
     )
-    return _desired(statuses, observed, desired.fwmark)
+    return _desired(statuses, observed, desired.fwmark, desired.claims)
 
 
-def _desired(statuses: tuple[MappingStatus, ...], observed: Observed, fwmark: int) -> Desired:
+def _desired(
+    statuses: tuple[MappingStatus, ...],
+    observed: Observed,
+    fwmark: int,
+    claims: frozenset[IPv4Address],
+) -> Desired:
     active = [s.mapping for s in statuses if s.state is ACTIVE]
     elements = [e for m in active for e in mapping_elements(m)]
     if active and observed.uplink is not None:
@@ -71,6 +81,7 @@ def _desired(statuses: tuple[MappingStatus, ...], observed: Observed, fwmark: in
         elements=frozenset(elements),
         fwmark=fwmark,
         hairpins=_hairpins(active, observed),
+        claims=claims,
     )
 
 
@@ -115,6 +126,20 @@ def _status(
         if state is not ACTIVE:
             return MappingStatus(mapping, state, reason)
     return MappingStatus(mapping, ACTIVE)
+
+
+def _contested(
+    wished: MappingStatus, contested: ReadOnly[IPv4Address, Claim], uplink: str | None
+) -> MappingStatus:
+    """The status of a mapping that is to be active, as far as other hosts allow."""
+    claim = contested.get(wished.mapping.external) if wished.state is ACTIVE else None
+    if claim is None:
+        return wished
+    if claim.mac is None:
+        reason = f"asking on {uplink} whether another host has the address"
+        return MappingStatus(wished.mapping, PENDING, reason)
+    reason = f"the host with MAC {claim.mac} on {uplink} has the address"
+    return MappingStatus(wished.mapping, CONFLICT, reason)
 
 
 def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:

@@ -8,20 +8,29 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat import conntrack
 from vm_onetoone_nat.addresses import Addresses
+from vm_onetoone_nat.arp import Arp, RecordedClaims
 from vm_onetoone_nat.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.legacy import has_legacy_filter
+from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.nft import Nft
 from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.state import Configuration, Observed
+from vm_onetoone_nat.state import Address, Claim, Configuration, Desired, Observed, Obstacle
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 class Kernel:
-    """The network namespace that it was made in. Use it from one thread."""
+    """The network namespace that it was made in. Use it from one thread.
 
-    def __init__(self, runtime: Path) -> None:
+    `arp` knows which addresses may be taken: None asks the record of the daemon that runs.
+    """
+
+    def __init__(self, runtime: Path, arp: Arp | None = None) -> None:
         self._netlink = IPRoute()
+        self._arp = arp
+        self._claims = arp or RecordedClaims(claims_path(runtime))
+        self._links: dict[int, Link] = {}
         self._addresses = Addresses(self._netlink, runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
         self._nft = Nft()
@@ -29,6 +38,17 @@ class Kernel:
     def close(self) -> None:
         """Close the sockets."""
         self._netlink.close()
+        self._nft.close()
+
+    @property
+    def portid(self) -> int:
+        """The netlink port that changes addresses: the sender of notifications about them."""
+        return int(self._netlink.epid)
+
+    @property
+    def generation(self) -> int:
+        """The generation of the ruleset that `observe` saw last, or one after it."""
+        return self._nft.generation
 
     def observe(self, configuration: Configuration) -> Observed:
         """One look at everything that a plan needs. Raises KernelError."""
@@ -39,20 +59,61 @@ class Kernel:
             raise KernelError(f"the kernel's state could not be read: {error}") from error
 
     def _observe(self, configuration: Configuration) -> Observed:
-        table, foreign = self._nft.observe()
+        table, foreign, obstacles = self._nft.observe()
+        if has_legacy_filter():
+            obstacles = (*obstacles, _legacy_obstacle(configuration.fwmark))
         filtered = bridge_netfilter()
-        hairpins = self._bridge.hairpins()
+        found = self._links = links(self._netlink)
+        addresses = self._addresses.observe(found)
+        uplink = self._addresses.uplink(configuration.uplink, found, addresses)
         internals = [m.internal for m in configuration.mappings if m.internal is not None]
         return Observed(
-            uplink=self._addresses.uplink(configuration.uplink),
-            addresses=self._addresses.observe(),
+            uplink=uplink,
+            addresses=addresses,
             table=table,
             foreign=foreign,
-            ports=self._bridge.ports(hairpins, internals) if filtered else (),
-            hairpins=frozenset(name for name, hairpin in hairpins.values() if hairpin),
+            ports=self._bridge.ports(found, internals) if filtered else (),
+            hairpins=frozenset(link.name for link in found.values() if link.hairpin),
             bridge_netfilter=filtered,
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
+            contested=self._contested(configuration, uplink, addresses),
+            obstacles=obstacles,
         )
+
+    def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
+        """Probe the addresses that are wanted, announce and defend those that are there.
+
+        Its outcome is in `observe`, and notified.
+        """
+        if self._arp is None:
+            return
+        foreign = {a.interface.ip for a in seen.addresses if not a.owned}
+        on_uplink = (a for a in seen.addresses if a.ifname == seen.uplink and a.owned)
+        self._arp.update(
+            self._link(seen.uplink),
+            wanted=desired.claims - foreign if configuration.conflict_detection else frozenset(),
+            held=frozenset(a.interface.ip for a in on_uplink),
+            own=frozenset(link.mac for link in self._links.values()),
+        )
+
+    def _contested(
+        self, configuration: Configuration, uplink: str | None, addresses: tuple[Address, ...]
+    ) -> tuple[Claim, ...]:
+        """What may not be taken. What is there already stays until another host insists."""
+        if not configuration.conflict_detection:
+            return ()
+        link = self._link(uplink)
+        ours = {a.interface.ip: a.owned for a in addresses if a.ifname == uplink}
+        claims = (self._claims.contested(link, m.external) for m in configuration.mappings)
+        return tuple(
+            claim
+            for claim in claims
+            if claim is not None
+            and (claim.address not in ours or (ours[claim.address] and claim.mac is not None))
+        )
+
+    def _link(self, name: str | None) -> Link | None:
+        return next((link for link in self._links.values() if link.name == name), None)
 
     def apply(self, plan: Plan) -> None:
         """Write the plan, in the order that Plan gives. Raises KernelError, TransactionRefused.
@@ -75,6 +136,8 @@ class Kernel:
             failures.attempt(self._addresses.add, address)
         if plan.forget:
             failures.attempt(conntrack.forget, plan.forget)
+        if plan.expose:
+            failures.attempt(conntrack.expose, plan.expose, plan.hosts)
         failures.raise_any()
 
 
@@ -93,6 +156,20 @@ class _Failures:
     def raise_any(self) -> None:
         if self._errors:
             raise KernelError("; ".join(str(error) for error in self._errors))
+
+
+def claims_path(runtime: Path) -> Path:
+    """Where the running daemon records which addresses are contested."""
+    return runtime / "claims.json"
+
+
+def _legacy_obstacle(fwmark: int) -> Obstacle:
+    mark = f"{fwmark:#x}/{fwmark:#x}"
+    return Obstacle(
+        "iptables-legacy, table filter",
+        "its rules cannot be seen; if 'iptables-legacy -S FORWARD' refuses guests, run "
+        f"'iptables-legacy -I FORWARD -m mark --mark {mark} -j ACCEPT', or move to iptables-nft",
+    )
 
 
 def _enable_ip_forward() -> None:

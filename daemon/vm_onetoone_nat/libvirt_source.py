@@ -7,6 +7,7 @@ reconciles calls `observe`.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from ipaddress import IPv4Interface
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ANSWER_SECONDS = 5
+_ANSWER_SECONDS = (1.0, 5.0)
+"""How long an answer is waited for: at least, and where libvirt has shown to be slow, at most."""
 _FIRST_ATTEMPT_SECONDS = 2
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
@@ -60,6 +62,51 @@ def read_guests(connection: Any) -> Guests:
     return Guests(domains, networks)
 
 
+class LibvirtHangs(LibvirtUnavailable):
+    """libvirt has been asked and does not answer."""
+
+
+class Answers:
+    """Asks libvirt in a thread of its own, and waits no longer than is good for everything else.
+
+    A call into a hung libvirtd blocks until keepalive gives it up, and that long neither signals
+    nor repairs may wait. While one call is not answered no other is made; `answered` is called
+    when it is after all.
+    """
+
+    def __init__(self, answered: Callable[[], None], patience: float = _ANSWER_SECONDS[0]) -> None:
+        self._answered = answered
+        self._patience = patience
+        self._pending: Future[Any] | None = None
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """What `question` returns or raises. Raises LibvirtHangs."""
+        if self._pending is not None and not self._pending.done():
+            raise LibvirtHangs("libvirt still does not answer")
+        answer: Future[T] = Future()
+        self._pending = answer
+        asked = time.monotonic()
+
+        def run() -> None:
+            try:
+                answer.set_result(question())
+            except Exception as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=run, name="libvirt-call", daemon=True).start()
+        try:
+            return answer.result(timeout=self._patience)
+        except TimeoutError as error:
+            answer.add_done_callback(lambda _: self._late(time.monotonic() - asked))
+            raise LibvirtHangs(f"libvirt has not answered for {self._patience:g} s") from error
+
+    def _late(self, seconds: float) -> None:
+        """A slow libvirt is given the time that it needs; one that hung, not for ever."""
+        least, most = _ANSWER_SECONDS
+        self._patience = min(most, max(least, 2 * seconds))
+        self._answered()
+
+
 class LibvirtOnce:
     """A connection for one command: opened at the first look, without events."""
 
@@ -67,12 +114,13 @@ class LibvirtOnce:
         _quiet()
         self._uri = uri
         self._connection: Any = None
+        self._answers = Answers(lambda: None, _ANSWER_SECONDS[1])
 
     def observe(self) -> Guests:
         """All domains and networks. Raises LibvirtUnavailable."""
         if self._connection is None:
-            self._connection = _answer(lambda: _open(self._uri))
-        return _answer(lambda: read_guests(self._connection))
+            self._connection = self._answers.ask(lambda: _open(self._uri))
+        return self._answers.ask(lambda: read_guests(self._connection))
 
 
 class LibvirtSource:
@@ -86,6 +134,7 @@ class LibvirtSource:
         self._uri = uri
         self._notify = notify
         self._connection: Any = None
+        self._answers = Answers(lambda: notify("libvirt answers"))
         self._lost = threading.Event()
         self._tried = threading.Event()
         self._stopped = threading.Event()
@@ -111,10 +160,14 @@ class LibvirtSource:
         if connection is None:
             raise LibvirtUnavailable("libvirt is not connected")
         try:
-            return _answer(lambda: read_guests(connection))
+            return self._answers.ask(lambda: read_guests(connection))
+        except LibvirtHangs:
+            # It is left to keepalive whether the connection is to be given up.
+            raise
         except LibvirtUnavailable:
-            if not _alive(connection):
-                self._lost.set()
+            # Also where the connection is alive: with modular daemons it leads to virtqemud, and
+            # what that has to virtnetworkd stays broken, events too, after virtnetworkd went.
+            self._lost.set()
             raise
 
     def _run_loop(self) -> None:
@@ -206,27 +259,6 @@ _NETWORK_EVENTS = {
 }
 
 
-def _answer(ask: Callable[[], T]) -> T:
-    """What `ask` returns or raises; LibvirtUnavailable where libvirt hangs.
-
-    A call into a hung libvirtd blocks until keepalive gives it up, and that long neither signals
-    nor repairs may wait.
-    """
-    answer: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=run, name="libvirt-call", daemon=True).start()
-    try:
-        return answer.result(timeout=_ANSWER_SECONDS)
-    except TimeoutError as error:
-        raise LibvirtUnavailable(f"libvirt has not answered for {_ANSWER_SECONDS} s") from error
-
-
 def _quiet() -> None:
     """Keep libvirt from printing its errors: they come to us as exceptions."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
@@ -245,13 +277,6 @@ def _close(connection: Any) -> None:
         connection.close()
     except libvirt.libvirtError as error:
         log.debug("closing a lost connection: %s", error)
-
-
-def _alive(connection: Any) -> bool:
-    try:
-        return bool(connection.isAlive())
-    except libvirt.libvirtError:
-        return False
 
 
 def _listed_state(domain: Any, running: set[str], paused: set[str]) -> DomainState:

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import nftables
+from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_REQUEST
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
+from pyroute2.netlink.nlsocket import NetlinkSocket
 
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.plan import Transaction
@@ -12,10 +16,14 @@ from vm_onetoone_nat.ruleset import (
     FORWARD_CHAINS,
     parse_chains,
     parse_foreign_chain,
+    parse_obstacle,
     parse_table,
     transaction_commands,
 )
-from vm_onetoone_nat.state import TABLE, ChainName, ForeignChain, Table
+from vm_onetoone_nat.state import TABLE, ChainName, ForeignChain, Obstacle, Table
+
+# NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.
+_NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16
 
 
 class _UnreadableListing(KernelError):
@@ -30,14 +38,37 @@ class Nft:
         self._context.set_json_output(True)
         self._context.set_handle_output(True)
         self._context.set_stateless_output(True)
+        self._netlink = NetlinkSocket(family=NETLINK_NETFILTER)
+        self._netlink.register_policy({_NEW_GENERATION: nft_gen_msg})
+        self._netlink.bind()
+        self.generation = 0
+        """The ruleset's generation when `observe` began: whatever is later may be unseen."""
 
-    def observe(self) -> tuple[Table | None, tuple[ForeignChain, ...]]:
-        """Our table if there is one, and the foreign chains that need an accept."""
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+    def observe(self) -> tuple[Table | None, tuple[ForeignChain, ...], tuple[Obstacle, ...]]:
+        """Our table if there is one, the foreign chains that need an accept, and obstacles."""
+        self.generation = self._generation()
         # Not `list tables`: libnftables 1.0.6 prints invalid JSON for tables with flags.
         chains = parse_chains(self._list("list", {"chains": None}))
         ours = any((chain.family, chain.table) == ("inet", TABLE) for chain in chains)
-        foreign = tuple(self._chain(name) for name in FORWARD_CHAINS if chains.get(name))
-        return self._table() if ours else None, foreign
+        hooks = {chain: chains[chain] for chain in chains if chains[chain] is not None}
+        foreign = tuple(
+            parse_foreign_chain(name, self._chain(name)) for name in FORWARD_CHAINS if name in hooks
+        )
+        obstacles = (
+            parse_obstacle(name, self._chain(name))
+            for name, hook in hooks.items()
+            if hook == "forward" and name not in FORWARD_CHAINS and name.family in ("ip", "inet")
+            if name.table != TABLE
+        )
+        return (
+            self._table() if ours else None,
+            foreign,
+            tuple(o for o in obstacles if o is not None),
+        )
 
     def apply(self, transaction: Transaction) -> None:
         """Write all of the transaction or nothing.
@@ -58,9 +89,16 @@ class Nft:
             # Not as we wrote it, whatever it is: it is to be replaced.
             return Table(intact=False)
 
-    def _chain(self, name: ChainName) -> ForeignChain:
+    def _chain(self, name: ChainName) -> list[dict[str, Any]]:
         reference = {"family": name.family, "table": name.table, "name": name.name}
-        return parse_foreign_chain(name, self._list("list", {"chain": reference}))
+        return self._list("list", {"chain": reference})
+
+    def _generation(self) -> int:
+        try:
+            (answer,) = self._netlink.nlm_request(nft_gen_msg(), _GET_GENERATION, NLM_F_REQUEST)
+        except NetlinkError as error:
+            raise KernelError(f"nftables' generation cannot be read: {error}") from error
+        return int(answer.get_attr("NFTA_GEN_ID"))
 
     def _list(self, verb: str, what: dict[str, Any]) -> list[dict[str, Any]]:
         code, error, output = self._run([{verb: what}])

@@ -50,6 +50,10 @@ class Plan:
     address without a translation, a packet for the guest would reach the host itself. A hairpin
     flag is set only after the transaction has recorded the port in our table, and cleared before
     the record goes: a flag that nobody remembers would stay for ever.
+
+    Last come tracked connections: those that a translation made are forgotten with it, and those
+    from before it, that would bypass it, when it is there (`expose`); `hosts` are the addresses
+    that the guest's own connections had until then.
     """
 
     enable_ip_forward: bool = False
@@ -59,6 +63,8 @@ class Plan:
     set_hairpins: tuple[str, ...] = ()
     add_addresses: tuple[Address, ...] = ()
     forget: tuple[Translation, ...] = ()
+    expose: tuple[Translation, ...] = ()
+    hosts: tuple[IPv4Address, ...] = ()
 
     def __bool__(self) -> bool:
         return self != Plan()
@@ -73,6 +79,7 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     recorded = {e.key for e in present if e.container == "hairpin"}
     wanted = {e.key for e in elements if e.container == "hairpin"}
     deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
+    begun = _translations(elements - present)
     return Plan(
         enable_ip_forward=bool(desired.active) and not observed.ip_forward,
         add_addresses=_missing_addresses(observed, desired),
@@ -86,7 +93,9 @@ def plan(observed: Observed, desired: Desired) -> Plan:
         ),
         set_hairpins=tuple(sorted(wanted - observed.hairpins)),
         delete_addresses=_stale_addresses(observed, desired),
-        forget=_ended(present, elements),
+        forget=_translations(present - elements),
+        expose=begun,
+        hosts=_uplink_hosts(observed) if begun else (),
     )
 
 
@@ -107,7 +116,7 @@ def removal(observed: Observed, fwmark: int) -> Plan:
             ),
         ),
         delete_addresses=tuple(a for a in observed.addresses if a.owned),
-        forget=_ended(present, frozenset()),
+        forget=_translations(present),
     )
 
 
@@ -198,10 +207,16 @@ def _displacing(observed: Observed) -> set[Address]:
     return displacing
 
 
-def _ended(present: frozenset[Element], wanted: frozenset[Element]) -> tuple[Translation, ...]:
-    """Translations that are no more, or that lead elsewhere: their connections must end too."""
+def _translations(elements: frozenset[Element]) -> tuple[Translation, ...]:
     return tuple(
         Translation(IPv4Address(e.key), IPv4Address(e.value))
-        for e in sorted(present - wanted)
+        for e in sorted(elements)
         if e.container == "external"
+    )
+
+
+def _uplink_hosts(observed: Observed) -> tuple[IPv4Address, ...]:
+    """The host's own addresses on the uplink, behind which guests are without a mapping."""
+    return tuple(
+        a.interface.ip for a in observed.addresses if a.ifname == observed.uplink and not a.owned
     )

@@ -1,5 +1,6 @@
 """One pass: observe, plan, apply, verify. Everything is read anew; nothing is remembered."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Protocol
@@ -23,6 +24,7 @@ class KernelSide(Protocol):
 
     def observe(self, configuration: Configuration) -> Observed: ...
     def apply(self, plan: Plan) -> None: ...
+    def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None: ...
 
 
 class GuestSide(Protocol):
@@ -66,20 +68,37 @@ def look(configuration: Configuration, source: GuestSide, kernel: KernelSide) ->
     return Look(observed, desired, plan(observed, desired), guests is not None)
 
 
-def reconcile(configuration: Configuration, source: GuestSide, kernel: KernelSide) -> Outcome:
+def reconcile(
+    configuration: Configuration,
+    source: GuestSide,
+    kernel: KernelSide,
+    hold: Callable[[Plan], Plan] = lambda plan: plan,
+) -> Outcome:
     """One pass. Raises KernelError where the kernel cannot even be observed.
 
     What is desired is decided once: what changes during the pass has an event of its own, and is
-    no fault of what was written.
+    no fault of what was written. `hold` takes out of a plan what is to be left alone for now.
     """
     before = look(configuration, source, kernel)
-    if not before.plan:
+    outcome = _write(configuration, kernel, before, hold)
+    kernel.claim(configuration, outcome.look.observed, before.desired)
+    return outcome
+
+
+def _write(
+    configuration: Configuration,
+    kernel: KernelSide,
+    before: Look,
+    hold: Callable[[Plan], Plan],
+) -> Outcome:
+    planned = hold(before.plan)
+    if not planned:
         return Outcome(before)
-    written = [before.plan]
+    written = [planned]
     failures: list[str] = []
     desired = before.desired
     try:
-        kernel.apply(before.plan)
+        kernel.apply(planned)
     except TransactionRefused as error:
         failures.append(str(error))
         written, refused = _install_singly(configuration, kernel, before)
@@ -89,8 +108,9 @@ def reconcile(configuration: Configuration, source: GuestSide, kernel: KernelSid
         failures.append(str(error))
     observed = kernel.observe(configuration)
     after = Look(observed, desired, plan(observed, desired), before.libvirt)
-    if after.plan and not failures:
-        failures.append(f"the kernel changed while it was written to: {describe(after.plan)[0]}")
+    left = hold(after.plan)
+    if left and not failures:
+        failures.append(f"the kernel changed while it was written to: {describe(left)[0]}")
     return Outcome(after, tuple(written), tuple(failures))
 
 
@@ -111,6 +131,10 @@ def settled(seen: Look) -> tuple[MappingStatus, ...]:
     if seen.plan.enable_ip_forward:
         lacking = {m.external for m in seen.desired.active}
         reason = "net.ipv4.ip_forward is off"
+    elif seen.plan.transaction.insert_accepts:
+        lacking = {m.external for m in seen.desired.active}
+        chain, _ = seen.plan.transaction.insert_accepts[0]
+        reason = f"the rule that admits guests is not at the head of chain {chain}"
     else:
         lacking = {m.external for m in _lacking(seen)}
         reason = "not in the kernel: see 'plan' for what is missing"

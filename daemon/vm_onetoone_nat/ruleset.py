@@ -19,7 +19,16 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vm_onetoone_nat.plan import Transaction
-from vm_onetoone_nat.state import TABLE, AcceptRule, ChainName, Element, ForeignChain, Table
+from vm_onetoone_nat.state import (
+    DEFAULT_FWMARK,
+    TABLE,
+    AcceptRule,
+    ChainName,
+    Element,
+    ForeignChain,
+    Obstacle,
+    Table,
+)
 
 Json = dict[str, Any]
 
@@ -86,10 +95,10 @@ def parse_table(listing: Sequence[Json]) -> Table:
     return Table(intact and not strange, frozenset(elements), fwmark)
 
 
-def parse_chains(listing: Sequence[Json]) -> dict[ChainName, bool]:
-    """Every chain, from the objects of `list chains`, and whether it is a base chain."""
+def parse_chains(listing: Sequence[Json]) -> dict[ChainName, str | None]:
+    """Every chain, from the objects of `list chains`, with its hook if it is a base chain."""
     return {
-        ChainName(chain["family"], chain["table"], chain["name"]): "hook" in chain
+        ChainName(chain["family"], chain["table"], chain["name"]): chain.get("hook")
         for entry in listing
         if (chain := entry.get("chain")) is not None
     }
@@ -104,6 +113,40 @@ def parse_foreign_chain(name: ChainName, listing: Sequence[Json]) -> ForeignChai
         if fwmark is not None:
             accepts.append(AcceptRule(rule["handle"], fwmark, at_head=position == 0))
     return ForeignChain(name, tuple(accepts))
+
+
+def parse_obstacle(name: ChainName, listing: Sequence[Json]) -> Obstacle | None:
+    """Whether a foreign base chain that we do not write to would refuse what comes to guests.
+
+    It does where it drops by its policy or by a rule that matches everything, unless a rule
+    accepts our mark or all that has been DNATed, as firewalld does.
+    """
+    rules = [entry["rule"].get("expr", []) for entry in listing if "rule" in entry]
+    policies = [entry["chain"].get("policy") for entry in listing if "chain" in entry]
+    if any(_accepted_mark(rule) is not None or _accepts_dnat(rule) for rule in rules):
+        return None
+    if "drop" not in policies and not any(_refuses_all(rule) for rule in rules):
+        return None
+    if name.table == "firewalld":
+        remedy = "set StrictForwardPorts=no in firewalld.conf and reload firewalld"
+    else:
+        remedy = (
+            f"run 'nft insert rule {name} meta mark and {DEFAULT_FWMARK:#x} == {DEFAULT_FWMARK:#x} "
+            "accept' and save it there (with your fwmark, if you have set one)"
+        )
+    return Obstacle(f"chain {name}", remedy)
+
+
+def _accepts_dnat(rule: Sequence[Json]) -> bool:
+    match [e for e in rule if "counter" not in e]:
+        case [{"match": {"left": {"ct": {"key": "status"}}, "right": "dnat"}}, {"accept": None}]:
+            return True
+    return False
+
+
+def _refuses_all(rule: Sequence[Json]) -> bool:
+    verdicts = [e for e in rule if not e.keys() & {"counter", "log", "comment"}]
+    return len(verdicts) == 1 and bool(verdicts[0].keys() & {"drop", "reject"})
 
 
 def _static(fwmark: int) -> list[Json]:

@@ -6,6 +6,7 @@ them all; a pass that failed is repeated with growing delay until one succeeds.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from math import inf
 from queue import Empty, SimpleQueue
@@ -13,8 +14,11 @@ from queue import Empty, SimpleQueue
 RESYNC_SECONDS = 300.0
 """How often to look without a cause: a net under the notifications, not a way to notice."""
 
-TICK_SECONDS = 5.0
+TICK_SECONDS = 10.0
 """How often `tick` is called while nothing happens."""
+
+PASSES_A_SECOND = 5
+"""At most; what comes in faster waits for the next one, less than a second."""
 
 _RETRY_SECONDS = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 
@@ -24,25 +28,30 @@ log = logging.getLogger(__name__)
 class Runner:
     """Runs `reconcile` in the calling thread until `stop`.
 
-    `reconcile` gets the causes and returns whether the kernel is as desired. `tick` returns
+    `reconcile` gets the causes and returns in how many seconds it wants to look again, at the
+    latest; None where it failed. `is_news` tells whether causes need a pass at all. `tick` returns
     whether an input changed that sends no notification; it is called more often than every
     TICK_SECONDS where `longest_tick`, in seconds, is shorter.
     """
 
     def __init__(
         self,
-        reconcile: Callable[[frozenset[str]], bool],
+        reconcile: Callable[[frozenset[str]], float | None],
         tick: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        is_news: Callable[[frozenset[str]], bool] = lambda _causes: True,
         longest_tick: float = inf,
     ) -> None:
         self._reconcile = reconcile
         self._tick = tick
-        self._longest_tick = longest_tick
+        self._is_news = is_news
+        self._tick_seconds = min(TICK_SECONDS, longest_tick)
         self._clock = clock
         # SimpleQueue, since its put() may be called from a signal handler.
         self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._failed = 0
+        self._begun: deque[float] = deque(maxlen=PASSES_A_SECOND)
 
     def notify(self, cause: str) -> None:
         """Ask for another look. From any thread, and from a signal handler."""
@@ -57,13 +66,14 @@ class Runner:
         causes: frozenset[str] | None = frozenset({"start"})
         while causes is not None:
             log.debug("pass", extra={"causes": sorted(causes)})
-            self._failed = 0 if self._reconcile(causes) else self._failed + 1
-            causes = self._wait(self._clock() + self._delay())
-
-    def _delay(self) -> float:
-        if self._failed == 0:
-            return RESYNC_SECONDS
-        return _RETRY_SECONDS[min(self._failed, len(_RETRY_SECONDS)) - 1]
+            self._begun.append(self._clock())
+            again = self._reconcile(causes)
+            if again is None:
+                again = _RETRY_SECONDS[min(self._failed, len(_RETRY_SECONDS) - 1)]
+                self._failed += 1
+            else:
+                self._failed = 0
+            causes = self._wait(self._clock() + min(again, RESYNC_SECONDS))
 
     def _wait(self, until: float) -> frozenset[str] | None:
         """The causes of the next pass, or None to stop."""
@@ -72,20 +82,26 @@ class Runner:
             if remaining <= 0:
                 return frozenset({"retry" if self._failed else "resync"})
             try:
-                first = self._queue.get(timeout=min(remaining, TICK_SECONDS, self._longest_tick))
+                first = self._queue.get(timeout=min(remaining, self._tick_seconds))
             except Empty:
                 if self._tick():
                     return frozenset({"setting changed"})
                 continue
-            return self._drain(first)
+            causes = self._gather(first)
+            if causes is None or self._is_news(causes):
+                return causes
 
-    def _drain(self, first: str | None) -> frozenset[str] | None:
-        waiting = [first]
-        try:
-            while True:
-                waiting.append(self._queue.get_nowait())
-        except Empty:
-            pass
-        if None in waiting:
-            return None
-        return frozenset(cause for cause in waiting if cause is not None)
+    def _gather(self, first: str | None) -> frozenset[str] | None:
+        """All that waits, and all that comes until a pass may begin; None to stop."""
+        waiting = {first}
+        earliest = self._begun[0] + 1.0 if len(self._begun) == PASSES_A_SECOND else -inf
+        while None not in waiting:
+            pause = earliest - self._clock()
+            try:
+                waiting.add(
+                    self._queue.get(timeout=pause) if pause > 0 else self._queue.get_nowait()
+                )
+            except Empty:
+                if pause <= 0:
+                    return frozenset(cause for cause in waiting if cause is not None)
+        return None

@@ -166,6 +166,15 @@ def _from_text(parse: Callable[[str], object]) -> BeforeValidator:
     return BeforeValidator(validate)
 
 
+def _boolean(value: object) -> object:
+    if not isinstance(value, bool):
+        raise ValueError("write true or false, without quotes")
+    return value
+
+
+_from_boolean = BeforeValidator(_boolean)
+
+
 _Item = TypeVar("_Item")
 _Listed = Annotated[list[_Item], Field(min_length=1)]
 
@@ -181,6 +190,7 @@ class Settings(_Model):
     network: Annotated[str, _from_text(_name)] = "default"
     libvirt_uri: Annotated[str, _from_text(_uri)] = "qemu:///system"
     fwmark: Annotated[int, _from_text(_fwmark)] = DEFAULT_FWMARK
+    conflict_detection: Annotated[bool, _from_boolean] = True
 
 
 class MappingTable(_Model):

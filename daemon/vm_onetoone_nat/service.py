@@ -2,24 +2,27 @@
 
 import logging
 import signal
+import time
 from collections import Counter
 from math import inf
 from pathlib import Path
 
 from vm_onetoone_nat import config
+from vm_onetoone_nat.arp import Arp
 from vm_onetoone_nat.bridge import bridge_netfilter
 from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.fights import Fight, Fights
 from vm_onetoone_nat.instance import Instance
 from vm_onetoone_nat.journal import entry, status_fields
-from vm_onetoone_nat.kernel import Kernel
+from vm_onetoone_nat.kernel import Kernel, claims_path
 from vm_onetoone_nat.libvirt_source import LibvirtSource
 from vm_onetoone_nat.notify import Notify
 from vm_onetoone_nat.plan import describe
 from vm_onetoone_nat.reconcile import Outcome, reconcile, remove
 from vm_onetoone_nat.runner import Runner
-from vm_onetoone_nat.state import Configuration, MappingState, MappingStatus
-from vm_onetoone_nat.watch import Watch
+from vm_onetoone_nat.state import Configuration, MappingState, MappingStatus, Obstacle
+from vm_onetoone_nat.watch import NFTABLES, Watch
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +38,17 @@ class Service:
         self._configuration = configuration
         self._instance = Instance(runtime)
         self._instance.acquire()
-        self._kernel = Kernel(runtime)
         self._notify = Notify()
         watchdog = self._notify.watchdog_seconds or inf
-        self._runner = Runner(self._pass, self._tick, longest_tick=watchdog / 3)
+        self._runner = Runner(
+            self._pass, self._tick, is_news=self._is_news, longest_tick=watchdog / 3
+        )
+        self._arp = Arp(self._runner.notify, claims_path(runtime))
+        self._kernel = Kernel(runtime, self._arp)
         self._source = LibvirtSource(configuration.libvirt_uri, self._runner.notify)
-        self._watch = Watch(self._runner.notify, self._is_internal)
+        self._watch = Watch(self._runner.notify, self._is_internal, self._kernel.portid)
+        self._fights = Fights()
+        self._obstacles: tuple[Obstacle, ...] = ()
         self._said: dict[object, MappingStatus] = {}
         self._uplink: str | None = None
         self._failures: tuple[str, ...] = ()
@@ -57,10 +65,12 @@ class Service:
             extra=entry(Event.STARTED),
         )
         self._watch.start()
+        self._arp.start()
         self._source.start()
         self._runner.run()
         self._notify.stopping()
         self._source.stop()
+        self._arp.stop()
         if self._notify.managed:
             # systemd restarts by stopping first: whether this is the end, only the unit knows.
             log.info("stopped; what is in the kernel stays", extra=entry(Event.STOPPED))
@@ -68,24 +78,38 @@ class Service:
         remove(self._configuration.fwmark, self._kernel)
         log.info("stopped; everything of ours is removed", extra=entry(Event.STOPPED))
 
-    def _pass(self, causes: frozenset[str]) -> bool:
+    def _is_news(self, causes: frozenset[str]) -> bool:
+        """Whether a pass could find anything: not where the last one saw these very rules."""
+        only_rules = all(cause.startswith(NFTABLES) for cause in causes)
+        return not only_rules or self._watch.generation > self._kernel.generation
+
+    def _pass(self, causes: frozenset[str]) -> float | None:
         if _RELOAD in causes:
             self._notify.reloading()
             self._reload()
         self._bridge_netfilter = bridge_netfilter()
         try:
-            outcome = reconcile(self._configuration, self._source, self._kernel)
+            outcome = reconcile(
+                self._configuration,
+                self._source,
+                self._kernel,
+                lambda plan: self._fights.hold(time.monotonic(), plan),
+            )
         except KernelError as error:
             self._say_failures((str(error),))
             self._notify.ready(f"Cannot read the kernel's state: {error}")
-            return False
+            return None
+        for written in outcome.written:
+            desired = outcome.look.desired
+            for fight in self._fights.written(time.monotonic(), written, desired, causes):
+                _say_fight(fight)
         self._say(outcome, causes)
         self._notify.alive()
         if causes & {_START, _RELOAD}:
             self._notify.ready(_summary(outcome))
         else:
             self._notify.status(_summary(outcome))
-        return not outcome.failures
+        return None if outcome.failures else self._fights.next_attempt(time.monotonic())
 
     def _tick(self) -> bool:
         """Feed the watchdog, from the thread that reconciles: it starves when a pass hangs.
@@ -134,6 +158,15 @@ class Service:
                 "net.ipv4.ip_forward was off: turned on for the whole host",
                 extra=entry(Event.IP_FORWARD_ENABLED),
             )
+        for obstacle in outcome.look.observed.obstacles:
+            if obstacle not in self._obstacles:
+                log.warning(
+                    "%s may refuse guests: %s",
+                    obstacle.where,
+                    obstacle.remedy,
+                    extra=entry(Event.FIREWALL_REFUSES, reason=obstacle.where),
+                )
+        self._obstacles = outcome.look.observed.obstacles
         uplink = outcome.look.observed.uplink
         if uplink != self._uplink:
             log.info(
@@ -163,6 +196,18 @@ _EVENTS = {
     MappingState.CONFLICT: (logging.WARNING, Event.MAPPING_CONFLICT),
     MappingState.ERROR: (logging.WARNING, Event.MAPPING_ERROR),
 }
+
+
+def _say_fight(fight: Fight) -> None:
+    rivals = "; ".join(fight.rivals) or "it is not known by whom"
+    log.warning(
+        "%s is undone again and again (%s): it is repaired less often from now on, "
+        "after %g s at first",
+        fight.what,
+        rivals,
+        fight.hold,
+        extra=entry(Event.FIGHT, reason=f"{fight.what}: {rivals}"),
+    )
 
 
 def _say_status(status: MappingStatus, uplink: str | None) -> None:

@@ -51,6 +51,7 @@ class Configuration:
     uplink: str | None = None
     libvirt_uri: str = "qemu:///system"
     fwmark: int = DEFAULT_FWMARK
+    conflict_detection: bool = True
     origins: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -162,6 +163,22 @@ class ForeignChain:
 
 
 @dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A foreign firewall that may refuse guests and is not ours to write to, and what to do."""
+
+    where: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An address that must not be taken: the host `mac` has it, or, None, that is being asked."""
+
+    address: IPv4Address
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """The bridge port behind which an address was last seen."""
 
@@ -176,7 +193,7 @@ class Observed:
     `uplink` is the interface that carries external addresses: None when there is none.
     `ports` has the bridge ports, by the guest address seen behind each, and `hairpins` every
     port with the hairpin flag set. `bridge_netfilter` is true when bridged IPv4 frames pass the
-    IP hooks.
+    IP hooks. `contested` has the external addresses that may not be taken on the uplink.
     """
 
     uplink: str | None
@@ -187,6 +204,8 @@ class Observed:
     hairpins: frozenset[str] = frozenset()
     bridge_netfilter: bool = False
     ip_forward: bool = True
+    contested: tuple[Claim, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
 
 
 class MappingState(StrEnum):
@@ -210,7 +229,10 @@ class MappingStatus:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What the kernel should hold: the same types as `Observed`, complete and exact."""
+    """What the kernel should hold: the same types as `Observed`, complete and exact.
+
+    `claims` are the external addresses that are wanted, also those that another host has.
+    """
 
     statuses: tuple[MappingStatus, ...]
     uplink: str | None
@@ -218,6 +240,7 @@ class Desired:
     elements: frozenset[Element]
     fwmark: int
     hairpins: frozenset[str]
+    claims: frozenset[IPv4Address] = frozenset()
 
     @property
     def active(self) -> tuple[Mapping, ...]:

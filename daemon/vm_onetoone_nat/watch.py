@@ -1,69 +1,147 @@
-"""Kernel notifications that ask for another look: links, addresses, routes, neighbours."""
+"""Kernel notifications that ask for another look: interfaces, addresses, routes, rules."""
 
+import ctypes
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.netlink import rtnl
+from pyroute2.netlink import NETLINK_NETFILTER, rtnl
+from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
+from pyroute2.netlink.nlsocket import NetlinkSocket
 
 log = logging.getLogger(__name__)
 
-_GROUPS = rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_NEIGH
+NFTABLES = "nftables:"
+"""What the cause of a changed ruleset begins with."""
+
+_RTNETLINK_GROUPS = (
+    rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_NEIGH
+) | 1 << 23  # RTNLGRP_IPV4_NETCONF: ip_forward
+_NFTABLES_GROUP = 1 << 6  # NFNLGRP_NFTABLES
+NEW_GENERATION = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
+_MAIN_TABLE = 254
 _REOPEN_SECONDS = 0.1
-_KINDS = {
-    "RTM_NEWLINK": "link",
-    "RTM_DELLINK": "link",
-    "RTM_NEWADDR": "address",
-    "RTM_DELADDR": "address",
-    "RTM_NEWROUTE": "route",
-    "RTM_DELROUTE": "route",
-}
+_SO_ATTACH_FILTER = 26
 
 
 class Watch:
-    """A thread that calls `notify` for each notification that could matter.
+    """Two threads that call `notify` for each notification that could matter.
 
     `neighbours` tells which guest addresses are of interest: neighbour entries change all the
-    time, and most of them have nothing to do with a mapping.
+    time, and most of them have nothing to do with a mapping. `portid` is the netlink port of the
+    process's own writes to addresses, which are no news.
     """
 
-    def __init__(self, notify: Callable[[str], None], neighbours: Callable[[str], bool]) -> None:
+    def __init__(
+        self, notify: Callable[[str], None], neighbours: Callable[[str], bool], portid: int
+    ) -> None:
         self._notify = notify
         self._neighbours = neighbours
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="netlink", daemon=True)
+        self._portid = portid
+        self.generation = 0
+        """The generation of the ruleset that was heard of last."""
 
     def start(self) -> None:
         """Start listening; from the return of this on, nothing is missed."""
-        self._thread.start()
-        self._listening.wait()
+        for name, listen in (("rtnetlink", self._rtnetlink), ("nftables", self._nftables)):
+            listening = threading.Event()
+            threading.Thread(
+                target=self._run, args=(name, listen, listening), name=name, daemon=True
+            ).start()
+            listening.wait()
 
-    def _run(self) -> None:
+    def _run(
+        self, name: str, listen: Callable[[threading.Event], None], listening: threading.Event
+    ) -> None:
         while True:
             try:
-                self._listen()
+                listen(listening)
             except OSError as error:
                 # ENOBUFS, the kernel's word for notifications dropped, is the likely one. What
                 # was missed is unknown, so look at everything, on a socket of full size.
-                log.debug("kernel notifications were lost: %s", error)
+                log.debug("%s: notifications were lost: %s", name, error)
             time.sleep(_REOPEN_SECONDS)
-            self._notify("kernel: notifications were lost")
+            self._notify(f"{name}: notifications were lost")
 
-    def _listen(self) -> None:
-        # Made, bound and read in one thread: pyroute2 ties a socket to the thread's event loop.
+    # A socket is made, bound and read in one thread: pyroute2 ties it to the thread's event loop.
+
+    def _rtnetlink(self, listening: threading.Event) -> None:
         with IPRoute() as netlink:
-            netlink.bind(groups=_GROUPS)
-            self._listening.set()
+            netlink.bind(groups=_RTNETLINK_GROUPS)
+            listening.set()
             while True:
                 for message in netlink.get():
-                    if (kind := self._interesting(message)) is not None:
-                        self._notify(f"kernel: {kind}")
+                    if (cause := self._interesting(message)) is not None:
+                        self._notify(cause)
+
+    def _nftables(self, listening: threading.Event) -> None:
+        with NetlinkSocket(family=NETLINK_NETFILTER) as netlink:
+            netlink.register_policy({NEW_GENERATION: nft_gen_msg})
+            _receive_only(netlink, NEW_GENERATION)
+            netlink.bind(groups=_NFTABLES_GROUP)
+            listening.set()
+            while True:
+                for message in netlink.get():
+                    self.generation = message.get_attr("NFTA_GEN_ID")
+                    name = message.get_attr("NFTA_GEN_PROC_NAME")
+                    pid = message.get_attr("NFTA_GEN_PROC_PID")
+                    self._notify(f"{NFTABLES} written by {name} (process {pid})")
 
     def _interesting(self, message: Any) -> str | None:
-        event = message["event"]
-        if event == "RTM_NEWNEIGH":
-            return "neighbour" if self._neighbours(message.get_attr("NDA_DST") or "") else None
-        return _KINDS.get(event)
+        """The cause to look again, None for what is of no interest."""
+        match message["event"]:
+            case "RTM_NEWLINK" | "RTM_DELLINK":
+                # A Wi-Fi driver sends one with this attribute for every scan.
+                if message.get_attr("IFLA_WIRELESS") is not None:
+                    return None
+                return f"link {message.get_attr('IFLA_IFNAME')}"
+            case "RTM_NEWADDR" | "RTM_DELADDR" as event:
+                writer = message["header"]["pid"]
+                if writer == self._portid:
+                    return None
+                verb = "added" if event == "RTM_NEWADDR" else "removed"
+                by = f" by process {writer}" if 0 < writer < 1 << 22 else ""
+                return f"address {message.get_attr('IFA_LOCAL')} {verb}{by}"
+            case "RTM_NEWROUTE" | "RTM_DELROUTE":
+                is_default = message["dst_len"] == 0 and message["table"] == _MAIN_TABLE
+                return "default route" if is_default else None
+            case "RTM_NEWNEIGH":
+                known = self._neighbours(message.get_attr("NDA_DST") or "")
+                return "neighbour" if known else None
+            case "RTM_NEWNETCONF":
+                return "forwarding"
+        return None
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (
+        ("code", ctypes.c_ushort),
+        ("jt", ctypes.c_ubyte),
+        ("jf", ctypes.c_ubyte),
+        ("k", ctypes.c_uint),
+    )
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.POINTER(_Instruction)))
+
+
+def _receive_only(netlink: NetlinkSocket, kind: int) -> None:
+    """Let the kernel drop every message of another type, and not wake us for it (socket(7)).
+
+    A transaction is told element by element, and then by its generation, which is enough.
+    """
+    load_half_word, jump_if_equal, return_constant = 0x28, 0x15, 0x06
+    instructions = (_Instruction * 4)(
+        _Instruction(load_half_word, 0, 0, 4),  # nlmsg_type, in host order
+        _Instruction(jump_if_equal, 0, 1, socket.htons(kind)),
+        _Instruction(return_constant, 0, 0, 0xFFFFFFFF),
+        _Instruction(return_constant, 0, 0, 0),
+    )
+    netlink.setsockopt(
+        socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(_Program(len(instructions), instructions))
+    )

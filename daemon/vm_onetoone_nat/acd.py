@@ -1,0 +1,175 @@
+"""Address conflict detection for IPv4 (RFC 5227): when to probe, announce, defend and give up.
+
+Pure: times come in as arguments, packets go out as return values. `arp` has the socket.
+"""
+
+import random
+from collections.abc import Set
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from math import inf
+
+from vm_onetoone_nat.state import Claim
+
+PROBES = 3
+PROBE_SECONDS = 0.2
+"""Between two probes, and after the last. Not the RFC's two seconds, which were made for networks
+of another age: a guest is to be reachable when it is up. Conflicts that answer later are found by
+listening on, as the RFC has it too."""
+
+ANNOUNCEMENTS = 3
+ANNOUNCE_SECONDS = 2.0
+
+DEFEND_SECONDS = 10.0
+"""A second conflict within this time means that the other host insists."""
+
+_JITTER_SECONDS = 0.02  # two hosts that begin at once hear each other
+_RETRY_SECONDS = (1.0, 2.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 60.0)  # RFC: 60 after ten
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """An ARP packet that was heard; `sender` is 0.0.0.0 in a probe."""
+
+    mac: str
+    sender: IPv4Address
+    target: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask whether anybody has the address."""
+
+    address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Tell everybody that the address is ours, by a gratuitous request and reply."""
+
+    address: IPv4Address
+
+
+Message = Probe | Announcement
+
+_NOBODY = IPv4Address(0)
+
+
+class _Record:
+    """One address: being probed (`probe_at` is finite), clear, or another host's (`mac`)."""
+
+    def __init__(self, now: float) -> None:
+        self.held = False
+        self.probes = 0
+        self.probe_at = now
+        self.announcements = 0
+        self.announce_at = inf
+        self.mac: str | None = None
+        self.conflicts = 0
+        self.defended = -inf
+
+    @property
+    def clear(self) -> bool:
+        return self.mac is None and (self.held or self.probe_at == inf)
+
+    def probe(self, now: float) -> None:
+        self.probes = 0
+        self.probe_at = now + random.uniform(0, _JITTER_SECONDS)
+
+    def announce(self, now: float) -> None:
+        self.announcements, self.announce_at = ANNOUNCEMENTS, now
+
+    def lose(self, now: float, mac: str) -> None:
+        self.mac = mac
+        delay = _RETRY_SECONDS[min(self.conflicts, len(_RETRY_SECONDS) - 1)]
+        self.conflicts += 1
+        self.probes, self.probe_at = 0, now + delay
+        self.announcements, self.announce_at = 0, inf
+
+
+class Detector:
+    """The addresses of one interface. Times are in seconds, of any clock that only goes forward."""
+
+    def __init__(self) -> None:
+        self._records: dict[IPv4Address, _Record] = {}
+        self._own: Set[str] = frozenset()
+
+    def contested(self, address: IPv4Address) -> Claim | None:
+        """Why the address may not be taken: another host has it, or nothing is known yet."""
+        record = self._records.get(address)
+        if record is not None and record.clear:
+            return None
+        return Claim(address, None if record is None else record.mac)
+
+    def update(
+        self, now: float, wanted: Set[IPv4Address], held: Set[IPv4Address], own: Set[str]
+    ) -> None:
+        """From now on these addresses are `wanted`, and those `held`; `own` are our MACs.
+
+        A wanted one is probed until it is known to be free, one newly held is announced.
+        """
+        self._own = own
+        self._records = {a: r for a, r in self._records.items() if a in wanted or a in held}
+        for address in wanted | held:
+            record = self._records.get(address)
+            if record is None:
+                record = self._records[address] = _Record(now)
+                record.probe_at = inf
+                if address not in held:
+                    record.probe(now)
+            if address in held and not record.held and record.mac is None:
+                record.announce(now)
+            record.held = address in held
+
+    def link_is_up(self, now: float) -> None:
+        """The link came up: on what network is not known, so all is looked at again, and said."""
+        for record in self._records.values():
+            record.probe(now)
+            if record.held and record.mac is None:
+                record.announce(now)
+
+    def heard(self, now: float, packet: Packet) -> tuple[Message, ...]:
+        """What is to be sent in answer to a packet; `contested` may have changed after it."""
+        if packet.mac in self._own:
+            return ()
+        probing_too = packet.sender == _NOBODY
+        record = self._records.get(packet.target if probing_too else packet.sender)
+        if record is None or (probing_too and record.clear):
+            return ()
+        address = packet.target if probing_too else packet.sender
+        if record.mac is not None:
+            record.mac = packet.mac if not probing_too else record.mac
+        elif record.held and record.probe_at == inf and now - record.defended > DEFEND_SECONDS:
+            record.defended = now
+            return (Announcement(address),)
+        else:
+            record.lose(now, packet.mac)
+        return ()
+
+    def due(self, now: float) -> tuple[Message, ...]:
+        """What is to be sent now; `contested` may have changed after it."""
+        messages: list[Message] = []
+        for address, record in self._records.items():
+            if record.probe_at <= now:
+                if record.probes < PROBES:
+                    record.probes += 1
+                    record.probe_at = now + PROBE_SECONDS
+                    messages.append(Probe(address))
+                else:
+                    record.probe_at, record.mac = inf, None
+            if record.announce_at <= now:
+                messages.append(Announcement(address))
+                record.announcements -= 1
+                record.announce_at = now + ANNOUNCE_SECONDS if record.announcements else inf
+        return tuple(messages)
+
+    def deadline(self) -> float:
+        """When `due` has something to do next; infinite if never."""
+        return min(
+            (min(r.probe_at, r.announce_at) for r in self._records.values()),
+            default=inf,
+        )
+
+    def verdicts(self) -> dict[IPv4Address, str | None]:
+        """The contested addresses, each with the MAC of the host that has it, None while probed."""
+        return {a: r.mac for a, r in self._records.items() if not r.clear}

@@ -1,0 +1,231 @@
+"""ARP on the uplink: probes, announcements and what others say, by a packet socket and a thread."""
+
+import json
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Set
+from contextlib import suppress
+from ipaddress import IPv4Address
+from math import inf
+from pathlib import Path
+
+from vm_onetoone_nat.acd import Announcement, Detector, Message, Packet
+from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.journal import entry
+from vm_onetoone_nat.links import Link
+from vm_onetoone_nat.state import Claim
+
+log = logging.getLogger(__name__)
+
+_ETH_P_ARP = 0x0806
+_BROADCAST = b"\xff" * 6
+_ARP = struct.Struct("!HHBBH6s4s6s4s")  # RFC 826, for Ethernet and IPv4
+_REQUEST, _REPLY = 1, 2
+
+
+class Arp:
+    """The addresses that are wanted and held on the uplink, probed, announced and defended.
+
+    `notify` is called from the thread of this class when an address is found free or taken.
+    `record` is a file that tells other processes which addresses are contested.
+    """
+
+    def __init__(self, notify: Callable[[str], None], record: Path) -> None:
+        self._notify = notify
+        self._record = record
+        self._recorded: str | None = None
+        self._lock = threading.Lock()
+        self._detector = Detector()
+        self._link: Link | None = None
+        self._socket: socket.socket | None = None
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._refused = False
+        self._thread = threading.Thread(target=self._run, name="arp", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Remove the record; the thread ends with the process."""
+        with suppress(OSError):
+            self._record.unlink(missing_ok=True)
+
+    def contested(self, link: Link | None, address: IPv4Address) -> Claim | None:
+        """Why the address may not be taken on that link, None where nothing speaks against it."""
+        if link is None or not link.has_arp or self._refused:
+            return None
+        with self._lock:
+            if self._link is None or (link.index, link.mac) != (self._link.index, self._link.mac):
+                return Claim(address)  # nothing is known of this network yet
+            return self._detector.contested(address)
+
+    def update(
+        self,
+        link: Link | None,
+        wanted: Set[IPv4Address],
+        held: Set[IPv4Address],
+        own: Set[str],
+    ) -> None:
+        """What is wanted and held on the uplink from now on; `own` are the MACs of this host."""
+        with self._lock:
+            before, now = self._link, time.monotonic()
+            if link is None or not link.has_arp:
+                self._close()
+            elif before is None or (link.index, link.mac) != (before.index, before.mac):
+                self._close()
+                self._open(link)
+            if self._link is not None and link is not None:
+                came_up = link.running and before is not None and not before.running
+                self._link = link
+                self._detector.update(now, wanted, held, own)
+                if came_up:
+                    self._detector.link_is_up(now)
+            self._write_record()
+        os.eventfd_write(self._wake, 1)
+
+    def _open(self, link: Link) -> None:
+        try:
+            packets = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+        except PermissionError:
+            if not self._refused:
+                log.warning(
+                    "addresses are taken without looking whether another host has them: "
+                    "that needs CAP_NET_RAW",
+                    extra=entry(Event.DETECTION_OFF),
+                )
+            self._refused = True
+            return
+        try:
+            packets.bind((link.name, _ETH_P_ARP))
+        except OSError as error:
+            # It is gone already, and the notification of that is on its way.
+            log.debug("ARP on %s: %s", link.name, error)
+            packets.close()
+            return
+        self._socket, self._link = packets, link
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._link, self._detector = None, None, Detector()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        registered: socket.socket | None = None
+        while True:
+            with self._lock:
+                deadline = self._deadline()
+                packets = self._socket
+            if packets is not registered:
+                poll = select.poll()
+                poll.register(self._wake, select.POLLIN)
+                if packets is not None:
+                    poll.register(packets, select.POLLIN)
+                registered = packets
+            wait = None if deadline == inf else max(0.0, deadline - time.monotonic()) * 1000
+            # Rounded up: a moment too early would be a turn for nothing.
+            ready = {fd for fd, _ in poll.poll(None if wait is None else int(wait) + 1)}
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            with self._lock:
+                before = self._detector.verdicts()
+                if self._socket is packets and packets is not None and ready - {self._wake}:
+                    self._receive(packets)
+                if self._deadline() <= time.monotonic():
+                    self._send(self._detector.due(time.monotonic()))
+                changed = self._detector.verdicts() != before
+                if changed:
+                    self._write_record()
+            if changed:
+                self._notify("ARP: an address is found free or taken")
+
+    def _deadline(self) -> float:
+        """When to send next; never on a link that is down, which nobody would hear."""
+        up = self._link is not None and self._link.running
+        return self._detector.deadline() if up else inf
+
+    def _receive(self, packets: socket.socket) -> None:
+        while True:
+            try:
+                packet = _parse(packets.recv(128))
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # The link went down, or away: there is a notification for that.
+                log.debug("ARP: %s", error)
+                return
+            if packet is not None:
+                self._send(self._detector.heard(time.monotonic(), packet))
+
+    def _send(self, messages: tuple[Message, ...]) -> None:
+        if self._link is None or self._socket is None:
+            return
+        for message in messages:
+            for packet in _build(message, bytes.fromhex(self._link.mac.replace(":", ""))):
+                try:
+                    self._socket.sendto(packet, (self._link.name, _ETH_P_ARP, 0, 0, _BROADCAST))
+                except OSError as error:
+                    log.debug("ARP on %s: %s", self._link.name, error)
+
+    def _write_record(self) -> None:
+        """Tell `status` and `plan`. Without the file they know nothing of conflicts, no more."""
+        name = None if self._link is None else self._link.name
+        verdicts = {str(a): mac for a, mac in sorted(self._detector.verdicts().items())}
+        text = json.dumps({"uplink": name, "contested": verdicts})
+        if text == self._recorded:
+            return
+        unfinished = self._record.with_suffix(".new")
+        try:
+            unfinished.write_text(text)
+            unfinished.replace(self._record)
+        except OSError as error:
+            log.debug("%s: %s", self._record, error)
+            return
+        self._recorded = text
+
+
+class RecordedClaims:
+    """What a running daemon has written of contested addresses, for other commands to read."""
+
+    def __init__(self, record: Path) -> None:
+        try:
+            content = json.loads(record.read_text())
+            self._uplink = content["uplink"]
+            self._contested = {IPv4Address(a): m for a, m in content["contested"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # None is running, or it could not write.
+            self._uplink, self._contested = None, {}
+
+    def contested(self, link: Link | None, address: IPv4Address) -> Claim | None:
+        """As of Arp."""
+        if link is None or link.name != self._uplink or address not in self._contested:
+            return None
+        return Claim(address, self._contested[address])
+
+
+def _parse(data: bytes) -> Packet | None:
+    if len(data) < _ARP.size:
+        return None
+    hardware, protocol, hlen, plen, _, mac, sender, _, target = _ARP.unpack_from(data)
+    if (hardware, protocol, hlen, plen) != (1, 0x0800, 6, 4):
+        return None
+    return Packet(mac.hex(":"), IPv4Address(sender), IPv4Address(target))
+
+
+def _build(message: Message, mac: bytes) -> tuple[bytes, ...]:
+    address = message.address.packed
+
+    def packet(operation: int, sender: bytes, target_mac: bytes) -> bytes:
+        return _ARP.pack(1, 0x0800, 6, 4, operation, mac, sender, target_mac, address)
+
+    if isinstance(message, Announcement):
+        # Some stacks take only the one, some only the other.
+        return packet(_REQUEST, address, bytes(6)), packet(_REPLY, address, mac)
+    return (packet(_REQUEST, bytes(4), bytes(6)),)
