@@ -13,7 +13,7 @@ lab_packages=(
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-config-network libvirt-clients
     qemu-system-x86 dnsmasq-base nftables iptables iproute2 procps util-linux
     iputils-ping iputils-arping curl conntrack tcpdump kmod busybox-static cpio
-    debootstrap systemd-container
+    debootstrap systemd-container strace faketime
 )
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }

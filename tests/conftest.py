@@ -4,8 +4,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faults import FAULTS
+from hypothesis import settings
 from lab import Host, Lan
 from running import Daemon
+
+# What is random is the same in each run, and short; at length by `--long`, and never the same.
+settings.register_profile("short", max_examples=150, derandomize=True, deadline=None, database=None)
+settings.register_profile("long", max_examples=1000, deadline=None, database=None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="many more random cycles, for hours without a hurry"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("long" if config.getoption("long") else "short")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The faults that were caused, as docs/faults.md has them."""
+    if FAULTS:
+        terminalreporter.section("faults")
+        for fault in FAULTS:
+            terminalreporter.line(str(fault))
+
+
+@pytest.fixture(scope="session")
+def at_length(pytestconfig: pytest.Config) -> bool:
+    """Whether there is time."""
+    return bool(pytestconfig.getoption("long"))
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,7 @@ class FakeKernel:
         self.ports: dict[IPv4Address, str] = {}
         self.hairpins: set[str] = set()
         self.hairpins_by_us: set[str] = set()
+        self.hairpins_set: set[str] = set()
         self.bridge_netfilter = False
         self.ip_forward = True
         self.squatters: dict[IPv4Address, str] = {}
@@ -96,6 +97,7 @@ class FakeKernel:
             foreign=tuple(self._chain_listed(name) for name in sorted(self.chains)),
             ports=tuple((a, Port(name, name in self.hairpins)) for a, name in ports.items()),
             hairpins=frozenset(self.hairpins),
+            hairpins_set=frozenset(self.hairpins_set),
             bridge_netfilter=self.bridge_netfilter,
             ip_forward=self.ip_forward,
             contested=tuple(Claim(a, mac) for a, mac in sorted(self.squatters.items())),
@@ -116,6 +118,7 @@ class FakeKernel:
             self._write()
             self.hairpins.discard(name)
             self.hairpins_by_us.discard(name)
+            self.hairpins_set.discard(name)
         if plan.transaction:
             self.transact(plan.transaction)
         for name in plan.set_hairpins:
@@ -123,6 +126,7 @@ class FakeKernel:
             if name not in self.hairpins:
                 self.hairpins_by_us.add(name)
             self.hairpins.add(name)
+            self.hairpins_set.add(name)
         for address in plan.add_addresses:
             try:
                 self._add_address(address)
@@ -161,9 +165,17 @@ class FakeKernel:
         return Rule(self._handle, fwmark)
 
     def delete_table(self) -> None:
-        """Somebody deletes our table, and with it the memory of whose hairpin flags are whose."""
+        """Somebody deletes our table, and with it the memory of whose hairpin flags are whose.
+
+        The process that set them still knows.
+        """
         self.table = None
-        self.hairpins_by_us.clear()
+        self.hairpins_by_us &= self.hairpins_set
+
+    def forget(self) -> None:
+        """The process is another one, and knows what our table records."""
+        self.hairpins_set.clear()
+        self.hairpins_by_us &= {e.key for e in self.elements() if e.container == "hairpin"}
 
     def remove_link(self, name: str) -> None:
         """An interface goes, with its addresses and the default route through it."""

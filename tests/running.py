@@ -91,12 +91,17 @@ class Daemon(Product):
         self.log_path = directory / "daemon.log"
         self.process: Process | None = None
 
-    def start(self) -> None:
-        """Start `run`; its log goes on in the same file."""
+    def start(self, *under: str, env: Mapping[str, str] | None = None) -> None:
+        """Start `run`, below the program `under` if given; its log goes on in the same file."""
         with self.log_path.open("a") as log:
             self.process = self.host.popen(
-                *self._command("run"), stdout=subprocess.DEVNULL, stderr=log
+                *under, *self._command("run"), stdout=subprocess.DEVNULL, stderr=log, env=env
             )
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
 
     def stop(self) -> int:
         """SIGTERM, and its exit code."""

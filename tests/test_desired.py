@@ -424,7 +424,9 @@ def test_refused_mapping() -> None:
         (ACTIVE, ""),
     ]
     assert desired == replace(
-        desire(Configuration((other,)), GUESTS, OBSERVED), statuses=desired.statuses
+        desire(Configuration((other,)), GUESTS, OBSERVED),
+        statuses=desired.statuses,
+        claims=frozenset({external(1), external(2)}),
     )
 
 

@@ -84,6 +84,8 @@ def test_first_plan() -> None:
             ),
             insert_accepts=((FORWARD, MARK),),
         ),
+        expose=(Translation(external(1), internal(1)),),
+        hosts=(HOST.ip,),
     )
 
 
@@ -100,6 +102,8 @@ def test_guest_comes() -> None:
     assert plan_of(converged(1), 1, 2) == Plan(
         add_addresses=(own_address(external(2)),),
         transaction=Transaction(add_elements=tuple(sorted(mapping_elements(guest(2))))),
+        expose=(Translation(external(2), internal(2)),),
+        hosts=(HOST.ip,),
     )
 
 

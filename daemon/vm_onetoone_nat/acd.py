@@ -137,8 +137,8 @@ class Detector:
         if record is None or (probing_too and record.clear):
             return ()
         address = packet.target if probing_too else packet.sender
-        if record.mac is not None:
-            record.mac = packet.mac if not probing_too else record.mac
+        if record.mac is not None and record.probes == 0:
+            pass  # known, and waiting for the next try
         elif record.held and record.probe_at == inf and now - record.defended > DEFEND_SECONDS:
             record.defended = now
             return (Announcement(address),)

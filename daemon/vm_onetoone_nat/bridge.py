@@ -30,6 +30,8 @@ class Bridge:
 
     def __init__(self, netlink: IPRoute) -> None:
         self._netlink = netlink
+        self.hairpins_set: set[str] = set()
+        """Ports whose flag was set here. Our table records that too, until somebody deletes it."""
 
     def ports(
         self, links: Mapping[int, Link], internals: Iterable[IPv4Address]
@@ -58,9 +60,11 @@ class Bridge:
         """Set or clear the hairpin flag of a port; a port that is gone is no error."""
         indexes = self._netlink.link_lookup(ifname=name)
         if not indexes:
+            self.hairpins_set.discard(name)
             return
         try:
             self._netlink.brport("set", index=indexes[0], mode=int(on))
+            (self.hairpins_set.add if on else self.hairpins_set.discard)(name)
         except NetlinkError as error:
             if error.code != _ENODEV:
                 raise KernelError(

@@ -2,12 +2,15 @@
 
 import errno
 import fcntl
+import logging
 import os
 import signal
 import time
 from pathlib import Path
 
 from vm_onetoone_nat.errors import VmNatError
+
+log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 60.0
 
@@ -44,8 +47,12 @@ class Instance:
                 f"another vm-onetoone-nat is running (process {self._holder()})",
                 hint="stop it first, or use 'systemctl reload vm-onetoone-nat'",
             )
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            # The lock holds all the same; only `cleanup` cannot end this process by itself.
+            log.warning("%s: the process id could not be written: %s", self._path, error.strerror)
 
     def stop_other(self) -> int | None:
         """End the daemon that runs, if one does, and take its place; the id of its process.

@@ -74,6 +74,7 @@ class Kernel:
             foreign=foreign,
             ports=self._bridge.ports(found, internals) if filtered else (),
             hairpins=frozenset(link.name for link in found.values() if link.hairpin),
+            hairpins_set=frozenset(self._bridge.hairpins_set),
             bridge_netfilter=filtered,
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
             contested=self._contested(configuration, uplink, addresses),

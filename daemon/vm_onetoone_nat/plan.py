@@ -76,7 +76,7 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     table = observed.table
     present = table.elements if table is not None else frozenset()
     replace = table is None or not table.intact or table.fwmark != desired.fwmark
-    recorded = {e.key for e in present if e.container == "hairpin"}
+    recorded = {e.key for e in present if e.container == "hairpin"} | observed.hairpins_set
     wanted = {e.key for e in elements if e.container == "hairpin"}
     deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
     begun = _translations(elements - present)
@@ -149,7 +149,8 @@ def _hairpin_records(observed: Observed, desired: Desired) -> frozenset[Element]
     """The ports to record as ours: not those whose flag somebody else had set before."""
     present = observed.table.elements if observed.table is not None else frozenset()
     records = (Element("hairpin", name) for name in desired.hairpins)
-    return frozenset(r for r in records if r in present or r.key not in observed.hairpins)
+    ours = observed.hairpins_set | {r.key for r in present if r.container == "hairpin"}
+    return frozenset(r for r in records if r.key in ours or r.key not in observed.hairpins)
 
 
 def _marks(observed: Observed, fwmark: int) -> frozenset[int]:

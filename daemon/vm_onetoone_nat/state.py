@@ -192,7 +192,8 @@ class Observed:
 
     `uplink` is the interface that carries external addresses: None when there is none.
     `ports` has the bridge ports, by the guest address seen behind each, and `hairpins` every
-    port with the hairpin flag set. `bridge_netfilter` is true when bridged IPv4 frames pass the
+    port with the hairpin flag set, `hairpins_set` those where this process set it.
+    `bridge_netfilter` is true when bridged IPv4 frames pass the
     IP hooks. `contested` has the external addresses that may not be taken on the uplink.
     """
 
@@ -202,6 +203,7 @@ class Observed:
     foreign: tuple[ForeignChain, ...] = ()
     ports: tuple[tuple[IPv4Address, Port], ...] = ()
     hairpins: frozenset[str] = frozenset()
+    hairpins_set: frozenset[str] = frozenset()
     bridge_netfilter: bool = False
     ip_forward: bool = True
     contested: tuple[Claim, ...] = ()

@@ -73,6 +73,11 @@ class Domain:
         """Pull its plug."""
         self.host.virsh("destroy", self.name)
 
+    def kill(self) -> None:
+        """SIGKILL to its emulator: a crash."""
+        pid = self.host.path(f"/run/libvirt/qemu/{self.name}.pid").read_text().strip()
+        self.host.run("kill", "-KILL", pid)
+
     def suspend(self) -> None:
         """Stop its processor."""
         self.host.virsh("suspend", self.name)

@@ -58,6 +58,8 @@ class Host(Hypervisor):
             self.run("sh", "-c", _MOUNTS)
             # A link-local address would change its flags a second or two after it appears.
             self.sysctl("net.ipv6.conf.default.accept_dad", 0)
+            # Or the kernel saves some of the ICMP errors by which a rejection is known.
+            self.sysctl("net.ipv4.icmp_ratelimit", 0)
             self.lan = lan
             self.uplink_port = lan.attach(self, UPLINK)
             self.lease()

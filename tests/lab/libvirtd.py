@@ -94,6 +94,11 @@ class Libvirtd:
             self._libvirtd.kill()
             self._libvirtd.wait(30)
 
+    def signal(self, number: int) -> None:
+        """Send libvirtd a signal."""
+        if self._libvirtd is not None:
+            self._libvirtd.send_signal(number)
+
     def log(self) -> str:
         """What it logged since the lab began."""
         path = self._namespace.path(_LOG)

@@ -54,6 +54,9 @@ class Process(subprocess.Popen[str]):
         if inner is not None:
             try:
                 os.kill(inner, sig)
+                if sig == signal.SIGCONT:
+                    # nsenter stops with what it started, and not only in appearance.
+                    os.kill(self.pid, sig)
             except ProcessLookupError:
                 return
 

@@ -170,6 +170,7 @@ class StreamReport:
 
     For TCP `retransmits` is the kernel's count for the sender's side of the connection: with 0
     not one of its packets was lost. Each answer acknowledges, so a lost answer shows as a late one.
+    `last_lost` is when the last message without an answer was sent, on the monotonic clock.
     """
 
     sent: int
@@ -180,6 +181,7 @@ class StreamReport:
     broken: bool
     errors: tuple[str, ...]
     sources: tuple[IPv4Address, ...]
+    last_lost: float | None
 
     @property
     def lost(self) -> int:
@@ -195,7 +197,8 @@ class StreamReport:
 class Stream(_Program):
     """A lasting exchange with an echo server, at `rate` messages a second.
 
-    `protocol` "tcp" is one connection; "udp" is one socket. A message is late when its answer
+    `protocol` "tcp" is one connection, "udp" one socket, and "flows" a new one for each message,
+    which is a connection of its own to the kernel. A message is late when its answer
     takes longer than `late` seconds: the default is the kernel's shortest retransmission.
     """
 
@@ -229,6 +232,7 @@ class Stream(_Program):
             broken=raw["broken"],
             errors=tuple(raw["errors"]),
             sources=tuple(IPv4Address(source) for source in raw["sources"]),
+            last_lost=raw["last_lost"],
         )
 
 

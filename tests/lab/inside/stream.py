@@ -1,6 +1,7 @@
-"""A long exchange with an echo server: stream.py tcp|udp ADDRESS PORT RATE LATE
+"""A long exchange with an echo server: stream.py tcp|udp|flows ADDRESS PORT RATE LATE
 
-Sends RATE numbered messages a second until standard input ends, then prints a JSON report.
+Sends RATE numbered messages a second until standard input ends, then prints a JSON report. By
+"flows" each is sent by UDP from a port of its own, and is a connection of its own to the kernel.
 An answer after more than LATE seconds is a late one.
 """
 
@@ -13,12 +14,104 @@ import time
 
 # Offset of tcpi_total_retrans in struct tcp_info (linux/tcp.h): eight bytes, 23 u32 before it.
 _TOTAL_RETRANS = 100
-# After the last message, how long answers may still come, in seconds.
-_GRACE = 2.0
+# After the last message, how long answers may still come, in seconds; by UDP none is sent again.
+_GRACE = {"tcp": 2.0, "udp": 0.5, "flows": 0.5}
+
+
+def report(
+    sent: list[float], delays: dict[int, float], late: float, **more: object
+) -> dict[str, object]:
+    """The report; `delays` has the answered messages by number."""
+    unanswered = [at for n, at in enumerate(sent) if n not in delays]
+    return {
+        "sent": len(sent),
+        "answered": len(delays),
+        "late": sum(delay > late for delay in delays.values()),
+        "slowest": max(delays.values(), default=0.0),
+        "last_lost": unanswered[-1] if unanswered else None,
+        **more,
+    }
+
+
+class _Flows:
+    """A socket for each message, open until it is answered or nobody will answer any more."""
+
+    def __init__(self, address: str, port: int, rate: float) -> None:
+        self._peer = (address, port)
+        self._rate = rate
+        self._poll = select.poll()
+        self._poll.register(sys.stdin, select.POLLIN)
+        self._open: dict[int, tuple[int, socket.socket]] = {}
+        self._sent: list[float] = []
+        self._delays: dict[int, float] = {}
+        self._sources: set[str] = set()
+
+    def run(self) -> None:
+        started = time.monotonic()
+        ended = False
+        while not ended:
+            pause = started + len(self._sent) / self._rate - time.monotonic()
+            if pause <= 0:
+                self._send()
+            else:
+                ended = self._receive(pause)
+        self._poll.unregister(sys.stdin)
+        until = time.monotonic() + _GRACE["flows"]
+        while self._open and (pause := until - time.monotonic()) > 0:
+            self._receive(pause)
+
+    def report(self, late: float) -> dict[str, object]:
+        return report(
+            self._sent,
+            self._delays,
+            late,
+            retransmits=0,
+            broken=False,
+            errors=[],
+            sources=sorted(self._sources),
+        )
+
+    def _send(self) -> None:
+        number, now = len(self._sent), time.monotonic()
+        self._sent.append(now)
+        for oldest in list(self._open)[:2]:
+            if self._sent[self._open[oldest][0]] < now - 2:
+                self._close(oldest)
+        flow = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        flow.setblocking(False)
+        self._open[flow.fileno()] = (number, flow)
+        self._poll.register(flow, select.POLLIN)
+        try:
+            flow.connect(self._peer)
+            flow.send(f"{number}\n".encode())
+        except OSError:
+            self._close(flow.fileno())
+
+    def _receive(self, pause: float) -> bool:
+        """Whether standard input has ended."""
+        for descriptor, _ in self._poll.poll(pause * 1000):
+            if descriptor == sys.stdin.fileno():
+                return True
+            number, flow = self._open[descriptor]
+            try:
+                answer = flow.recv(1024).decode()
+            except OSError:
+                # A rejection: this one is lost.
+                pass
+            else:
+                self._sources.add(answer.split(" ", 1)[0])
+                self._delays[number] = time.monotonic() - self._sent[number]
+            self._close(descriptor)
+        return False
+
+    def _close(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        self._open.pop(descriptor)[1].close()
 
 
 class _Exchange:
     def __init__(self, protocol: str, address: str, port: int, rate: float) -> None:
+        self._grace = _GRACE[protocol]
         self._tcp = protocol == "tcp"
         kind = socket.SOCK_STREAM if self._tcp else socket.SOCK_DGRAM
         self._socket = socket.socket(socket.AF_INET, kind)
@@ -49,22 +142,21 @@ class _Exchange:
                 break
         last = time.monotonic()
         while not self._broken and len(self._delays) < len(self._sent):
-            pause = last + _GRACE - time.monotonic()
+            pause = last + self._grace - time.monotonic()
             if pause <= 0 or not select.select([self._socket], [], [], pause)[0]:
                 break
             self._receive()
 
     def report(self, late: float) -> dict[str, object]:
-        return {
-            "sent": len(self._sent),
-            "answered": len(self._delays),
-            "late": sum(delay > late for delay in self._delays.values()),
-            "slowest": max(self._delays.values(), default=0.0),
-            "retransmits": self._retransmits(),
-            "broken": self._broken,
-            "errors": sorted(self._errors),
-            "sources": sorted(self._sources),
-        }
+        return report(
+            self._sent,
+            self._delays,
+            late,
+            retransmits=self._retransmits(),
+            broken=self._broken,
+            errors=sorted(self._errors),
+            sources=sorted(self._sources),
+        )
 
     def _send(self) -> None:
         number = len(self._sent)
@@ -100,7 +192,8 @@ class _Exchange:
         return value
 
 
-exchange = _Exchange(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+where = (sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+exchange = _Flows(*where) if sys.argv[1] == "flows" else _Exchange(sys.argv[1], *where)
 print("ready", flush=True)
 exchange.run()
 print(json.dumps(exchange.report(late=float(sys.argv[5]))), flush=True)

@@ -1,0 +1,118 @@
+"""When a repair that is undone again and again is left alone for a while."""
+
+from dataclasses import replace
+
+import pytest
+from fakes import FORWARD, LIBVIRT_FORWARD, own_address
+from lab.addresses import UPLINK, external
+from vm_onetoone_nat.fights import REPAIRS, WITHIN_SECONDS, Fight, Fights
+from vm_onetoone_nat.plan import Plan, Transaction
+from vm_onetoone_nat.state import Desired, Element
+
+MARK = 0x100000
+ADDRESS = own_address(external(1))
+ELEMENT = Element("outbound", "192.168.122.101")
+DESIRED = Desired((), UPLINK, (ADDRESS,), frozenset(), MARK, frozenset())
+RIVAL = "nftables: written by puppet (process 4711)"
+NO_RIVAL = frozenset({"nftables"})
+
+PLANS = {
+    "address": Plan(add_addresses=(ADDRESS,)),
+    "stray address": Plan(delete_addresses=(ADDRESS,)),
+    "accept": Plan(
+        transaction=Transaction(insert_accepts=((FORWARD, MARK),), delete_accepts=((FORWARD, 7),))
+    ),
+    "table": Plan(transaction=Transaction(install=MARK, add_elements=(ELEMENT,))),
+    "element": Plan(transaction=Transaction(add_elements=(ELEMENT,))),
+    "stray element": Plan(transaction=Transaction(delete_elements=(ELEMENT,))),
+    "hairpin": Plan(set_hairpins=("vnet0",)),
+    "forwarding": Plan(enable_ip_forward=True),
+}
+
+
+def fought(plan: Plan, causes: frozenset[str] = NO_RIVAL) -> tuple[Fights, list[Fight]]:
+    """After so many repairs, a second apart, that it is a fight; it is 0 o'clock then."""
+    fights = Fights()
+    said: list[Fight] = []
+    fights.written(-100, plan, DESIRED, causes)
+    for n in range(REPAIRS):
+        said += fights.written(n - REPAIRS, plan, DESIRED, causes)
+    return fights, said
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_fight(plan: Plan) -> None:
+    """Whatever it is: after some repairs in a short time it is left alone, said once."""
+    fights, said = fought(plan)
+    assert len(said) == 1
+    assert fights.hold(0, plan) == Plan()
+    assert 0 < fights.next_attempt(0) <= said[0].hold
+    assert fights.hold(said[0].hold, plan) == plan
+
+
+def test_rival_is_named() -> None:
+    """What is known of who undoes it is said with it."""
+    _, (fight,) = fought(PLANS["accept"], frozenset({RIVAL, "neighbour"}))
+    assert fight == Fight("accept in ip filter FORWARD", (RIVAL,), 5.0)
+
+
+def test_others_are_not_held() -> None:
+    """What nobody contests is written all the same."""
+    fights, _ = fought(PLANS["accept"])
+    both = replace(
+        PLANS["accept"],
+        add_addresses=(ADDRESS,),
+        transaction=Transaction(
+            insert_accepts=((FORWARD, MARK), (LIBVIRT_FORWARD, MARK)),
+            delete_accepts=((LIBVIRT_FORWARD, 9), (FORWARD, 7)),
+            add_elements=(ELEMENT,),
+        ),
+    )
+    assert fights.hold(0, both) == Plan(
+        add_addresses=(ADDRESS,),
+        transaction=Transaction(
+            insert_accepts=((LIBVIRT_FORWARD, MARK),),
+            delete_accepts=((LIBVIRT_FORWARD, 9),),
+            add_elements=(ELEMENT,),
+        ),
+    )
+
+
+def test_ever_more_seldom() -> None:
+    """While the fight goes on the pauses grow to a minute, and nothing more is said."""
+    plan = PLANS["address"]
+    fights, (fight,) = fought(plan)
+    now, pauses = fight.hold, []
+    for _ in range(4):
+        assert fights.written(now, plan, DESIRED, NO_RIVAL) == ()
+        pauses.append(fights.next_attempt(now))
+        now += pauses[-1]
+    assert pauses == [15, 60, 60, 60]
+
+
+def test_a_change_of_what_is_desired_is_no_repair() -> None:
+    """A guest that starts and stops all the time makes writes, and no fight."""
+    fights = Fights()
+    gone = replace(DESIRED, addresses=())
+    for n in range(50):
+        assert fights.written(n, PLANS["address"], DESIRED if n % 2 else gone, NO_RIVAL) == ()
+    assert fights.hold(50, PLANS["address"]) == PLANS["address"]
+
+
+def test_now_and_then_is_no_fight() -> None:
+    """A repair that is needed now and then, as after a reload of a firewall, is made at once."""
+    fights, plan = Fights(), PLANS["accept"]
+    for n in range(100):
+        now = n * WITHIN_SECONDS / (REPAIRS - 2)
+        assert fights.hold(now, plan) == plan
+        assert fights.written(now, plan, DESIRED, NO_RIVAL) == ()
+
+
+def test_peace() -> None:
+    """Some minutes after the last repair the fight is forgotten, and a new one is said again."""
+    plan = PLANS["address"]
+    fights, _ = fought(plan)
+    said: list[Fight] = []
+    for n in range(REPAIRS):
+        said += fights.written(1000 + n, plan, DESIRED, NO_RIVAL)
+    assert len(said) == 1
