@@ -78,6 +78,7 @@ class FakeKernel:
         self.bridge_netfilter = False
         self.ip_forward = True
         self.squatters: dict[IPv4Address, str] = {}
+        self.claimed: frozenset[IPv4Address] = frozenset()
         self.refuse: set[IPv4Address] = set()
         self.fail: set[IPv4Address] = set()
         self.crash_after: int | None = None
@@ -100,11 +101,15 @@ class FakeKernel:
             hairpins_set=frozenset(self.hairpins_set),
             bridge_netfilter=self.bridge_netfilter,
             ip_forward=self.ip_forward,
-            contested=tuple(Claim(a, mac) for a, mac in sorted(self.squatters.items())),
+            contested=tuple(
+                Claim(a, mac if a in self.claimed else None)
+                for a, mac in sorted(self.squatters.items())
+            ),
         )
 
     def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
         """Every address but those of `squatters` is found free at once."""
+        self.claimed = desired.claims
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
@@ -174,6 +179,7 @@ class FakeKernel:
 
     def forget(self) -> None:
         """The process is another one, and knows what our table records."""
+        self.claimed = frozenset()
         self.hairpins_set.clear()
         self.hairpins_by_us &= {e.key for e in self.elements() if e.container == "hairpin"}
 
@@ -276,10 +282,15 @@ class FakeLibvirt:
     def __init__(self, guests: Guests | None = None) -> None:
         self.guests = Guests() if guests is None else guests
         self.reachable = True
+        self.known: Guests | None = None
 
     def observe(self) -> Guests:
-        if not self.reachable:
+        if self.reachable:
+            self.known = self.guests
+        elif self.known is None:
             raise LibvirtUnavailable("libvirt is not connected")
+        else:
+            return replace(self.known, current=False)
         return self.guests
 
     def set_domain(self, name: str, state: DomainState) -> None:

@@ -584,6 +584,7 @@ class Cycling(RuleBasedStateMachine):
             reconcile(self.configuration, self.libvirt, self.kernel)
         self.kernel.crash_after = None
         self.kernel.forget()
+        self.libvirt.known = None
         assert self.kernel.not_ours(self.marks) == others
 
     @rule()
@@ -603,6 +604,9 @@ class Cycling(RuleBasedStateMachine):
         self.lived_on = next((a.ifname for a in self.kernel.addresses if a.owned), None)
         expected = [m for m in self.configuration.mappings if self.should_be_active(m, before)]
         outcome = reconcile(self.configuration, self.libvirt, self.kernel)
+        if outcome.look.desired.claims & set(self.kernel.squatters):
+            # Only now the squatter was asked.
+            outcome = reconcile(self.configuration, self.libvirt, self.kernel)
         assert self.kernel.not_ours(self.marks) == others
         refused = [m for m in expected if m.external in self.kernel.refuse]
         if not refused:
@@ -652,13 +656,15 @@ class Cycling(RuleBasedStateMachine):
         translated = any(
             e.container == "external" and e.key == str(mapping.external) for e in before
         )
-        if not libvirt.reachable:
+        guests = libvirt.guests if libvirt.reachable else libvirt.known
+        if not libvirt.reachable and (translated or guests is None):
             return translated
-        if not any(n.active for n in libvirt.guests.networks):
+        assert guests is not None
+        if not any(n.active for n in guests.networks):
             return False
         if mapping.domain is None:
             return True
-        state = next((d.state for d in libvirt.guests.domains if d.name == mapping.domain), None)
+        state = next((d.state for d in guests.domains if d.name == mapping.domain), None)
         return state is DomainState.RUNNING or (state is DomainState.PAUSED and translated)
 
     def assert_kernel_holds(self, active: list[Mapping]) -> None:

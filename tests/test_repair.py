@@ -70,6 +70,12 @@ def table(host: Host) -> str:
     return host.run("nft", "list", "table", "inet", "vm_onetoone_nat").stdout
 
 
+def known(host: Host) -> list[str]:
+    """The listing, but for the order of tables, counters, and who was heard of behind a port."""
+    lines = host.listing().replace(" counter", "").splitlines()
+    return sorted(line for line in lines if 'elements = { "lab' not in line)
+
+
 def passes(daemon: Daemon) -> int:
     return daemon.log().count("DEBUG: pass")
 
@@ -78,14 +84,13 @@ class TestHandOnTheKernel:
     """Somebody, or some program, changes what the daemon wrote."""
 
     def by_command(self, lan: Lan, host: Host, daemon: Daemon, name: str, *commands: str) -> None:
-        before = sorted(host.listing().splitlines())
+        before = known(host)
         with fault(name, lan, external(1), PORT, least=0.7) as traffic:
             for command in commands:
                 host.run("sh", "-ec", command)
             traffic.settled()
         daemon.wait_until_converged()
-        # Of tables, the newest is listed last.
-        assert sorted(host.listing().splitlines()) == before
+        assert known(host) == before
 
     @pytest.mark.parametrize(
         ("name", "command"),
@@ -109,8 +114,8 @@ class TestHandOnTheKernel:
             ),
             (
                 "chain FORWARD flushed and its policy set to DROP, as Docker does",
-                "iptables-save -t filter >/run/lab/saved; iptables -P FORWARD DROP; iptables -F FORWARD; "
-                "sleep 0.5; iptables-restore </run/lab/saved",
+                "iptables-save -t filter >/run/lab/saved; iptables -P FORWARD DROP; "
+                "iptables -F FORWARD; sleep 0.5; iptables-restore </run/lab/saved",
             ),
         ],
     )
@@ -210,7 +215,7 @@ class TestHandOnTheKernel:
         host.run("nft", "delete", "table", "inet", "mine")
         running.reload()
         wait_for(lambda: settled(running), 10, "it is quiet")
-        assert running.log().count("chain inet mine mine may refuse guests") == 1
+        assert running.log().count(said) == 1
 
 
 def settled(daemon: Daemon) -> bool:
@@ -335,7 +340,9 @@ class TestUplink:
 @contextmanager
 def announcements(lan: Lan) -> Iterator[Callable[[], list[str]]]:
     """What is heard on the LAN about address 1 by gratuitous ARP, as tcpdump prints it."""
-    with Process_(lan, "tcpdump", "-l", "-n", "-i", LAN_BRIDGE, "arp") as process:
+    with Process_(
+        lan, "tcpdump", "-l", "-n", "-i", LAN_BRIDGE, "arp and ether broadcast"
+    ) as process:
         own = re.compile(
             rf"Request who-has {external(1)} .*tell {external(1)},|Reply {external(1)} is-at"
         )

@@ -36,7 +36,8 @@ ACTIVE, INACTIVE, PENDING, CONFLICT, ERROR = (
 
 
 def desire(configuration: Configuration, guests: Guests | None, observed: Observed) -> Desired:
-    """The desired state. `guests` None means that libvirt cannot be reached.
+    """The desired state. `guests` None means that libvirt was never reached, not `current` ones
+    that it cannot be reached now.
 
     Then, and for a guest that is paused, a mapping stays as the kernel has it: losing sight of a
     guest is not the guest stopping, and the destination of a migration is paused until it takes
@@ -144,7 +145,7 @@ def _contested(
 
 def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
     """Whether the guest's own state does not decide, so that what the kernel has does."""
-    if guests is None:
+    if guests is None or not guests.current:
         return True
     domain = _domain(mapping.domain, guests) if mapping.domain is not None else None
     return domain is not None and domain.state is DomainState.PAUSED
@@ -154,9 +155,10 @@ def _guest_state(
     mapping: Mapping, guests: Guests | None, observed: Observed
 ) -> tuple[MappingState, str]:
     """Whether the guest, or the network that the mapping lives with, is there."""
-    if guests is None:
-        if _in_kernel(mapping, observed):
+    if guests is None or not guests.current:
+        if _was_active(mapping, observed):
             return ACTIVE, ""
+    if guests is None:
         return INACTIVE, "libvirt cannot be reached, so it is not known whether the guest runs"
     network = _network(mapping, guests)
     if network is None:
@@ -170,7 +172,7 @@ def _guest_state(
         return INACTIVE, f"libvirt has no domain '{mapping.domain}'"
     if domain.state is DomainState.OFF:
         return INACTIVE, f"domain '{domain.name}' is not running"
-    if domain.state is DomainState.PAUSED and not _in_kernel(mapping, observed):
+    if domain.state is DomainState.PAUSED and not _was_active(mapping, observed):
         return INACTIVE, f"domain '{domain.name}' is paused"
     return ACTIVE, ""
 
@@ -229,12 +231,18 @@ def _external_state(
     return ACTIVE, ""
 
 
-def _in_kernel(mapping: Mapping, observed: Observed) -> bool:
-    """Whether the kernel translates this external address now."""
-    return observed.table is not None and any(
-        element.container == "external" and element.key == str(mapping.external)
-        for element in observed.table.elements
-    )
+def _was_active(mapping: Mapping, observed: Observed) -> bool:
+    """Whether the kernel translates this external address now, or would but for another host.
+
+    Only an address that was wanted is known to be another's.
+    """
+    external = mapping.external
+    return (
+        observed.table is not None
+        and any(
+            e.container == "external" and e.key == str(external) for e in observed.table.elements
+        )
+    ) or any(c.address == external and c.mac is not None for c in observed.contested)
 
 
 def _network(mapping: Mapping, guests: Guests) -> Network | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from ipaddress import IPv4Interface
 from typing import Any, TypeVar
 from xml.etree import ElementTree
@@ -135,6 +136,7 @@ class LibvirtSource:
         self._notify = notify
         self._connection: Any = None
         self._answers = Answers(lambda: notify("libvirt answers"))
+        self._known: Guests | None = None
         self._lost = threading.Event()
         self._tried = threading.Event()
         self._stopped = threading.Event()
@@ -155,7 +157,19 @@ class LibvirtSource:
         self._lost.set()
 
     def observe(self) -> Guests:
-        """All domains and networks. Raises LibvirtUnavailable."""
+        """All domains and networks; the last known ones, not `current`, while libvirt is away.
+
+        They are what to repair by. Raises LibvirtUnavailable where none are known.
+        """
+        try:
+            self._known = self._ask()
+        except LibvirtUnavailable:
+            if self._known is None:
+                raise
+            return replace(self._known, current=False)
+        return self._known
+
+    def _ask(self) -> Guests:
         connection = self._connection
         if connection is None:
             raise LibvirtUnavailable("libvirt is not connected")

@@ -65,7 +65,8 @@ def look(configuration: Configuration, source: GuestSide, kernel: KernelSide) ->
         guests = None
     observed = kernel.observe(configuration)
     desired = desire(configuration, guests, observed)
-    return Look(observed, desired, plan(observed, desired), guests is not None)
+    libvirt = guests is not None and guests.current
+    return Look(observed, desired, plan(observed, desired), libvirt)
 
 
 def reconcile(

@@ -17,8 +17,9 @@ RESYNC_SECONDS = 300.0
 TICK_SECONDS = 10.0
 """How often `tick` is called while nothing happens."""
 
-PASSES_A_SECOND = 5
-"""At most; what comes in faster waits for the next one, less than a second."""
+PASSES = 2
+WITHIN_SECONDS = 0.25
+"""So many passes may begin within that time; what comes in faster waits for the next one."""
 
 _RETRY_SECONDS = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 
@@ -51,7 +52,7 @@ class Runner:
         # SimpleQueue, since its put() may be called from a signal handler.
         self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._failed = 0
-        self._begun: deque[float] = deque(maxlen=PASSES_A_SECOND)
+        self._begun: deque[float] = deque(maxlen=PASSES)
 
     def notify(self, cause: str) -> None:
         """Ask for another look. From any thread, and from a signal handler."""
@@ -94,7 +95,7 @@ class Runner:
     def _gather(self, first: str | None) -> frozenset[str] | None:
         """All that waits, and all that comes until a pass may begin; None to stop."""
         waiting = {first}
-        earliest = self._begun[0] + 1.0 if len(self._begun) == PASSES_A_SECOND else -inf
+        earliest = self._begun[0] + WITHIN_SECONDS if len(self._begun) == PASSES else -inf
         while None not in waiting:
             pause = earliest - self._clock()
             try:

@@ -84,10 +84,11 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Guests:
-    """Everything read from libvirt in one look."""
+    """Everything read from libvirt in one look; not `current` if libvirt has gone since."""
 
     domains: tuple[Domain, ...] = ()
     networks: tuple[Network, ...] = ()
+    current: bool = True
 
 
 @dataclass(frozen=True, slots=True)
