@@ -155,9 +155,8 @@ def _guest_state(
     mapping: Mapping, guests: Guests | None, observed: Observed
 ) -> tuple[MappingState, str]:
     """Whether the guest, or the network that the mapping lives with, is there."""
-    if guests is None or not guests.current:
-        if _was_active(mapping, observed):
-            return ACTIVE, ""
+    if (guests is None or not guests.current) and _was_active(mapping, observed):
+        return ACTIVE, ""
     if guests is None:
         return INACTIVE, "libvirt cannot be reached, so it is not known whether the guest runs"
     network = _network(mapping, guests)
@@ -237,12 +236,9 @@ def _was_active(mapping: Mapping, observed: Observed) -> bool:
     Only an address that was wanted is known to be another's.
     """
     external = mapping.external
-    return (
-        observed.table is not None
-        and any(
-            e.container == "external" and e.key == str(external) for e in observed.table.elements
-        )
-    ) or any(c.address == external and c.mac is not None for c in observed.contested)
+    elements = observed.table.elements if observed.table is not None else ()
+    translated = any(e.container == "external" and e.key == str(external) for e in elements)
+    return translated or any(c.address == external and c.mac for c in observed.contested)
 
 
 def _network(mapping: Mapping, guests: Guests) -> Network | None:
