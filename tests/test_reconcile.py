@@ -583,9 +583,9 @@ class Cycling(RuleBasedStateMachine):
         with suppress(Crash):
             reconcile(self.configuration, self.libvirt, self.kernel)
         self.kernel.crash_after = None
+        assert self.kernel.not_ours(self.marks) == others
         self.kernel.forget()
         self.libvirt.known = None
-        assert self.kernel.not_ours(self.marks) == others
 
     @rule()
     def cleanup(self) -> None:

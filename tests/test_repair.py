@@ -72,8 +72,8 @@ def table(host: Host) -> str:
 
 def known(host: Host) -> list[str]:
     """The listing, but for the order of tables, counters, and who was heard of behind a port."""
-    lines = host.listing().replace(" counter", "").splitlines()
-    return sorted(line for line in lines if 'elements = { "lab' not in line)
+    text = re.sub(r" counter| hairpin (on|off)", "", host.listing())
+    return sorted(line for line in text.splitlines() if 'elements = { "lab' not in line)
 
 
 def passes(daemon: Daemon) -> int:
@@ -201,13 +201,10 @@ class TestHandOnTheKernel:
 
     def test_obstacle_is_reported(self, lan: Lan, host: Host, running: Daemon) -> None:
         """A firewall of the administrator's that drops is reported, and its remedy works."""
-        rules = (
-            "add table inet mine; add chain inet mine mine { type filter hook forward priority 0"
-        )
-        host.run("nft", "-f", "-", input=f"{rules}; policy drop; }}\n")
-        wait_for(
-            lambda: "chain inet mine mine may refuse guests" in running.log(), 10, "it is said"
-        )
+        chain = "{ type filter hook forward priority 0; policy drop; }"
+        host.run("nft", f"add table inet mine; add chain inet mine mine {chain}")
+        said = "chain inet mine mine may refuse guests"
+        wait_for(lambda: said in running.log(), 10, "it is said")
         assert not isinstance(tcp(lan, external(1), PORT, timeout=1), Answer)
         (remedy,) = re.findall(r"may refuse guests: run '(nft [^']+)'", running.log())
         host.run(*remedy.split())
@@ -340,16 +337,15 @@ class TestUplink:
 @contextmanager
 def announcements(lan: Lan) -> Iterator[Callable[[], list[str]]]:
     """What is heard on the LAN about address 1 by gratuitous ARP, as tcpdump prints it."""
-    with Process_(
-        lan, "tcpdump", "-l", "-n", "-i", LAN_BRIDGE, "arp and ether broadcast"
-    ) as process:
+    capture = ("tcpdump", "-l", "-n", "-i", LAN_BRIDGE, "arp and ether broadcast")
+    with Printing(lan, *capture) as process:
         own = re.compile(
             rf"Request who-has {external(1)} .*tell {external(1)},|Reply {external(1)} is-at"
         )
         yield lambda: [x for x in process.lines() if own.search(x)]
 
 
-class Process_:  # noqa: N801
+class Printing:
     """A program that prints lines, which are read while it runs."""
 
     def __init__(self, lan: Lan, *argv: str) -> None:
@@ -358,7 +354,7 @@ class Process_:  # noqa: N801
             self._process: Process = lan.popen(*argv, stdout=file, stderr=file)
         wait_for(lambda: "listening on" in self._path.read_text(), 10, f"{argv[0]} listens")
 
-    def __enter__(self) -> "Process_":
+    def __enter__(self) -> "Printing":
         return self
 
     def __exit__(self, *_: object) -> None:
