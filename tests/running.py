@@ -41,6 +41,10 @@ class Product:
         """What it has said so far."""
         raise NotImplementedError
 
+    def reload(self) -> None:
+        """Let it read its configuration again."""
+        raise NotImplementedError
+
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another command on the same configuration, whatever its exit code."""
         return self.host.run(*self._command(*arguments), check=False)
@@ -136,6 +140,9 @@ class Service(Product):
     def systemctl(self, verb: str, *options: str) -> None:
         """Run `systemctl VERB` on the unit; CommandError if that fails."""
         self.host.systemctl(verb, *options, UNIT)
+
+    def reload(self) -> None:
+        self.systemctl("reload")
 
     def property(self, name: str) -> str:
         """A property of the unit, as `systemctl show` prints it."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
+from signal import SIGCONT, SIGINT, SIGSTOP
 
 import pytest
 from faults import fault
@@ -35,6 +35,7 @@ from lab.addresses import (
 )
 from running import Daemon, mapping
 from vm_onetoone_nat.links import links
+from vm_onetoone_nat.runner import TICK_SECONDS
 
 PORT = 7000
 DOCK = "enp0s31f6"
@@ -571,6 +572,78 @@ class TestDaemon:
             assert addresses(host) == [str(HOST)]
         finally:
             host.run("umount", "-l", runtime)
+
+    def test_killed_between_any_two_operations(
+        self, lan: Lan, host: Host, daemon: Daemon, guest: NamespaceGuest, at_length: bool
+    ) -> None:
+        """SIGKILL at any message to the kernel: the next start makes all of it right."""
+        before = known(host)
+        daemon.configure(mapping(1), mapping(2))
+        daemon.start()
+        for n in (1, 2):
+            daemon.wait_for(external(n), "active")
+        converged = known(host)
+        daemon.stop()
+        assert known(host) == before
+        killed = 0
+        for count in range(1, 1000, 1 if at_length else 9):
+            inject = f"inject=sendto,sendmsg:signal=KILL:when={count}"
+            daemon.start("strace", "-f", "-qq", "-o", "/dev/null", "-e", inject)
+            assert daemon.process is not None
+            wait_for(
+                lambda: (
+                    daemon.process is None
+                    or daemon.process.poll() is not None
+                    or daemon.command("plan").returncode == 0
+                ),
+                30,
+                "it is killed, or has written all",
+            )
+            survived = daemon.process.poll() is None
+            if survived:
+                daemon.kill()
+            daemon.start()
+            for n in (1, 2):
+                daemon.wait_for(external(n), "active")
+            daemon.wait_until_converged()
+            assert known(host) == converged
+            assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
+            assert daemon.stop() == 0
+            assert known(host) == before
+            killed += not survived
+            if survived:
+                break
+        print(f"killed at {killed} of its messages to the kernel")
+        assert survived
+        assert killed >= 3
+
+    def test_idle(self, host: Host, running: Daemon) -> None:
+        """Nothing polls: between two ticks only what libvirtd asks for is answered."""
+        wait_for(lambda: settled(running), 10, "it is quiet")
+        assert running.process is not None
+        pid = host.run("pgrep", "-n", "-f", "vm_onetoone_nat.*run").stdout.strip()
+        trace = host.path("/run/lab/trace")
+        before = passes(running)
+        with host.popen("strace", "-f", "-ttt", "-qq", "-o", "/run/lab/trace", "-p", pid) as strace:
+            time.sleep(TICK_SECONDS + 3)
+            strace.send_signal(SIGINT)
+            strace.wait(10)
+        threads = {
+            path.name: path.joinpath("comm").read_text().strip()
+            for path in host.path(f"/proc/{pid}/task").iterdir()
+        }
+        calls: dict[str, list[tuple[float, str]]] = {}
+        for line in trace.read_text().splitlines():
+            thread, at, call = line.split(None, 2)
+            name = "main" if thread == pid else threads[thread]
+            calls.setdefault(name, []).append((float(at), re.split(r"[(< ]", call)[0]))
+        print({name: len(found) for name, found in calls.items()})
+        print(trace.read_text())
+        assert passes(running) == before
+        assert set(calls) <= {"main", "libvirt-events"}
+        ticks = [at for at, name in calls["main"] if name == "openat"]
+        assert len(ticks) <= 2
+        assert all(any(abs(at - tick) < 0.1 for tick in ticks) for at, _ in calls["main"][1:])
 
     def test_clock_jumps(self, lan: Lan, host: Host, daemon: Daemon, guest: NamespaceGuest) -> None:
         """A clock that jumps by years, there and back, changes nothing and stops no repair."""

@@ -25,6 +25,10 @@ _PACKAGES = (
     *("nftables", "iptables", "ca-certificates", "curl", "iputils-ping", "conntrack", "tcpdump"),
 )
 
+# Other firewalls, to be installed by a test: they lie in FIREWALLS, with all that they need.
+_FIREWALLS = ("firewalld", "ufw")
+FIREWALLS = "/var/cache/lab-firewalls"
+
 # Background work that would hold apt's lock, or keep the machine busy, while a test runs.
 _MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer")
 
@@ -112,6 +116,11 @@ def _build(tree: Path, suite: Suite, sources: str, settings: str) -> None:
         wrapper.write_text(_TC)
         wrapper.chmod(0o755)
     _chroot(tree, "apt-get", "clean")
+    fetch = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", "--download-only")
+    _chroot(tree, *fetch, *_FIREWALLS)
+    (tree / FIREWALLS.lstrip("/")).mkdir()
+    for package in (tree / "var/cache/apt/archives").glob("*.deb"):
+        package.rename(tree / FIREWALLS.lstrip("/") / package.name)
     for entry in (tree / "var/lib/apt/lists").iterdir():
         if entry.is_file():
             entry.unlink()

@@ -1,0 +1,103 @@
+"""Answers that come late or not at all, and connections that are alive and of no use."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from lab import wait_for
+from vm_onetoone_nat import libvirt_source
+from vm_onetoone_nat.errors import LibvirtUnavailable
+from vm_onetoone_nat.libvirt_source import Answers, LibvirtHangs, LibvirtSource
+from vm_onetoone_nat.state import Guests
+
+URI = "test:///default"
+
+
+class TestAnswers:
+    """How long is waited, and for what."""
+
+    def test_answer(self) -> None:
+        """What is answered in time is returned, and what is raised is raised."""
+        answers = Answers(lambda: None)
+        assert answers.ask(lambda: 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            answers.ask(lambda: 1 // 0)
+
+    def test_hangs(self) -> None:
+        """A call that hangs is waited for once; after that no time is lost, until it returns."""
+        released, answered = threading.Event(), threading.Event()
+        answers = Answers(answered.set, patience=0.2)
+        began = time.monotonic()
+        with pytest.raises(LibvirtHangs, match="has not answered for 0.2 s"):
+            answers.ask(released.wait)
+        assert 0.2 <= time.monotonic() - began < 1
+        began = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(LibvirtHangs, match="still does not answer"):
+                answers.ask(lambda: 7)
+        assert time.monotonic() - began < 0.1
+        assert not answered.is_set()
+        released.set()
+        assert answered.wait(5)
+        assert answers.ask(lambda: 7) == 7
+
+    def test_slow(self) -> None:
+        """A libvirt that is slow, and not hung, is given the time that it needs."""
+        answered = threading.Event()
+        answers = Answers(answered.set, patience=0.1)
+        with pytest.raises(LibvirtHangs):
+            answers.ask(lambda: time.sleep(0.3))
+        assert answered.wait(5)
+        assert answers.ask(lambda: time.sleep(0.3) or 7) == 7  # type: ignore[func-returns-value]
+
+
+class TestSource:
+    """libvirt's own test driver behind a connection."""
+
+    @pytest.fixture
+    def causes(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def source(self, causes: list[str]) -> Iterator[LibvirtSource]:
+        source = LibvirtSource(URI, causes.append)
+        source.start()
+        yield source
+        source.stop()
+
+    def test_read(self, source: LibvirtSource, causes: list[str]) -> None:
+        """Connected, what libvirt has is read, and it is current."""
+        guests = source.observe()
+        assert [domain.name for domain in guests.domains] == ["test"]
+        assert guests.current
+        assert causes == ["libvirt connected"]
+
+    def test_reconnected_after_an_error(
+        self, source: LibvirtSource, causes: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A connection that is alive and answers with errors is replaced, with its events.
+
+        So it is with modular daemons when virtnetworkd alone was restarted: virtqemud's connection
+        to it stays broken, and only a new connection to virtqemud makes a new one.
+        """
+        before = source.observe()
+
+        def broken(_connection: object) -> Guests:
+            raise LibvirtUnavailable("client socket is closed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt_source, "read_guests", broken)
+            known = source.observe()
+            assert (known.domains, known.current) == (before.domains, False)
+        wait_for(lambda: causes.count("libvirt connected") == 2, 10, "it is connected anew")
+        assert source.observe().current
+        assert "libvirt lost" in causes
+
+    def test_never_reached(self, causes: list[str]) -> None:
+        """Where libvirt was never reached nothing is known."""
+        source = LibvirtSource("test:///nonexistent", causes.append)
+        source.start()
+        with pytest.raises(LibvirtUnavailable):
+            source.observe()
+        source.stop()
