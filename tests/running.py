@@ -102,6 +102,11 @@ class Daemon(Product):
                 *under, *self._command("run"), stdout=subprocess.DEVNULL, stderr=log, env=env
             )
 
+    @property
+    def ended(self) -> bool:
+        """Whether its process is over, however it ended."""
+        return self.process is None or self.process.poll() is not None
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         assert self.process is not None

@@ -26,7 +26,7 @@ from vm_onetoone_nat.state import DEFAULT_FWMARK, Address, Configuration, Mappin
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 BOUNDED = settings(
-    max_examples=40_000 if settings.default.max_examples > 150 else 150,
+    max_examples=40_000 if settings().max_examples > 150 else 150,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -1,4 +1,4 @@
-"""Random cycles in the real namespace: whatever happens in whatever order, all is right after it."""
+"""Random cycles in the real namespace: whatever happens, in any order, all is right after it."""
 
 import json
 import random
@@ -123,12 +123,8 @@ class World:
         self.daemon.start()
 
     def write(self) -> None:
-        self.daemon.configure(
-            *(
-                mapping(n, **({"domain": DOMAINS[n]} if n in DOMAINS else {}))
-                for n in self.configured
-            )
-        )
+        domains = {n: {"domain": name} for n, name in DOMAINS.items()}
+        self.daemon.configure(*(mapping(n, **domains.get(n, {})) for n in self.configured))
 
     # What is.
 
@@ -145,12 +141,8 @@ class World:
         """The map of our table that is there."""
         table = ("inet", "vm_onetoone_nat")
         listed = self.host.run("nft", "-j", "list", "map", *table, "external", check=False).stdout
-        found = [
-            o["map"].get("elem", [])
-            for o in json.loads(listed or '{"nftables": []}')["nftables"]
-            if "map" in o
-        ]
-        return {key: value for elements in found for key, value in elements}
+        objects = json.loads(listed)["nftables"] if listed else []
+        return {k: v for each in objects for k, v in each.get("map", {}).get("elem", [])}
 
     def is_right(self) -> bool:
         active = self.active()

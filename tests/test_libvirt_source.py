@@ -29,7 +29,7 @@ class TestAnswers:
         released, answered = threading.Event(), threading.Event()
         answers = Answers(answered.set, patience=0.2)
         began = time.monotonic()
-        with pytest.raises(LibvirtHangs, match="has not answered for 0.2 s"):
+        with pytest.raises(LibvirtHangs, match=r"has not answered for 0\.2 s"):
             answers.ask(released.wait)
         assert 0.2 <= time.monotonic() - began < 1
         began = time.monotonic()

@@ -29,7 +29,7 @@ T = TypeVar("T")
 _ANSWER_SECONDS = (1.0, 5.0)
 """How long an answer is waited for: at least, and where libvirt has shown to be slow, at most."""
 _FIRST_ATTEMPT_SECONDS = 2
-_KEEPALIVE_SECONDS = 5
+_KEEPALIVE_SECONDS = 10
 _KEEPALIVE_COUNT = 3
 _BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0)
 

@@ -62,30 +62,31 @@ def first_rules(machine: Machine) -> list[str]:
     return found
 
 
+@pytest.fixture(scope="class", params=[0, 1], ids=["br_netfilter=0", "br_netfilter=1"])
+def laptop(request: pytest.FixtureRequest, machine: Machine) -> Iterator[Laptop]:
+    machine.bridge_netfilter(bool(request.param))
+    service = Service(machine)
+    service.configure(mapping(1), mapping(2))
+    service.systemctl("start")
+    with (
+        NamespaceGuest(machine, guest_name(1), internal(1), wait=False) as one,
+        NamespaceGuest(machine, guest_name(2), internal(2), wait=False) as two,
+        EchoServer(one, PORT),
+        EchoServer(two, PORT),
+        EchoServer(machine.lan, PORT),
+        EchoServer(machine, PORT),
+    ):
+        for guest in (one, two):
+            guest.wait_until_forwarding()
+        for n in (1, 2):
+            service.wait_for(external(n), "active")
+        yield Laptop(machine.lan, machine, [one, two], service)
+    service.systemctl("stop")
+    machine.bridge_netfilter(False)
+
+
 class TestDirections(Directions):
     """The matrix of directions, with libvirt's backend of the release: iptables, or nftables."""
-
-    @pytest.fixture(scope="class", params=[0, 1], ids=["br_netfilter=0", "br_netfilter=1"])
-    def laptop(self, request: pytest.FixtureRequest, machine: Machine) -> Iterator[Laptop]:
-        machine.bridge_netfilter(bool(request.param))
-        service = Service(machine)
-        service.configure(mapping(1), mapping(2))
-        service.systemctl("start")
-        with (
-            NamespaceGuest(machine, guest_name(1), internal(1), wait=False) as one,
-            NamespaceGuest(machine, guest_name(2), internal(2), wait=False) as two,
-            EchoServer(one, PORT),
-            EchoServer(two, PORT),
-            EchoServer(machine.lan, PORT),
-            EchoServer(machine, PORT),
-        ):
-            for guest in (one, two):
-                guest.wait_until_forwarding()
-            for n in (1, 2):
-                service.wait_for(external(n), "active")
-            yield Laptop(machine.lan, machine, [one, two], service)
-        service.systemctl("stop")
-        machine.bridge_netfilter(False)
 
 
 def test_backend(machine: Machine, steady: Service, guest: NamespaceGuest) -> None:
