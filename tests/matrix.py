@@ -5,6 +5,7 @@ from lab import (
     Answer,
     Failure,
     Lan,
+    Namespace,
     NamespaceGuest,
     icmp,
     icmp_source,
@@ -13,7 +14,6 @@ from lab import (
     wait_for,
 )
 from lab.addresses import HOST, LAN_CLIENT, external, internal
-from lab.hypervisor import Hypervisor
 from running import Product
 
 PORT = 7000
@@ -24,7 +24,7 @@ class Laptop:
     """Everybody who takes part, each with an echo server on PORT, and the daemon running."""
 
     def __init__(
-        self, lan: Lan, host: Hypervisor, guests: list[NamespaceGuest], daemon: Product
+        self, lan: Lan, host: Namespace, guests: list[NamespaceGuest], daemon: Product
     ) -> None:
         self.lan, self.host, self.guests, self.daemon = lan, host, guests, daemon
 

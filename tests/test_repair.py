@@ -612,6 +612,17 @@ class TestDaemon:
                 break
             killed += 1
         print(f"killed at {killed} of its messages to the kernel")
+        daemon.start()
+        daemon.wait_for(external(1), "active")
+        name = "SIGKILL in the middle of a pass, and a start"
+        with fault(name, lan, external(1), PORT, least=0.5) as traffic:
+            daemon.kill()
+            host.run("nft", "delete", "table", "inet", "vm_onetoone_nat")
+            inject = f"inject=sendto,sendmsg:signal=KILL:when={count // 2}"
+            daemon.start("strace", "-f", "-qq", "-o", "/dev/null", "-e", inject)
+            wait_for(lambda: daemon.ended, 10, "it is killed")
+            daemon.start()
+            traffic.settled()
         assert survived
         assert killed >= 3
 

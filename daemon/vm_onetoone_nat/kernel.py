@@ -43,7 +43,8 @@ class Kernel:
     @property
     def portid(self) -> int:
         """The netlink port that changes addresses: the sender of notifications about them."""
-        return int(self._netlink.epid)
+        (answer, *_) = self._netlink.get_links()
+        return int(answer["header"]["pid"])
 
     @property
     def generation(self) -> int:

@@ -48,7 +48,7 @@ class Service:
         self._source = LibvirtSource(configuration.libvirt_uri, self._runner.notify)
         self._watch = Watch(self._runner.notify, self._is_internal, self._kernel.portid)
         self._fights = Fights()
-        self._obstacles: tuple[Obstacle, ...] = ()
+        self._obstacles = Obstacles()
         self._said: dict[object, MappingStatus] = {}
         self._uplink: str | None = None
         self._failures: tuple[str, ...] = ()
@@ -109,7 +109,10 @@ class Service:
             self._notify.ready(_summary(outcome))
         else:
             self._notify.status(_summary(outcome))
-        return None if outcome.failures else self._fights.next_attempt(time.monotonic())
+        if outcome.failures:
+            return None
+        now = time.monotonic()
+        return min(self._fights.next_attempt(now), self._obstacles.next_look(now))
 
     def _tick(self) -> bool:
         """Feed the watchdog, from the thread that reconciles: it starves when a pass hangs.
@@ -158,15 +161,13 @@ class Service:
                 "net.ipv4.ip_forward was off: turned on for the whole host",
                 extra=entry(Event.IP_FORWARD_ENABLED),
             )
-        for obstacle in outcome.look.observed.obstacles:
-            if obstacle not in self._obstacles:
-                log.warning(
-                    "%s may refuse guests: %s",
-                    obstacle.where,
-                    obstacle.remedy,
-                    extra=entry(Event.FIREWALL_REFUSES, reason=obstacle.where),
-                )
-        self._obstacles = outcome.look.observed.obstacles
+        for obstacle in self._obstacles.lasting(time.monotonic(), outcome.look.observed.obstacles):
+            log.warning(
+                "%s may refuse guests: %s",
+                obstacle.where,
+                obstacle.remedy,
+                extra=entry(Event.FIREWALL_REFUSES, reason=obstacle.where),
+            )
         uplink = outcome.look.observed.uplink
         if uplink != self._uplink:
             log.info(
@@ -187,6 +188,36 @@ class Service:
             for failure in failures:
                 log.error("%s", failure, extra=entry(Event.RECONCILE_FAILED, reason=failure))
         self._failures = failures
+
+
+class Obstacles:
+    """Which foreign firewalls are to be told of: not those that are there for a moment only.
+
+    firewalld drops everything while it reloads.
+    """
+
+    LASTING_SECONDS = 2.0
+
+    def __init__(self) -> None:
+        self._since: dict[Obstacle, float] = {}
+        self._said: set[Obstacle] = set()
+
+    def lasting(self, now: float, seen: tuple[Obstacle, ...]) -> tuple[Obstacle, ...]:
+        """Those that have been there for some time now, each once."""
+        self._since = {obstacle: self._since.get(obstacle, now) for obstacle in seen}
+        self._said &= self._since.keys()
+        lasting = tuple(
+            obstacle
+            for obstacle, since in self._since.items()
+            if obstacle not in self._said and now - since >= self.LASTING_SECONDS
+        )
+        self._said.update(lasting)
+        return lasting
+
+    def next_look(self, now: float) -> float:
+        """In how many seconds another may have lasted; infinite where none is new."""
+        waiting = [s for obstacle, s in self._since.items() if obstacle not in self._said]
+        return max(0.0, min(waiting, default=inf) + self.LASTING_SECONDS - now)
 
 
 _EVENTS = {

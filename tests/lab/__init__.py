@@ -11,7 +11,7 @@ from .image import Image, image
 from .lan import Lan
 from .libvirtd import Libvirtd
 from .machine import Machine
-from .namespace import CommandError, Namespace, Process
+from .namespace import CommandError, Namespace, NetworkOf, Process
 from .root import Suite, root
 from .traffic import (
     Answer,
@@ -43,6 +43,7 @@ __all__ = [
     "Machine",
     "Namespace",
     "NamespaceGuest",
+    "NetworkOf",
     "Process",
     "Recorder",
     "Request",

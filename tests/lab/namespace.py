@@ -276,6 +276,21 @@ class Namespace:
         return [*entry, f"--wdns={os.fspath(cwd)}", "--"] if cwd else [*entry, "--"]
 
 
+class NetworkOf(Namespace):
+    """The network of another namespace, as this machine's own programs see it."""
+
+    def __init__(self, other: Namespace) -> None:
+        self.name = other.name
+        self.pid = other.pid
+        self._processes = []
+        self._holder = other._holder
+
+    def _enter(self, cwd: str | os.PathLike[str] | None) -> list[str]:
+        # Into the pid namespace too, so that nsenter forks as it does elsewhere.
+        entry = ["nsenter", "--target", str(self.pid), "--net", "--pid"]
+        return [*entry, f"--wdns={os.fspath(cwd)}", "--"] if cwd else [*entry, "--"]
+
+
 def _only_child(pid: int) -> int | None:
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
