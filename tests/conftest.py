@@ -24,12 +24,33 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if config.getoption("long") else "short")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of one machine, or of one module, are run by one process, in order."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        machine = None if parameters is None else parameters.params.get("machine")
+        group = machine or item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """What a test has shown of faults goes with its report, from whichever process it is."""
+    FAULTS.clear()
+    try:
+        return (yield)
+    finally:
+        item.user_properties += [("fault", str(fault)) for fault in FAULTS]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The faults that were caused, as docs/faults.md has them."""
-    if FAULTS:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    rows = [value for each in reports for name, value in each.user_properties if name == "fault"]
+    if rows:
         terminalreporter.section("faults")
-        for fault in FAULTS:
-            terminalreporter.line(str(fault))
+        for row in dict.fromkeys(rows):
+            terminalreporter.line(str(row))
 
 
 @pytest.fixture(scope="session")

@@ -192,7 +192,7 @@ def world(lan: Lan, host: Host, daemon: Daemon) -> Iterator[World]:
 def test_cycles(world: World, at_length: bool) -> None:
     """After one to three events at once, the kernel is as they leave it to be, time after time."""
     seed = random.SystemRandom().randrange(1 << 32) if at_length else 5
-    cycles = 200 if at_length else 12
+    cycles = 200 if at_length else 10
     print(f"{cycles} cycles of seed {seed}")
     draw = random.Random(seed)
     with NamespaceGuest(world.host, "bystander", internal(1), wait=False):

@@ -263,7 +263,8 @@ class TestUplink:
 
     def test_new_lease(self, lan: Lan, host: Host, running: Daemon) -> None:
         """A DHCP client that drops all addresses and sets another one takes nothing for good."""
-        with fault("own address changed by DHCP", lan, external(1), PORT, least=0.5) as traffic:
+        name = "own address changed by DHCP"
+        with fault(name, lan, external(1), PORT, least=0.5, limit=2.0) as traffic:
             host.run("ip", "-4", "address", "flush", "dev", UPLINK)
             host.run(
                 *("ip", "address", "add", "192.168.1.99/24", "brd", str(LAN_BROADCAST)),
@@ -588,7 +589,7 @@ class TestDaemon:
         daemon.stop()
         assert known(host) == before
         killed = 0
-        for count in range(1, 1000, 1 if at_length else 9):
+        for count in range(1, 1000, 1 if at_length else 25):
             inject = f"inject=sendto,sendmsg:signal=KILL:when={count}"
             daemon.start("strace", "-f", "-qq", "-o", "/dev/null", "-e", inject)
             wait_for(

@@ -84,7 +84,7 @@ def laptop(request: pytest.FixtureRequest, machine: Machine) -> Iterator[Laptop]
             service.wait_for(external(n), "active")
         yield Laptop(machine.lan, host, [one, two], service)
     service.systemctl("stop")
-    machine.bridge_netfilter(False)
+    machine.bridge_netfilter(True)
 
 
 class TestDirections(Directions):
