@@ -149,7 +149,10 @@ def test_table_that_somebody_changed(change: dict[str, bool | None]) -> None:
     elements = kernel.table.elements
     kernel.table = replace(kernel.table, **change)  # type: ignore[arg-type]
     assert plan_of(kernel, 1) == Plan(
-        transaction=Transaction(install=MARK, add_elements=tuple(sorted(elements)))
+        transaction=Transaction(install=MARK, add_elements=tuple(sorted(elements))),
+        # Flows that began while it was not whole would bypass it.
+        expose=(Translation(external(1), internal(1)),),
+        hosts=(HOST.ip,),
     )
 
 

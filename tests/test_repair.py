@@ -494,7 +494,7 @@ class TestConnections:
         finally:
             lan.run("ip", "neighbour", "del", str(external(1)), "dev", LAN_BRIDGE)
         assert came.lost > 0
-        assert came.answered > 30, came
+        assert came.answered > 30, (came, daemon.log())
         assert set(went.sources) == {HOST.ip, external(1)}, went
         assert went.lost <= 2, went
 
@@ -616,7 +616,8 @@ class TestDaemon:
         daemon.start()
         daemon.wait_for(external(1), "active")
         name = "SIGKILL in the middle of a pass, and a start"
-        with fault(name, lan, external(1), PORT, least=0.5) as traffic:
+        # The start of a process included.
+        with fault(name, lan, external(1), PORT, least=0.5, limit=2.0) as traffic:
             daemon.kill()
             host.run("nft", "delete", "table", "inet", "vm_onetoone_nat")
             inject = f"inject=sendto,sendmsg:signal=KILL:when={count // 2}"

@@ -79,7 +79,8 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     recorded = {e.key for e in present if e.container == "hairpin"} | observed.hairpins_set
     wanted = {e.key for e in elements if e.container == "hairpin"}
     deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
-    begun = _translations(elements - present)
+    # Where chains or rules were missing, nothing was translated whatever elements there were.
+    begun = _translations(elements if replace else elements - present)
     return Plan(
         enable_ip_forward=bool(desired.active) and not observed.ip_forward,
         add_addresses=_missing_addresses(observed, desired),

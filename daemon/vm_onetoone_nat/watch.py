@@ -42,6 +42,7 @@ class Watch:
         self._notify = notify
         self._neighbours = neighbours
         self._portid = portid
+        self._macs: dict[str, str] = {}
         self.generation = 0
         """The generation of the ruleset that was heard of last."""
 
@@ -72,6 +73,7 @@ class Watch:
     def _rtnetlink(self, listening: threading.Event) -> None:
         with IPRoute() as netlink:
             netlink.bind(groups=_RTNETLINK_GROUPS)
+            self._macs.clear()
             listening.set()
             while True:
                 for message in netlink.get():
@@ -110,8 +112,12 @@ class Watch:
                 is_default = message["dst_len"] == 0 and message["table"] == _MAIN_TABLE
                 return "default route" if is_default else None
             case "RTM_NEWNEIGH":
-                known = self._neighbours(message.get_attr("NDA_DST") or "")
-                return "neighbour" if known else None
+                address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
+                if mac is None or not self._neighbours(address or ""):
+                    return None
+                # An entry that only ages, and is renewed, is told of every half minute.
+                before, self._macs[address] = self._macs.get(address), mac
+                return "neighbour" if mac != before else None
             case "RTM_NEWNETCONF":
                 return "forwarding"
         return None
