@@ -172,7 +172,7 @@ class TestIdleDomain:
                 assert outgoing.returncode == 0
                 host.run("kill", "-KILL", host.path("/run/libvirt/qemu/idle.pid").read_text())
                 daemon.wait_for(external(2), "inactive")
-                assert connections(host, 2) == 0
+                wait_for(lambda: connections(host, 2) == 0, 2, "they are gone")
                 table = host.run("nft", "list", "table", "inet", "vm_onetoone_nat").stdout
                 assert str(external(2)) not in table and str(internal(2)) not in table
                 assert not holds(host, external(2))

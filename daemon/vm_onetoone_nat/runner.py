@@ -66,7 +66,7 @@ class Runner:
         """Pass after pass until `stop`; the first at once."""
         causes: frozenset[str] | None = frozenset({"start"})
         while causes is not None:
-            log.debug("pass", extra={"causes": sorted(causes)})
+            log.debug("pass: %s", ", ".join(sorted(causes)))
             self._begun.append(self._clock())
             again = self._reconcile(causes)
             if again is None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from socket import AF_BRIDGE
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -112,15 +113,21 @@ class Watch:
                 is_default = message["dst_len"] == 0 and message["table"] == _MAIN_TABLE
                 return "default route" if is_default else None
             case "RTM_NEWNEIGH":
-                address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
-                if mac is None or not self._neighbours(address or ""):
-                    return None
-                # An entry that only ages, and is renewed, is told of every half minute.
-                before, self._macs[address] = self._macs.get(address), mac
-                return "neighbour" if mac != before else None
+                return self._neighbour(message)
             case "RTM_NEWNETCONF":
                 return "forwarding"
         return None
+
+    def _neighbour(self, message: Any) -> str | None:
+        address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
+        if message["family"] == AF_BRIDGE:
+            # A bridge has learned behind which port somebody is: perhaps a guest of ours.
+            return "bridge port" if mac in self._macs.values() else None
+        if mac is None or not self._neighbours(address or ""):
+            return None
+        # An entry that only ages, and is renewed, is told of every half minute.
+        before, self._macs[address] = self._macs.get(address), mac
+        return "neighbour" if mac != before else None
 
 
 class _Instruction(ctypes.Structure):

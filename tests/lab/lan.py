@@ -18,6 +18,8 @@ class Lan(Namespace):
         # Only frames of the LAN: the switch itself filters nothing.
         self.bridge_netfilter(False)
         self.sysctl("net.ipv6.conf.default.accept_dad", 0)
+        # What TCP sends again after some milliseconds, only to make sure, is no sign of a loss.
+        self.sysctl("net.ipv4.tcp_early_retrans", 0)
         self.run(
             "ip",
             "-batch",

@@ -43,6 +43,7 @@ def test_unprivileged(service: Service) -> None:
     assert fields["Uid"].split() == [uid] * 4
     for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(fields[kind], 16) == 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW
+    assert "CAP_NET_RAW" not in service.log(), "it can listen to ARP"
     analysis = service.host.run("systemd-analyze", "security", "--no-pager", UNIT).stdout
     print(*(line for line in analysis.splitlines() if not line.startswith("✓")), sep="\n")
     overall = re.search(r"Overall exposure level for \S+: ([\d.]+)", analysis)
