@@ -24,14 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if config.getoption("long") else "short")
 
 
-@pytest.hookimpl(tryfirst=True)  # the groups are read by a hook of the same name
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """All tests of one machine, or of one module, are run by one process, in order."""
-    for item in items:
-        parameters = getattr(item, "callspec", None)
-        machine = None if parameters is None else parameters.params.get("machine")
-        group = machine or item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+    parameters = getattr(item, "callspec", None)
+    machine = None if parameters is None else parameters.params.get("machine")
+    item.add_marker(pytest.mark.xdist_group(machine or item.nodeid.partition("::")[0]))
 
 
 @pytest.hookimpl(wrapper=True)
