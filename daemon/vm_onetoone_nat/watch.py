@@ -62,10 +62,11 @@ class Watch:
         while True:
             try:
                 listen(listening)
-            except OSError as error:
-                # ENOBUFS, the kernel's word for notifications dropped, is the likely one. What
-                # was missed is unknown, so look at everything, on a socket of full size.
-                log.debug("%s: notifications were lost: %s", name, error)
+            except Exception as error:
+                # ENOBUFS, the kernel's word for notifications dropped, is the likely one; but
+                # whatever it is, a thread that ends is a daemon that is deaf. What was missed is
+                # unknown, so look at everything, on a new socket.
+                log.debug("%s: notifications were lost: %r", name, error)
             time.sleep(_REOPEN_SECONDS)
             self._notify(f"{name}: notifications were lost")
 
@@ -89,7 +90,12 @@ class Watch:
             listening.set()
             while True:
                 for message in netlink.get():
-                    self.generation = message.get_attr("NFTA_GEN_ID")
+                    generation = message.get_attr("NFTA_GEN_ID")
+                    if generation is None:
+                        # Seen with pyroute2 0.7.7: a message of which it could read nothing.
+                        self._notify("a change of the ruleset that could not be read")
+                        continue
+                    self.generation = generation
                     name = message.get_attr("NFTA_GEN_PROC_NAME")
                     pid = message.get_attr("NFTA_GEN_PROC_PID")
                     self._notify(f"{NFTABLES} written by {name} (process {pid})")
