@@ -13,6 +13,21 @@ CERTIFICATES = "/etc/lab-certificates.pem"
 
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
+# What else pip may be told, what to install and where to, is this machine's own affair.
+_OF_INDEXES = {
+    "index-url",
+    "extra-index-url",
+    "no-index",
+    "find-links",
+    "trusted-host",
+    "cert",
+    "proxy",
+    "timeout",
+    "default-timeout",
+    "retries",
+    "disable-pip-version-check",
+}
+
 
 class RegistryError(AssertionError):
     """The settings cannot be used for the lab; the message says which."""
@@ -44,7 +59,7 @@ def pip_settings() -> PipSettings:
     for line in listed.splitlines():
         name, _, value = line.partition("=")
         section, _, key = name.rpartition(".")
-        if section in (":env:", "global", "install"):
+        if section in (":env:", "global", "install") and key in _OF_INDEXES:
             values.setdefault(key, ast.literal_eval(value))
     folders: set[Path] = set()
     for value in values.values():
