@@ -27,7 +27,7 @@ class Fault:
     report: StreamReport
 
     def __str__(self) -> str:
-        repaired = f"{self.repaired:.2f} s" if self.report.lost else "nothing lost"
+        repaired = f"{1000 * self.repaired:,.0f} ms" if self.report.lost else "nothing lost"
         packets = f"{self.report.answered:,} of {self.report.sent:,}"
         cells = (self.name, f"`{self.test}`", repaired, packets)
         return f"| {' | '.join(cells)} |"

@@ -40,6 +40,7 @@ from vm_onetoone_nat.links import links
 from vm_onetoone_nat.runner import TICK_SECONDS
 
 PORT = 7000
+EVENTS = 1000
 DOCK = "enp0s31f6"
 ADDRESS = f"{external(1)}/24"
 MARK = ("-m", "mark", "--mark", "0x100000/0x100000", "-j", "ACCEPT")
@@ -555,12 +556,32 @@ class TestDaemon:
             for n in range(1000)
         )
         program = 'i=0; while read -r a; do echo "$a"; i=$((i + 1)); done'
-        with fault("1,000 changes of the ruleset in a second", lan, external(1), PORT, least=0.9):
+        name = "1,000 changes of the ruleset in a second"
+        with fault(name, lan, external(1), PORT, least=0.8) as traffic:
             begin = time.monotonic()
             host.run("sh", "-c", f"{program} | nft -i >/dev/null", input=batch)
             host.run("nft", "delete", "table", "inet", "vm_onetoone_nat")
+            traffic.settled()
         print(f"1,000 transactions in {time.monotonic() - begin:.1f} s")
         assert passes(running) - before <= 5 * (time.monotonic() - begin) + 5
+
+    def test_a_thousand_libvirt_events(self, lan: Lan, host: Host, running: Daemon) -> None:
+        """Networks that are defined and undefined as fast as libvirtd can are no hindrance."""
+        wait_for(lambda: settled(running), 10, "it is quiet")
+        before = passes(running)
+        definition = host.path("/run/lab/storm.xml")
+        definition.write_text("<network><name>storm</name></network>")
+        batch = "net-define /run/lab/storm.xml\nnet-undefine storm\n" * (EVENTS // 2)
+        with fault("1,000 libvirt events", lan, external(1), PORT, least=0.8) as traffic:
+            begin = time.monotonic()
+            host.virsh(input=batch)
+            took = time.monotonic() - begin
+            host.run("nft", "delete", "table", "inet", "vm_onetoone_nat")
+            traffic.settled()
+        heard = running.log().count("network storm")
+        print(f"{EVENTS:,} events in {took:.1f} s")
+        assert heard > 0
+        assert passes(running) - before <= 8 * (time.monotonic() - begin) + 5
 
     def test_disk_full(self, lan: Lan, host: Host, daemon: Daemon, guest: NamespaceGuest) -> None:
         """Where not a byte can be written, the daemon does everything but record it."""
@@ -616,8 +637,8 @@ class TestDaemon:
         daemon.start()
         daemon.wait_for(external(1), "active")
         name = "SIGKILL in the middle of a pass, and a start"
-        # The start of a process included.
-        with fault(name, lan, external(1), PORT, least=0.5, limit=2.0) as traffic:
+        # The start of a process included, which is a matter of the machine and what else it does.
+        with fault(name, lan, external(1), PORT, least=0.3, limit=5.0) as traffic:
             daemon.kill()
             host.run("nft", "delete", "table", "inet", "vm_onetoone_nat")
             inject = f"inject=sendto,sendmsg:signal=KILL:when={count // 2}"

@@ -118,7 +118,7 @@ class Watch:
             case "RTM_NEWROUTE" | "RTM_DELROUTE":
                 is_default = message["dst_len"] == 0 and message["table"] == _MAIN_TABLE
                 return "default route" if is_default else None
-            case "RTM_NEWNEIGH":
+            case "RTM_NEWNEIGH" | "RTM_DELNEIGH":
                 return self._neighbour(message)
             case "RTM_NEWNETCONF":
                 return "forwarding"
@@ -126,10 +126,14 @@ class Watch:
 
     def _neighbour(self, message: Any) -> str | None:
         address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
+        gone = message["event"] == "RTM_DELNEIGH" or mac is None
         if message["family"] == AF_BRIDGE:
             # A bridge has learned behind which port somebody is: perhaps a guest of ours.
-            return "bridge port" if mac in self._macs.values() else None
-        if mac is None or not self._neighbours(address or ""):
+            return "bridge port" if mac in self._macs.values() and not gone else None
+        if gone:
+            self._macs.pop(address, None)
+            return None
+        if not self._neighbours(address or ""):
             return None
         # An entry that only ages, and is renewed, is told of every half minute.
         before, self._macs[address] = self._macs.get(address), mac
