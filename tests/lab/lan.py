@@ -5,6 +5,8 @@ from ipaddress import IPv4Interface
 from .addresses import LAN_BRIDGE, LAN_BROADCAST, LAN_CLIENT
 from .namespace import Namespace
 
+_MAC = "02:00:00:00:00:01"
+
 
 class Lan(Namespace):
     """A namespace that is a switch with a client, which is the LAN's gateway too.
@@ -25,7 +27,9 @@ class Lan(Namespace):
             "-batch",
             "-",
             input=(
-                f"link add {LAN_BRIDGE} type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n"
+                # Or the bridge has the least MAC of its ports, and another when hosts come and go.
+                f"link add {LAN_BRIDGE} address {_MAC} type bridge"
+                " forward_delay 0 stp_state 0 mcast_snooping 0\n"
                 f"address add {LAN_CLIENT} brd {LAN_BROADCAST} dev {LAN_BRIDGE}\n"
                 f"link set {LAN_BRIDGE} up\n"
             ),
