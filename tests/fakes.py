@@ -27,6 +27,7 @@ from vm_onetoone_nat.state import (
     Observed,
     Port,
     Table,
+    Translation,
 )
 
 FORWARD = ChainName("ip", "filter", "FORWARD")
@@ -79,6 +80,7 @@ class FakeKernel:
         self.ip_forward = True
         self.squatters: dict[IPv4Address, str] = {}
         self.claimed: frozenset[IPv4Address] = frozenset()
+        self.exposed: set[Translation] = set()
         self.refuse: set[IPv4Address] = set()
         self.fail: set[IPv4Address] = set()
         self.crash_after: int | None = None
@@ -105,6 +107,7 @@ class FakeKernel:
                 Claim(a, mac if a in self.claimed else None)
                 for a, mac in sorted(self.squatters.items())
             ),
+            exposed=frozenset(self.exposed),
         )
 
     def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
@@ -114,6 +117,7 @@ class FakeKernel:
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
         failures = []
+        self.exposed.difference_update(plan.forget, plan.expose)
         if plan.enable_ip_forward:
             self._write()
             self.ip_forward = True
@@ -137,6 +141,9 @@ class FakeKernel:
                 self._add_address(address)
             except KernelError as error:
                 failures.append(str(error))
+        if plan.expose:
+            self._write()
+            self.exposed.update(plan.expose)
         if failures:
             raise KernelError("; ".join(failures))
 
@@ -180,6 +187,7 @@ class FakeKernel:
     def forget(self) -> None:
         """The process is another one, and knows what our table records."""
         self.claimed = frozenset()
+        self.exposed.clear()
         self.hairpins_set.clear()
         self.hairpins_by_us &= {e.key for e in self.elements() if e.container == "hairpin"}
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
 from vm_onetoone_nat.desired import desire, mapping_elements
-from vm_onetoone_nat.plan import Plan, Transaction, Translation, describe, plan, removal
+from vm_onetoone_nat.plan import Plan, Transaction, describe, plan, removal
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     AcceptRule,
@@ -36,6 +36,7 @@ from vm_onetoone_nat.state import (
     Observed,
     Service,
     Table,
+    Translation,
 )
 
 BOUNDED = settings(max_examples=200, derandomize=True, deadline=None, database=None)
@@ -68,6 +69,21 @@ def converged(*numbers: int) -> FakeKernel:
     kernel = laptop()
     kernel.apply(plan_of(kernel, *numbers))
     return kernel
+
+
+def test_exposed_after_a_crash() -> None:
+    """What a process before this one wrote is freed of older flows once, by each process."""
+    kernel = converged(1)
+    kernel.forget()
+    assert plan_of(kernel, 1) == Plan(
+        expose=(Translation(external(1), internal(1)),), hosts=(HOST.ip,)
+    )
+    kernel.apply(plan_of(kernel, 1))
+    assert plan_of(kernel, 1) == Plan()
+    kernel.apply(plan_of(kernel))
+    assert kernel.exposed == set()
+    observed = replace(converged(1).observe(CONFIGURATION), exposed=None)
+    assert plan(observed, desired_of(kernel, 1)) == Plan()
 
 
 def test_first_plan() -> None:

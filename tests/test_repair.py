@@ -638,7 +638,7 @@ class TestDaemon:
         daemon.wait_for(external(1), "active")
         name = "SIGKILL in the middle of a pass, and a start"
         # The start of a process included, which is a matter of the machine and what else it does.
-        with fault(name, lan, external(1), PORT, least=0.3, limit=5.0) as traffic:
+        with fault(name, lan, external(1), PORT, least=0.3, limit=3.0) as traffic:
             daemon.kill()
             host.run("nft", "delete", "table", "inet", "vm_onetoone_nat")
             inject = f"inject=sendto,sendmsg:signal=KILL:when={count // 2}"

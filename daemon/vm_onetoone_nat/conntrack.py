@@ -10,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.plan import Translation
+from vm_onetoone_nat.state import Translation
 
 _ENOENT = 2
 

@@ -1,6 +1,7 @@
 """The kernel as one thing that is observed and written to: addresses, bridge ports, nftables."""
 
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -15,7 +16,15 @@ from vm_onetoone_nat.legacy import has_legacy_filter
 from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.nft import Nft
 from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.state import Address, Claim, Configuration, Desired, Observed, Obstacle
+from vm_onetoone_nat.state import (
+    Address,
+    Claim,
+    Configuration,
+    Desired,
+    Observed,
+    Obstacle,
+    Translation,
+)
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
@@ -34,6 +43,7 @@ class Kernel:
         self._addresses = Addresses(self._netlink, runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
         self._nft = Nft()
+        self._exposed: set[Translation] = set()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -80,6 +90,7 @@ class Kernel:
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
             contested=self._contested(configuration, uplink, addresses),
             obstacles=obstacles,
+            exposed=None if self._arp is None else frozenset(self._exposed),
         )
 
     def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
@@ -124,6 +135,7 @@ class Kernel:
         transaction is refused, nothing that depends on it is written.
         """
         failures = _Failures()
+        self._exposed.difference_update(plan.forget, plan.expose)
         if plan.enable_ip_forward:
             failures.attempt(_enable_ip_forward)
         for address in plan.delete_addresses:
@@ -139,8 +151,14 @@ class Kernel:
         if plan.forget:
             failures.attempt(conntrack.forget, plan.forget)
         if plan.expose:
-            failures.attempt(conntrack.expose, plan.expose, plan.hosts)
+            failures.attempt(self._expose, plan.expose, plan.hosts)
         failures.raise_any()
+
+    def _expose(
+        self, translations: tuple[Translation, ...], hosts: tuple[IPv4Address, ...]
+    ) -> None:
+        conntrack.expose(translations, hosts)
+        self._exposed.update(translations)
 
 
 class _Failures:

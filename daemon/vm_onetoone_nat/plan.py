@@ -12,6 +12,7 @@ from vm_onetoone_nat.state import (
     Desired,
     Element,
     Observed,
+    Translation,
 )
 
 
@@ -32,14 +33,6 @@ class Transaction:
 
     def __bool__(self) -> bool:
         return self != Transaction()
-
-
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """A pair of addresses that the kernel translates into each other."""
-
-    external: IPv4Address
-    internal: IPv4Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +73,10 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     wanted = {e.key for e in elements if e.container == "hairpin"}
     deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
     # Where chains or rules were missing, nothing was translated whatever elements there were.
-    begun = _translations(elements if replace else elements - present)
+    begun = set(_translations(elements if replace else elements - present))
+    if observed.exposed is not None:
+        # A process before this one may have ended between writing them and this.
+        begun |= set(_translations(elements)) - observed.exposed
     return Plan(
         enable_ip_forward=bool(desired.active) and not observed.ip_forward,
         add_addresses=_missing_addresses(observed, desired),
@@ -95,7 +91,7 @@ def plan(observed: Observed, desired: Desired) -> Plan:
         set_hairpins=tuple(sorted(wanted - observed.hairpins)),
         delete_addresses=_stale_addresses(observed, desired),
         forget=_translations(present - elements),
-        expose=begun,
+        expose=tuple(sorted(begun)),
         hosts=_uplink_hosts(observed) if begun else (),
     )
 

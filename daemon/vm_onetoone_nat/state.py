@@ -187,6 +187,14 @@ class Port:
     hairpin: bool
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Translation:
+    """A pair of addresses that the kernel translates into each other."""
+
+    external: IPv4Address
+    internal: IPv4Address
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """Everything read from the kernel in one look.
@@ -195,7 +203,9 @@ class Observed:
     `ports` has the bridge ports, by the guest address seen behind each, and `hairpins` every
     port with the hairpin flag set, `hairpins_set` those where this process set it.
     `bridge_netfilter` is true when bridged IPv4 frames pass the
-    IP hooks. `contested` has the external addresses that may not be taken on the uplink.
+    IP hooks. `contested` has the external addresses that may not be taken on the uplink. `exposed`
+    has the translations that this process has freed of flows from before them; None where that is
+    no business of this process.
     """
 
     uplink: str | None
@@ -209,6 +219,7 @@ class Observed:
     ip_forward: bool = True
     contested: tuple[Claim, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
+    exposed: frozenset[Translation] | None = None
 
 
 class MappingState(StrEnum):
