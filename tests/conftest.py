@@ -1,13 +1,18 @@
 """The laptop on its LAN, made once for each test module, and the daemon on it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from faults import FAULTS
 from hypothesis import settings
 from lab import Host, Lan
+from lab.root import Suite
 from running import Daemon
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # What is random is the same in each run, and short; at length by `--long`, and never the same.
 settings.register_profile("short", max_examples=150, derandomize=True, deadline=None, database=None)
@@ -24,11 +29,17 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("long" if config.getoption("long") else "short")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+class ByMachineOrModule(LoadScopeScheduling):  # type: ignore[misc]
     """All tests of one machine, or of one module, are run by one process, in order."""
-    parameters = getattr(item, "callspec", None)
-    machine = None if parameters is None else parameters.params.get("machine")
-    item.add_marker(pytest.mark.xdist_group(machine or item.nodeid.partition("::")[0]))
+
+    def _split_scope(self, nodeid: str) -> str:
+        module, _, test = nodeid.partition("::")
+        parameters = re.split(r"[\[\]-]", test)[1:]
+        return next((suite for suite in get_args(Suite) if suite in parameters), module)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByMachineOrModule:
+    return ByMachineOrModule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
