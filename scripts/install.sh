@@ -8,6 +8,7 @@ name=vm-onetoone-nat
 venv=/opt/$name
 command=/usr/local/bin/$name
 settings=/etc/$name
+state=/var/lib/$name
 unit=$name.service
 
 # What is installed below /usr/local/lib, and from which file of systemd/.
@@ -22,7 +23,8 @@ declare -A files=(
 usage() {
     cat <<END
 usage: scripts/install.sh                           install, or upgrade what is installed
-       scripts/install.sh --uninstall [--purge]     remove all but $settings; with --purge that too
+       scripts/install.sh --uninstall [--purge]     remove all but $settings and $state;
+                                                     with --purge them too
 END
 }
 
@@ -102,7 +104,7 @@ uninstall() {
     reload_systemd
     ! booted || systemctl reset-failed "$unit" 2>/dev/null || true
     if [ "$1" = purge ]; then
-        rm -rf "$settings"
+        rm -rf "$settings" "$state"
     fi
     say "removed; the distribution's packages stay"
 }

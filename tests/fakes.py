@@ -14,6 +14,7 @@ from vm_onetoone_nat.plan import Plan, Transaction
 from vm_onetoone_nat.state import (
     AcceptRule,
     Address,
+    Allocation,
     ChainName,
     Claim,
     Configuration,
@@ -23,6 +24,7 @@ from vm_onetoone_nat.state import (
     Element,
     ForeignChain,
     Guests,
+    Neighbour,
     Network,
     Observed,
     Port,
@@ -81,6 +83,9 @@ class FakeKernel:
         self.squatters: dict[IPv4Address, str] = {}
         self.claimed: frozenset[IPv4Address] = frozenset()
         self.exposed: set[Translation] = set()
+        self.neighbours: list[Neighbour] = []
+        self.routers: set[IPv4Address] = set()
+        self.allocations: frozenset[Allocation] = frozenset()
         self.refuse: set[IPv4Address] = set()
         self.fail: set[IPv4Address] = set()
         self.crash_after: int | None = None
@@ -107,6 +112,9 @@ class FakeKernel:
                 Claim(a, mac if a in self.claimed else None)
                 for a, mac in sorted(self.squatters.items())
             ),
+            routers=frozenset(self.routers),
+            neighbours=tuple(self.neighbours),
+            allocations=self.allocations,
             exposed=frozenset(self.exposed),
         )
 
@@ -118,6 +126,9 @@ class FakeKernel:
         self.applied.append(plan)
         failures = []
         self.exposed.difference_update(plan.forget, plan.expose)
+        if plan.allocations is not None:
+            self._write()
+            self.allocations = plan.allocations
         if plan.enable_ip_forward:
             self._write()
             self.ip_forward = True

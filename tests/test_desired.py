@@ -214,7 +214,7 @@ SECOND_GATEWAY = IPv4Interface("10.0.0.1/24")
             None,
             GUESTS,
             PENDING,
-            "the guest's address is not known: set 'internal' in the configuration",
+            "domain 'el7-x86_64-101' has no interface on network 'default'",
         ),
         (
             LIBVIRT_GATEWAY.ip,

@@ -101,6 +101,11 @@ class Detector:
             return None
         return Claim(address, None if record is None else record.mac)
 
+    @property
+    def addresses(self) -> Set[IPv4Address]:
+        """Those that were asked for, or are held."""
+        return self._records.keys()
+
     def update(
         self, now: float, wanted: Set[IPv4Address], held: Set[IPv4Address], own: Set[str]
     ) -> None:

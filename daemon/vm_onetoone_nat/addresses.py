@@ -81,6 +81,15 @@ class Addresses:
                 with_primary.add(ifname)
         return tuple(found)
 
+    def routers(self) -> frozenset[IPv4Address]:
+        """The next hops of the default routes."""
+        routes = self._netlink.get_default_routes(family=AF_INET, table=_MAIN_TABLE)
+        hops = [
+            hop for route in routes for hop in (route, *(route.get_attr("RTA_MULTIPATH") or ()))
+        ]
+        found = (hop.get_attr("RTA_GATEWAY") for hop in hops)
+        return frozenset(IPv4Address(gateway) for gateway in found if gateway)
+
     def uplink(
         self, configured: str | None, links: Mapping[int, Link], addresses: tuple[Address, ...]
     ) -> str | None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Set
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from math import inf
 from pathlib import Path
@@ -26,6 +27,17 @@ _ETH_P_ARP = 0x0806
 _BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")  # RFC 826, for Ethernet and IPv4
 _REQUEST, _REPLY = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Contested:
+    """The addresses that may not be taken, and all that were asked for; None: there is no need."""
+
+    claims: tuple[Claim, ...]
+    asked: frozenset[IPv4Address] | None
+
+
+NOTHING_IS_ASKED = Contested((), None)
 
 
 class Arp:
@@ -56,14 +68,16 @@ class Arp:
         with suppress(OSError):
             self._record.unlink(missing_ok=True)
 
-    def contested(self, link: Link | None, address: IPv4Address) -> Claim | None:
-        """Why the address may not be taken on that link, None where nothing speaks against it."""
+    def observe(self, link: Link | None) -> Contested:
+        """What is known of that link."""
         if link is None or not link.has_arp or self._refused:
-            return None
+            return NOTHING_IS_ASKED
         with self._lock:
             if self._link is None or (link.index, link.mac) != (self._link.index, self._link.mac):
-                return Claim(address)  # nothing is known of this network yet
-            return self._detector.contested(address)
+                return Contested((), frozenset())  # nothing is known of this network yet
+            asked = frozenset(self._detector.addresses)
+            claims = (self._detector.contested(address) for address in sorted(asked))
+            return Contested(tuple(claim for claim in claims if claim is not None), asked)
 
     def update(
         self,
@@ -203,11 +217,11 @@ class RecordedClaims:
             # None is running, or it could not write.
             self._uplink, self._contested = None, {}
 
-    def contested(self, link: Link | None, address: IPv4Address) -> Claim | None:
-        """As of Arp."""
-        if link is None or link.name != self._uplink or address not in self._contested:
-            return None
-        return Claim(address, self._contested[address])
+    def observe(self, link: Link | None) -> Contested:
+        """As of Arp, but that what is not in the record is taken for free."""
+        if link is None or link.name != self._uplink:
+            return NOTHING_IS_ASKED
+        return Contested(tuple(Claim(a, mac) for a, mac in self._contested.items()), None)
 
 
 def _parse(data: bytes) -> Packet | None:

@@ -1,5 +1,6 @@
 """Bridge ports of guests: where an address is, and the hairpin flag (pyroute2, sysctl)."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
@@ -11,10 +12,17 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.links import Link
-from vm_onetoone_nat.state import Port
+from vm_onetoone_nat.state import Neighbour, Port
 
 _CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _ENODEV = 19
+# linux/neighbour.h: states of entries whose MAC is good, of those where it is certain, and asking.
+_REACHABLE, _STALE, _DELAY, _PROBE, _NOARP, _PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
+_FRESH = _REACHABLE | _DELAY | _PROBE | _NOARP | _PERMANENT
+_VALID = _FRESH | _STALE
+_TICKS = 100  # in a second: USER_HZ
+
+log = logging.getLogger(__name__)
 
 
 def bridge_netfilter() -> bool:
@@ -33,10 +41,38 @@ class Bridge:
         self.hairpins_set: set[str] = set()
         """Ports whose flag was set here. Our table records that too, until somebody deletes it."""
 
+    def neighbours(self, links: Mapping[int, Link]) -> tuple[Neighbour, ...]:
+        """The valid entries of the neighbour table on bridges."""
+        found = []
+        for entry in self._netlink.get_neighbours(family=AF_INET):
+            link = links.get(entry["ifindex"])
+            mac, times = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_CACHEINFO")
+            if link is None or not link.is_bridge or not mac or not entry["state"] & _VALID:
+                continue
+            age = min(times["ndm_confirmed"], times["ndm_updated"]) / _TICKS if times else 0.0
+            address = IPv4Address(entry.get_attr("NDA_DST"))
+            found.append(Neighbour(link.name, address, mac, age, bool(entry["state"] & _FRESH)))
+        return tuple(found)
+
+    def ask(self, links: Mapping[int, Link], neighbour: Neighbour) -> None:
+        """Have the kernel ask whether a neighbour is there; its silence ends the entry."""
+        index = next((i for i, link in links.items() if link.name == neighbour.ifname), None)
+        try:
+            if index is not None:
+                self._netlink.neigh(
+                    "change",
+                    dst=str(neighbour.address),
+                    lladdr=neighbour.mac,
+                    ifindex=index,
+                    state=_PROBE,
+                )
+        except NetlinkError as error:
+            log.debug("neighbour %s: %s", neighbour.address, error)
+
     def ports(
-        self, links: Mapping[int, Link], internals: Iterable[IPv4Address]
+        self, links: Mapping[int, Link], neighbours: Iterable[Neighbour]
     ) -> tuple[tuple[IPv4Address, Port], ...]:
-        """The port behind each guest address, as far as the host has heard from the guest.
+        """The port behind each neighbour on a bridge, as far as the host has heard from it.
 
         The neighbour table gives the guest's MAC, the forwarding database the MAC's port: what
         the kernel forwards by, whatever the domain's definition says.
@@ -46,15 +82,14 @@ class Bridge:
             link = links.get(entry["ifindex"])
             if link is not None and link.is_bridge_port:
                 port = Port(link.name, link.hairpin)
-                learned[entry.get_attr("NDA_MASTER"), entry.get_attr("NDA_LLADDR")] = port
-        wanted = {str(address) for address in internals}
-        found = []
-        for entry in self._netlink.get_neighbours(family=AF_INET):
-            address, mac = entry.get_attr("NDA_DST"), entry.get_attr("NDA_LLADDR")
-            seen = learned.get((entry["ifindex"], mac))
-            if address in wanted and seen is not None:
-                found.append((IPv4Address(address), seen))
-        return tuple(found)
+                master = links.get(entry.get_attr("NDA_MASTER"))
+                if master is not None:
+                    learned[master.name, entry.get_attr("NDA_LLADDR")] = port
+        return tuple(
+            (n.address, seen)
+            for n in neighbours
+            if (seen := learned.get((n.ifname, n.mac))) is not None
+        )
 
     def set_hairpin(self, name: str, on: bool) -> None:
         """Set or clear the hairpin flag of a port; a port that is gone is no error."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from vm_onetoone_nat import __version__, config, journal
 from vm_onetoone_nat.errors import ConfigError, PrivilegeError, VmNatError
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.state import DEFAULT_FWMARK, MappingStatus
+from vm_onetoone_nat.state import DEFAULT_FWMARK, MappingState, MappingStatus, Unmapped
 
 if TYPE_CHECKING:
     from vm_onetoone_nat.reconcile import Look
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import runtime_directory
     from vm_onetoone_nat.service import Service
 
@@ -96,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _require_net_admin()
     # A watchdog ends a pass that hangs with SIGABRT: then the journal has where it hung.
     faulthandler.enable()
-    Service(arguments.config, configuration, runtime_directory()).run()
+    Service(arguments.config, configuration, runtime_directory(), state_directory()).run()
     return 0
 
 
@@ -132,10 +133,11 @@ def _status(arguments: argparse.Namespace) -> int:
     statuses = settled(seen)
     if arguments.json:
         mappings = [_status_json(status) for status in statuses]
+        mappings += [_unmapped_json(unmapped) for unmapped in seen.desired.unmapped]
         print(json.dumps({"uplink": uplink, "libvirt": libvirt, "mappings": mappings}, indent=2))
         return 0
     print(f"uplink {uplink or 'missing'}, libvirt {libvirt}")
-    for line in _table(statuses):
+    for line in _table(statuses, seen.desired.unmapped):
         print(line)
     return 0
 
@@ -148,6 +150,7 @@ def _cleanup(arguments: argparse.Namespace) -> int:
         if not is_stopping(arguments.unit):
             return 0
 
+    from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import Instance, runtime_directory
     from vm_onetoone_nat.kernel import Kernel, claims_path
     from vm_onetoone_nat.plan import describe
@@ -159,7 +162,7 @@ def _cleanup(arguments: argparse.Namespace) -> int:
     stopped = instance.stop_other()
     if stopped is not None:
         print(f"stopped the daemon, process {stopped}")
-    for line in describe(remove(_fwmark(arguments.config), Kernel(runtime))):
+    for line in describe(remove(_fwmark(arguments.config), Kernel(runtime, state_directory()))):
         print(line)
     claims_path(runtime).unlink(missing_ok=True)
     return 0
@@ -175,6 +178,7 @@ _COMMANDS = {
 
 
 def _look(path: Path) -> "Look":
+    from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.kernel import Kernel
     from vm_onetoone_nat.libvirt_source import LibvirtOnce
@@ -182,7 +186,8 @@ def _look(path: Path) -> "Look":
 
     configuration = config.load(path)
     _require_net_admin()
-    return look(configuration, LibvirtOnce(configuration.libvirt_uri), Kernel(runtime_path()))
+    kernel = Kernel(runtime_path(), state_directory())
+    return look(configuration, LibvirtOnce(configuration.libvirt_uri), kernel)
 
 
 def _fwmark(path: Path) -> int:
@@ -210,23 +215,43 @@ def _status_json(status: MappingStatus) -> dict[str, str | None]:
         "network": mapping.network,
         "state": status.state.value,
         "reason": status.reason,
+        "origin": mapping.origin.value,
+        "source": mapping.source.value if mapping.source is not None else None,
     }
 
 
-def _table(statuses: tuple[MappingStatus, ...]) -> list[str]:
+def _unmapped_json(unmapped: Unmapped) -> dict[str, str | None]:
+    return {
+        "external": unmapped.external,
+        "internal": None,
+        "domain": unmapped.domain,
+        "network": unmapped.network,
+        "state": MappingState.ERROR.value,
+        "reason": unmapped.reason,
+        "origin": unmapped.origin.value,
+        "source": None,
+    }
+
+
+def _table(statuses: tuple[MappingStatus, ...], unmapped: tuple[Unmapped, ...]) -> list[str]:
     """The mappings in columns, each as wide as its longest entry."""
-    rows = [("EXTERNAL", "INTERNAL", "GUEST", "STATE", "REASON")]
+    rows = [("EXTERNAL", "INTERNAL", "SOURCE", "GUEST", "STATE", "REASON")]
     rows += [
         (
             str(s.mapping.external),
             str(s.mapping.internal or "-"),
+            s.mapping.source.value if s.mapping.source is not None else "-",
             s.mapping.domain or f"network {s.mapping.network}",
             s.state.value,
             s.reason,
         )
         for s in statuses
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows += [
+        (u.external or "-", "-", "-", u.domain, MappingState.ERROR.value, u.reason)
+        for u in unmapped
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return [
-        "  ".join([*(row[i].ljust(widths[i]) for i in range(4)), row[4]]).rstrip() for row in rows
+        "  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in rows
     ]

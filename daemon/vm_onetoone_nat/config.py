@@ -8,12 +8,17 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import ENOENT
-from ipaddress import IPv4Address, collapse_addresses
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.schema import File, MappingTable, Settings, parse
-from vm_onetoone_nat.state import Address, Configuration, Mapping, Service
+from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, mapping_of, parse
+from vm_onetoone_nat.state import (
+    Address,
+    Configuration,
+    Pool,
+    Range,
+)
 
 DEFAULT_PATH = Path("/etc/vm-onetoone-nat/config.toml")
 DROP_INS = "conf.d"
@@ -48,12 +53,17 @@ def load(path: Path) -> Configuration:
     if problems:
         raise ConfigError(tuple(problems))
     settings = _overridden(file.settings for _, file in files)
+    pools = [table for _, file in files for table in file.pool]
     return Configuration(
-        mappings=tuple(_mapping(w.table, settings.network) for w in written),
+        mappings=tuple(mapping_of(w.table, settings.network) for w in written),
         uplink=None if settings.uplink == "auto" else settings.uplink,
         libvirt_uri=settings.libvirt_uri,
         fwmark=settings.fwmark,
         conflict_detection=settings.conflict_detection,
+        network=settings.network,
+        metadata=settings.metadata,
+        metadata_external=tuple(settings.metadata_external),
+        pools=_pools(pools, settings.network),
         origins=tuple(w.place(w.file.relative_to(path.parent)) for w in written),
     )
 
@@ -185,26 +195,9 @@ def _overridden(tables: Iterable[Settings]) -> Settings:
     return settings
 
 
-def _mapping(table: MappingTable, network: str) -> Mapping:
-    sources = table.allowed_sources
-    return Mapping(
-        external=table.external.ip,
-        prefixlen=table.external.prefixlen,
-        internal=table.internal,
-        domain=table.domain,
-        network=table.network or network,
-        allow=None if table.allow is None else _merged(table.allow),
-        allowed_sources=None if sources is None else tuple(collapse_addresses(sources)),
-    )
-
-
-def _merged(services: Iterable[Service]) -> tuple[Service, ...]:
-    """The same services in ranges that neither overlap nor touch, as nftables intervals must."""
-    merged: list[Service] = []
-    for service in sorted(services):
-        last = merged[-1] if merged else None
-        if last and last.protocol == service.protocol and service.first <= last.last + 1:
-            merged[-1] = Service(last.protocol, last.first, max(last.last, service.last))
-        else:
-            merged.append(service)
-    return tuple(merged)
+def _pools(tables: Iterable[PoolTable], network: str) -> tuple[Pool, ...]:
+    """One pool for each network, in the order in which they are written."""
+    ranges: dict[str, list[Range]] = {}
+    for table in tables:
+        ranges.setdefault(table.network or network, []).extend(table.external)
+    return tuple(Pool(name, tuple(parts)) for name, parts in ranges.items())

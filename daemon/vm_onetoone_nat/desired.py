@@ -3,23 +3,31 @@
 Pure: the same arguments give the same answer, and nothing is remembered between two passes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as ReadOnly
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from vm_onetoone_nat.discovery import (
+    doubtful,
+    find_domain,
+    find_network,
+    is_host,
+    translated,
+    why_unknown,
+)
+from vm_onetoone_nat.mappings import gather
 from vm_onetoone_nat.state import (
     Address,
     Claim,
     Configuration,
     Desired,
-    Domain,
     DomainState,
     Element,
     Guests,
     Mapping,
     MappingState,
     MappingStatus,
-    Network,
     Observed,
     Service,
 )
@@ -43,11 +51,20 @@ def desire(configuration: Configuration, guests: Guests | None, observed: Observ
     guest is not the guest stopping, and the destination of a migration is paused until it takes
     over.
     """
-    wished = [_status(m, configuration, guests, observed) for m in configuration.mappings]
+    gathered = gather(configuration, guests, observed)
+    wished = _unambiguous(_status(m, configuration, guests, observed) for m in gathered.mappings)
     claims = frozenset(s.mapping.external for s in wished if s.state is ACTIVE)
     contested = {claim.address: claim for claim in observed.contested}
-    statuses = tuple(_contested(s, contested, observed.uplink) for s in wished)
-    return _desired(statuses, observed, configuration.fwmark, claims)
+    statuses = tuple(_contested(s, contested, observed) for s in wished)
+    desired = _desired(statuses, observed, configuration.fwmark, claims)
+    return replace(
+        desired,
+        unmapped=gathered.unmapped,
+        allocations=gathered.allocations,
+        doubtful=tuple(
+            n for m in desired.active if guests is not None for n in doubtful(m, observed)
+        ),
+    )
 
 
 def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
@@ -62,7 +79,14 @@ def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
         else s
         for s in desired.statuses
     )
-    return _desired(statuses, observed, desired.fwmark, desired.claims)
+    left = _desired(statuses, observed, desired.fwmark, desired.claims)
+    return replace(
+        desired,
+        statuses=statuses,
+        addresses=left.addresses,
+        elements=left.elements,
+        hairpins=left.hairpins,
+    )
 
 
 def _desired(
@@ -72,7 +96,11 @@ def _desired(
     claims: frozenset[IPv4Address],
 ) -> Desired:
     active = [s.mapping for s in statuses if s.state is ACTIVE]
-    elements = [e for m in active for e in mapping_elements(m)]
+    elements = [
+        e
+        for m in active
+        for e in (_remembered(m, observed) if m.remembered else mapping_elements(m))
+    ]
     if active and observed.uplink is not None:
         elements.append(Element("uplink", observed.uplink))
     return Desired(
@@ -84,6 +112,17 @@ def _desired(
         hairpins=_hairpins(active, observed),
         claims=claims,
     )
+
+
+def _remembered(mapping: Mapping, observed: Observed) -> Iterator[Element]:
+    """The elements that the kernel has of a mapping."""
+    for element in observed.table.elements if observed.table is not None else ():
+        first, *_ = element.key.split(" . ")
+        if (
+            element.container in ("external", "inbound", "allowed")
+            and first == str(mapping.external)
+        ) or (element.container in ("internal", "outbound") and first == str(mapping.internal)):
+            yield element
 
 
 def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
@@ -129,11 +168,34 @@ def _status(
     return MappingStatus(mapping, ACTIVE)
 
 
+def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:
+    """The same, but that each guest's address has one external address: the first that has it."""
+    first: dict[IPv4Address | None, IPv4Address] = {}
+    checked = []
+    for status in statuses:
+        mapping = status.mapping
+        if status.state is ACTIVE:
+            other = first.setdefault(mapping.internal, mapping.external)
+            if other != mapping.external:
+                reason = f"internal {mapping.internal} is already that of external {other}"
+                advice = "write another 'internal', or the 'mac' of another interface"
+                checked.append(MappingStatus(mapping, ERROR, f"{reason}; {advice}"))
+                continue
+        checked.append(status)
+    return checked
+
+
 def _contested(
-    wished: MappingStatus, contested: ReadOnly[IPv4Address, Claim], uplink: str | None
+    wished: MappingStatus, contested: ReadOnly[IPv4Address, Claim], observed: Observed
 ) -> MappingStatus:
     """The status of a mapping that is to be active, as far as other hosts allow."""
-    claim = contested.get(wished.mapping.external) if wished.state is ACTIVE else None
+    if wished.state is not ACTIVE:
+        return wished
+    external, uplink = wished.mapping.external, observed.uplink
+    claim = contested.get(external)
+    if claim is None and observed.asked is not None and external not in observed.asked:
+        there = any(a.ifname == uplink and a.interface.ip == external for a in observed.addresses)
+        claim = None if there else Claim(external)
     if claim is None:
         return wished
     if claim.mac is None:
@@ -147,7 +209,7 @@ def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
     """Whether the guest's own state does not decide, so that what the kernel has does."""
     if guests is None or not guests.current:
         return True
-    domain = _domain(mapping.domain, guests) if mapping.domain is not None else None
+    domain = find_domain(mapping.domain, guests)
     return domain is not None and domain.state is DomainState.PAUSED
 
 
@@ -159,18 +221,20 @@ def _guest_state(
         return ACTIVE, ""
     if guests is None:
         return INACTIVE, "libvirt cannot be reached, so it is not known whether the guest runs"
-    network = _network(mapping, guests)
+    network = find_network(mapping.network, guests)
     if network is None:
         return INACTIVE, f"libvirt has no network '{mapping.network}'"
     if not network.active:
         return INACTIVE, f"network '{mapping.network}' is not active"
     if mapping.domain is None:
         return ACTIVE, ""
-    domain = _domain(mapping.domain, guests)
+    domain = find_domain(mapping.domain, guests)
     if domain is None:
         return INACTIVE, f"libvirt has no domain '{mapping.domain}'"
     if domain.state is DomainState.OFF:
         return INACTIVE, f"domain '{domain.name}' is not running"
+    if domain.state is DomainState.LEAVING:
+        return INACTIVE, f"domain '{domain.name}' runs on another host, or will in a moment"
     if domain.state is DomainState.PAUSED and not _was_active(mapping, observed):
         return INACTIVE, f"domain '{domain.name}' is paused"
     return ACTIVE, ""
@@ -179,8 +243,8 @@ def _guest_state(
 def _internal_state(mapping: Mapping, guests: Guests | None) -> tuple[MappingState, str]:
     """Whether the guest's own address is known, and one that its network can have."""
     if mapping.internal is None:
-        return PENDING, "the guest's address is not known: set 'internal' in the configuration"
-    network = _network(mapping, guests) if guests is not None else None
+        return PENDING, why_unknown(mapping, guests)
+    network = find_network(mapping.network, guests) if guests is not None else None
     if network is None:
         return ACTIVE, ""
     if not network.gateways:
@@ -188,7 +252,7 @@ def _internal_state(mapping: Mapping, guests: Guests | None) -> tuple[MappingSta
     for gateway in network.gateways:
         if mapping.internal == gateway.ip:
             return ERROR, f"internal {mapping.internal} is the gateway of network '{network.name}'"
-        if _is_host(mapping.internal, gateway.network):
+        if is_host(mapping.internal, gateway.network):
             return ACTIVE, ""
     subnets = ", ".join(str(gateway.network) for gateway in network.gateways)
     return ERROR, (
@@ -212,6 +276,8 @@ def _external_state(
                     f"external {external} lies in {gateway.network}, "
                     f"the subnet of libvirt network '{network.name}'"
                 )
+    if external in observed.routers:
+        return ERROR, f"external {external} is the router of the LAN"
     for address in observed.addresses:
         foreign = address.interface.ip == external and not address.owned
         if foreign and (address.primary or address.ifname != observed.uplink):
@@ -225,7 +291,7 @@ def _external_state(
         listed = ", ".join(str(subnet.network) for subnet in subnets)
         return ERROR, f"external {external} is outside the uplink's subnet {listed}"
     interface = _external_interface(mapping, observed)
-    if not _is_host(external, interface.network):
+    if not is_host(external, interface.network):
         return ERROR, f"external {external} is no host address of {interface.network}"
     return ACTIVE, ""
 
@@ -236,29 +302,8 @@ def _was_active(mapping: Mapping, observed: Observed) -> bool:
     Only an address that was wanted is known to be another's.
     """
     external = mapping.external
-    elements = observed.table.elements if observed.table is not None else ()
-    translated = any(e.container == "external" and e.key == str(external) for e in elements)
-    return translated or any(c.address == external and c.mac for c in observed.contested)
-
-
-def _network(mapping: Mapping, guests: Guests) -> Network | None:
-    return next((n for n in guests.networks if n.name == mapping.network), None)
-
-
-def _domain(reference: str, guests: Guests) -> Domain | None:
-    """The domain of that name; only where there is none, the one with that UUID, as virsh does."""
-    by_uuid = next((d for d in guests.domains if d.uuid == reference.lower()), None)
-    return next((d for d in guests.domains if d.name == reference), by_uuid)
-
-
-def _is_host(address: IPv4Address, network: IPv4Network) -> bool:
-    """Whether a host can have this address: not the network's own nor its broadcast address.
-
-    Networks of 31 and 32 bits have neither (RFC 3021).
-    """
-    return address in network and (
-        network.prefixlen >= 31
-        or address not in (network.network_address, network.broadcast_address)
+    return translated(external, observed) is not None or any(
+        c.address == external and c.mac for c in observed.contested
     )
 
 

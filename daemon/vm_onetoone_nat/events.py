@@ -27,5 +27,7 @@ class Event(Enum):
     IP_FORWARD_ENABLED = UUID("a13d6a4c-03b6-4f68-9b83-f450675de4e2")
     DETECTION_OFF = UUID("c1be8db0-3f0d-4de0-a8b4-95c5d5a5ad1e")
     FIREWALL_REFUSES = UUID("5c3f6a53-5f5d-4ee1-8d64-1d5b6b62a3d0")
+    GUEST_UNMAPPED = UUID("0a6d8f0e-4c53-4d0a-8d38-0e8e1b9f4a57")
+    ALLOCATIONS_LOST = UUID("c9a4f4a1-5b0f-4b8e-9d0c-3f4a2f6f0f51")
     FIGHT = UUID("e7e2d8c1-6a3f-4f0f-9a9d-0c7f2d7cf3b9")
     RECONCILE_FAILED = UUID("7bbe301a-264a-4ba2-b8d1-01aedd6ca27b")

@@ -9,7 +9,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat import conntrack
 from vm_onetoone_nat.addresses import Addresses
-from vm_onetoone_nat.arp import Arp, RecordedClaims
+from vm_onetoone_nat.allocations import Allocations
+from vm_onetoone_nat.arp import NOTHING_IS_ASKED, Arp, Contested, RecordedClaims
 from vm_onetoone_nat.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.legacy import has_legacy_filter
@@ -18,7 +19,6 @@ from vm_onetoone_nat.nft import Nft
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.state import (
     Address,
-    Claim,
     Configuration,
     Desired,
     Observed,
@@ -32,16 +32,18 @@ _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 class Kernel:
     """The network namespace that it was made in. Use it from one thread.
 
-    `arp` knows which addresses may be taken: None asks the record of the daemon that runs.
+    `runtime` and `state` are the folders of what is kept until it stops, and for good. `arp` knows
+    which addresses may be taken: None asks the record of the daemon that runs.
     """
 
-    def __init__(self, runtime: Path, arp: Arp | None = None) -> None:
+    def __init__(self, runtime: Path, state: Path, arp: Arp | None = None) -> None:
         self._netlink = IPRoute()
         self._arp = arp
         self._claims = arp or RecordedClaims(claims_path(runtime))
         self._links: dict[int, Link] = {}
         self._addresses = Addresses(self._netlink, runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
+        self._allocations = Allocations(state / "allocations.json")
         self._nft = Nft()
         self._exposed: set[Translation] = set()
 
@@ -77,18 +79,24 @@ class Kernel:
         found = self._links = links(self._netlink)
         addresses = self._addresses.observe(found)
         uplink = self._addresses.uplink(configuration.uplink, found, addresses)
-        internals = [m.internal for m in configuration.mappings if m.internal is not None]
+        neighbours = self._bridge.neighbours(found)
+        contested = self._contested(configuration, uplink, addresses)
         return Observed(
             uplink=uplink,
             addresses=addresses,
             table=table,
             foreign=foreign,
-            ports=self._bridge.ports(found, internals) if filtered else (),
+            ports=self._bridge.ports(found, neighbours) if filtered else (),
             hairpins=frozenset(link.name for link in found.values() if link.hairpin),
             hairpins_set=frozenset(self._bridge.hairpins_set),
             bridge_netfilter=filtered,
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
-            contested=self._contested(configuration, uplink, addresses),
+            contested=contested.claims,
+            asked=contested.asked,
+            routers=self._addresses.routers(),
+            neighbours=neighbours,
+            allocations=self._allocations.read(),
+            recorded=self._allocations.recorded,
             obstacles=obstacles,
             exposed=None if self._arp is None else frozenset(self._exposed),
         )
@@ -96,10 +104,13 @@ class Kernel:
     def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
         """Probe the addresses that are wanted, announce and defend those that are there.
 
-        Its outcome is in `observe`, and notified.
+        Also ask guests that seem to have moved to another address. Its outcome is in `observe`,
+        and notified.
         """
         if self._arp is None:
             return
+        for neighbour in desired.doubtful:
+            self._bridge.ask(self._links, neighbour)
         foreign = {a.interface.ip for a in seen.addresses if not a.owned}
         on_uplink = (a for a in seen.addresses if a.ifname == seen.uplink and a.owned)
         self._arp.update(
@@ -111,19 +122,18 @@ class Kernel:
 
     def _contested(
         self, configuration: Configuration, uplink: str | None, addresses: tuple[Address, ...]
-    ) -> tuple[Claim, ...]:
+    ) -> Contested:
         """What may not be taken. What is there already stays until another host insists."""
         if not configuration.conflict_detection:
-            return ()
-        link = self._link(uplink)
+            return NOTHING_IS_ASKED
         ours = {a.interface.ip: a.owned for a in addresses if a.ifname == uplink}
-        claims = (self._claims.contested(link, m.external) for m in configuration.mappings)
-        return tuple(
+        found = self._claims.observe(self._link(uplink))
+        claims = tuple(
             claim
-            for claim in claims
-            if claim is not None
-            and (claim.address not in ours or (ours[claim.address] and claim.mac is not None))
+            for claim in found.claims
+            if claim.address not in ours or (ours[claim.address] and claim.mac is not None)
         )
+        return Contested(claims, found.asked)
 
     def _link(self, name: str | None) -> Link | None:
         return next((link for link in self._links.values() if link.name == name), None)
@@ -136,6 +146,8 @@ class Kernel:
         """
         failures = _Failures()
         self._exposed.difference_update(plan.forget, plan.expose)
+        if plan.allocations is not None:
+            failures.attempt(self._allocations.write, plan.allocations)
         if plan.enable_ip_forward:
             failures.attempt(_enable_ip_forward)
         for address in plan.delete_addresses:

@@ -10,17 +10,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
-from ipaddress import IPv4Interface
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import libvirt
 
+from vm_onetoone_nat import metadata
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.state import Domain, DomainState, Guests, Network
+from vm_onetoone_nat.runner import RESYNC_SECONDS
+from vm_onetoone_nat.state import Domain, DomainState, Guests, Interface, Mapping, Network
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,6 @@ _KEEPALIVE_COUNT = 3
 _BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0)
 
 _RUNNING = libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING
-_PAUSED = libvirt.VIR_CONNECT_LIST_DOMAINS_PAUSED
 
 _STATES = {
     libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
@@ -43,9 +44,59 @@ _STATES = {
     libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
     libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
 }
+_LEAVING = {libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY}
+"""Reasons for a pause in which the guest goes on at another host, or has gone on there.
+
+The destination shows the first of them too, until the guest runs there."""
 
 
-def read_guests(connection: Any) -> Guests:
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """The part of a domain's XML that matters here."""
+
+    interfaces: tuple[Interface, ...] = ()
+    claims: tuple[Mapping, ...] = ()
+    fault: str = ""
+
+
+class Definitions:
+    """What domains' XML says, read once, and again after libvirt has told of a change of it.
+
+    Reading a thousand domains takes a second, and a pass is to take milliseconds. Of some changes
+    libvirt tells nobody, so nothing is believed for longer than LONGEST_SECONDS.
+    """
+
+    LONGEST_SECONDS = RESYNC_SECONDS - 10
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._read: dict[str, tuple[float, Definition]] = {}
+        self._changes = 0
+        self._lock = threading.Lock()
+
+    def of(self, domain: Any) -> Definition:
+        """The definition of a domain; the live one of a guest that runs."""
+        uuid, now = domain.UUIDString(), self._clock()
+        with self._lock:
+            at, known = self._read.get(uuid, (0.0, None))
+            changes = self._changes
+        if known is not None and now - at < self.LONGEST_SECONDS:
+            return known
+        found = _definition(domain)
+        with self._lock:
+            # What changed while it was read may be missing in it.
+            if changes == self._changes:
+                self._read[uuid] = now, found
+        return found
+
+    def changed(self, uuid: str) -> None:
+        """libvirt has told of a change of this domain. From any thread."""
+        with self._lock:
+            self._changes += 1
+            self._read.pop(uuid, None)
+
+
+def read_guests(connection: Any, definitions: Definitions) -> Guests:
     """All domains and networks of a connection. Raises LibvirtUnavailable.
 
     A read-only connection is enough.
@@ -53,10 +104,7 @@ def read_guests(connection: Any) -> Guests:
     try:
         every = connection.listAllDomains()
         running = {d.UUIDString() for d in connection.listAllDomains(_RUNNING)}
-        paused = {d.UUIDString() for d in connection.listAllDomains(_PAUSED)}
-        domains = tuple(
-            Domain(d.name(), d.UUIDString(), _listed_state(d, running, paused)) for d in every
-        )
+        domains = tuple(_domain(d, _listed_state(d, running), definitions.of(d)) for d in every)
         networks = tuple(_network(n) for n in connection.listAllNetworks())
     except libvirt.libvirtError as error:
         raise LibvirtUnavailable(f"libvirt: {error.get_error_message()}") from error
@@ -121,7 +169,7 @@ class LibvirtOnce:
         """All domains and networks. Raises LibvirtUnavailable."""
         if self._connection is None:
             self._connection = self._answers.ask(lambda: _open(self._uri))
-        return self._answers.ask(lambda: read_guests(self._connection))
+        return self._answers.ask(lambda: read_guests(self._connection, Definitions()))
 
 
 class LibvirtSource:
@@ -137,6 +185,7 @@ class LibvirtSource:
         self._connection: Any = None
         self._answers = Answers(lambda: notify("libvirt answers"))
         self._known: Guests | None = None
+        self._definitions = Definitions()
         self._lost = threading.Event()
         self._tried = threading.Event()
         self._stopped = threading.Event()
@@ -174,7 +223,8 @@ class LibvirtSource:
         if connection is None:
             raise LibvirtUnavailable("libvirt is not connected")
         try:
-            return self._answers.ask(lambda: read_guests(connection))
+            definitions = self._definitions
+            return self._answers.ask(lambda: read_guests(connection, definitions))
         except LibvirtHangs:
             # It is left to keepalive whether the connection is to be given up.
             raise
@@ -194,6 +244,8 @@ class LibvirtSource:
             self._lost.clear()
             try:
                 connection = _open(self._uri)
+                # Of what happened while there was no connection nobody has told.
+                self._definitions = Definitions()
                 self._subscribe(connection)
             except (LibvirtUnavailable, libvirt.libvirtError) as error:
                 if attempt == 0:
@@ -230,6 +282,12 @@ class LibvirtSource:
         connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_domain, None
         )
+        for event, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._on_device_added),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device_removed),
+            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata),
+        ):
+            connection.domainEventRegisterAny(None, event, callback, None)
         connection.networkEventRegisterAny(
             None, libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE, self._on_network, None
         )
@@ -246,7 +304,24 @@ class LibvirtSource:
     def _on_domain(
         self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: None
     ) -> None:
-        self._notify(f"domain {domain.name()}: {_DOMAIN_EVENTS.get(event, event)}")
+        self._changed(domain, str(_DOMAIN_EVENTS.get(event, event)))
+
+    def _on_device_added(self, _connection: Any, domain: Any, _device: str, _opaque: None) -> None:
+        self._changed(domain, "device added")
+
+    def _on_device_removed(
+        self, _connection: Any, domain: Any, _device: str, _opaque: None
+    ) -> None:
+        self._changed(domain, "device removed")
+
+    def _on_metadata(
+        self, _connection: Any, domain: Any, _kind: int, _uri: str, _opaque: None
+    ) -> None:
+        self._changed(domain, "metadata changed")
+
+    def _changed(self, domain: Any, what: str) -> None:
+        self._definitions.changed(domain.UUIDString())
+        self._notify(f"domain {domain.name()}: {what}")
 
     def _on_network(
         self, _connection: Any, network: Any, event: int, _detail: int, _opaque: None
@@ -293,24 +368,63 @@ def _close(connection: Any) -> None:
         log.debug("closing a lost connection: %s", error)
 
 
-def _listed_state(domain: Any, running: set[str], paused: set[str]) -> DomainState:
+def _domain(domain: Any, state: DomainState, definition: Definition) -> Domain:
+    return Domain(
+        domain.name(),
+        domain.UUIDString(),
+        state,
+        definition.interfaces,
+        definition.claims,
+        definition.fault,
+    )
+
+
+def _definition(domain: Any) -> Definition:
+    """What a domain's XML says. One that cannot be read is that guest's fault alone."""
+    try:
+        text = domain.XMLDesc()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return Definition()
+        raise
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        return Definition(fault=f"its definition cannot be read: {error}")
+    interfaces = tuple(map(_interface, root.iterfind("devices/interface[mac]")))
+    try:
+        return Definition(interfaces, metadata.claims(root.iterfind("metadata/*")))
+    except metadata.MetadataError as error:
+        return Definition(interfaces, fault=f"metadata: {'; '.join(error.problems)}")
+
+
+def _interface(element: ElementTree.Element) -> Interface:
+    mac, source = element.find("mac"), element.find("source")
+    assert mac is not None
+    place = {} if source is None else source.attrib
+    return Interface(mac.attrib["address"].lower(), place.get("network"), place.get("bridge"))
+
+
+def _listed_state(domain: Any, running: set[str]) -> DomainState:
     """The state of a listed domain, asked one by one only where the lists do not tell.
 
-    Three lists are not one moment: a guest that resumed between two of them is in neither, and
-    must not be taken for one that stopped.
+    Two lists are not one moment: a guest that resumed between them is in neither, and must not be
+    taken for one that stopped.
     """
     if domain.ID() == -1:
         return DomainState.OFF
     if domain.UUIDString() in running:
         return DomainState.RUNNING
-    if domain.UUIDString() in paused:
-        return DomainState.PAUSED
+    # A paused one may be about to go on elsewhere, which only its own answer tells.
     return _state(domain)
 
 
 def _state(domain: Any) -> DomainState:
     try:
-        return _STATES.get(domain.state()[0], DomainState.OFF)
+        state, reason = domain.state()
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in _LEAVING:
+            return DomainState.LEAVING
+        return _STATES.get(state, DomainState.OFF)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return DomainState.OFF
@@ -318,20 +432,43 @@ def _state(domain: Any) -> DomainState:
 
 
 def _network(network: Any) -> Network:
-    """One network; the bridge and its addresses are in its XML only."""
+    """One network; the bridge, its addresses and the reservations are in its XML only."""
     try:
         active = bool(network.isActive())
         root = ElementTree.fromstring(network.XMLDesc())
+        leases = _leases(network) if active else ()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
             return Network(network.name(), active=False, bridge=None)
         raise
     bridge = root.find("bridge")
+    subnets = [e for e in root.findall("ip") if e.get("family", "ipv4") == "ipv4"]
     gateways = tuple(
         IPv4Interface((address, element.get("prefix") or element.get("netmask") or 32))
-        for element in root.findall("ip")
-        if element.get("family", "ipv4") == "ipv4" and (address := element.get("address"))
+        for element in subnets
+        if (address := element.get("address"))
     )
-    return Network(
-        network.name(), active, bridge.get("name") if bridge is not None else None, gateways
+    reservations = tuple(
+        (mac.lower(), IPv4Address(address))
+        for element in subnets
+        for host in element.iterfind("dhcp/host")
+        if (mac := host.get("mac")) and (address := host.get("ip"))
+    )
+    name = bridge.get("name") if bridge is not None else None
+    return Network(network.name(), active, name, gateways, reservations, leases)
+
+
+def _leases(network: Any) -> tuple[tuple[str, IPv4Address], ...]:
+    """The leases of a network's DHCP server by MAC, the latest first."""
+    try:
+        leases = network.DHCPLeases()
+    except libvirt.libvirtError as error:
+        # Drivers without a DHCP server, and the moment in which its file is written.
+        log.debug("leases of network %s: %s", network.name(), error)
+        return ()
+    leases.sort(key=lambda lease: lease["expirytime"], reverse=True)
+    return tuple(
+        (lease["mac"].lower(), IPv4Address(lease["ipaddr"]))
+        for lease in leases
+        if lease["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4 and lease["mac"]
     )

@@ -17,6 +17,7 @@ class Link:
     mac: str
     running: bool
     has_arp: bool
+    is_bridge: bool
     is_bridge_port: bool
     hairpin: bool
 
@@ -39,6 +40,7 @@ def links(netlink: IPRoute) -> dict[int, Link]:
             running=bool(flags & _UP and flags & _LOWER_UP),
             has_arp=message["ifi_type"] == _ETHERNET
             and not flags & (_LOOPBACK | _POINTOPOINT | _NOARP),
+            is_bridge=info is not None and info.get_attr("IFLA_INFO_KIND") == "bridge",
             is_bridge_port=is_port,
             hairpin=hairpin,
         )

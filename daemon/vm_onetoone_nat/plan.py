@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.state import (
     Address,
+    Allocation,
     ChainName,
     Desired,
     Element,
@@ -37,7 +38,7 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All writes of one pass, in order.
+    """All writes of one pass, in order. `allocations` None leaves the recorded ones.
 
     An address goes before its translation and comes after it: while the host has an external
     address without a translation, a packet for the guest would reach the host itself. A hairpin
@@ -49,6 +50,7 @@ class Plan:
     that the guest's own connections had until then.
     """
 
+    allocations: frozenset[Allocation] | None = None
     enable_ip_forward: bool = False
     delete_addresses: tuple[Address, ...] = ()
     clear_hairpins: tuple[str, ...] = ()
@@ -77,7 +79,9 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     if observed.exposed is not None:
         # A process before this one may have ended between writing them and this.
         begun |= set(_translations(elements)) - observed.exposed
+    record = desired.allocations != observed.allocations or not observed.recorded
     return Plan(
+        allocations=desired.allocations if record else None,
         enable_ip_forward=bool(desired.active) and not observed.ip_forward,
         add_addresses=_missing_addresses(observed, desired),
         clear_hairpins=tuple(sorted((recorded - wanted) & observed.hairpins)),
@@ -121,6 +125,8 @@ def describe(planned: Plan) -> tuple[str, ...]:
     """The plan as lines for a person, `+` for what comes and `-` for what goes."""
     transaction = planned.transaction
     lines = []
+    if planned.allocations is not None:
+        lines.append(f"+ record of {len(planned.allocations)} allocated addresses")
     if planned.enable_ip_forward:
         lines.append("+ sysctl net.ipv4.ip_forward = 1")
     lines += [f"- address {a}" for a in planned.delete_addresses]

@@ -40,7 +40,12 @@ class Look:
     observed: Observed
     desired: Desired
     plan: Plan
-    libvirt: bool
+    guests: Guests | None
+
+    @property
+    def libvirt(self) -> bool:
+        """Whether libvirt answers."""
+        return self.guests is not None and self.guests.current
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,7 @@ def look(configuration: Configuration, source: GuestSide, kernel: KernelSide) ->
         guests = None
     observed = kernel.observe(configuration)
     desired = desire(configuration, guests, observed)
-    libvirt = guests is not None and guests.current
-    return Look(observed, desired, plan(observed, desired), libvirt)
+    return Look(observed, desired, plan(observed, desired), guests)
 
 
 def reconcile(
@@ -108,7 +112,7 @@ def _write(
     except KernelError as error:
         failures.append(str(error))
     observed = kernel.observe(configuration)
-    after = Look(observed, desired, plan(observed, desired), before.libvirt)
+    after = Look(observed, desired, plan(observed, desired), before.guests)
     left = hold(after.plan)
     if left and not failures:
         failures.append(f"the kernel changed while it was written to: {describe(left)[0]}")

@@ -176,20 +176,24 @@ def _static(fwmark: int) -> list[Json]:
 
     out, into = {"meta": {"key": "oifname"}}, {"meta": {"key": "iifname"}}
     mark = {"meta": {"key": "mark"}}
-    reply = match({"ct": {"key": "direction"}}, "reply")
+    request, reply = (match({"ct": {"key": "direction"}}, d) for d in ("original", "reply"))
     admit: Json = {"goto": {"target": "admit"}}
     dnat = translate("dnat", "daddr", "external")
     snat = translate("snat", "saddr", "internal")
     inbound = {"vmap": {"key": original("daddr"), "data": "@inbound"}}
     outbound = match(original("saddr"), "@outbound")
-    request = {
-        "concat": [
-            original("daddr"),
-            address("saddr"),
-            {"meta": {"key": "l4proto"}},
-            {"payload": {"protocol": "th", "field": "dport"}},
-        ]
-    }
+    protocol = {"meta": {"key": "l4proto"}}
+
+    def allowed(client: str, port: str) -> Json:
+        """Whether the peer on one side of a packet may use the service on the other."""
+        service = {"payload": {"protocol": "th", "field": port}}
+        return match(
+            {"concat": [original("daddr"), address(client), protocol, service]}, "@allowed"
+        )
+
+    def state(name: str) -> Json:
+        return match({"ct": {"key": "state"}}, name, "in")
+
     return [
         {"table": {"family": "inet", "name": TABLE}},
         collection("map", "external", type="ipv4_addr", map="ipv4_addr"),
@@ -227,8 +231,17 @@ def _static(fwmark: int) -> list[Json]:
         rule("forward", match(into, "@uplink"), reply, outbound, admit),
         rule("local", inbound),
         rule("admit", {"mangle": {"key": mark, "value": {"|": [mark, fwmark]}}}),
-        rule("restrict", reply, admit),
-        rule("restrict", match(request, "@allowed"), admit),
+        # ICMP errors of connections, by which TCP finds the path's MTU.
+        rule("restrict", state("related"), admit),
+        # Both ways, so that what is no longer allowed ends.
+        rule("restrict", request, allowed("saddr", "dport"), admit),
+        rule("restrict", reply, allowed("daddr", "sport"), admit),
+        rule(
+            "restrict",
+            state("established"),
+            match(protocol, "tcp"),
+            {"reject": {"type": "tcp reset"}},
+        ),
         rule("restrict", {"reject": {"type": "icmpx", "expr": "port-unreachable"}}),
     ]
 

@@ -7,16 +7,22 @@ before it by `config`. All faults of a file are found at once.
 import json
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import (
+    AddressValueError,
+    IPv4Address,
+    IPv4Network,
+    NetmaskValueError,
+    collapse_addresses,
+)
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.state import DEFAULT_FWMARK, Service
+from vm_onetoone_nat.state import DEFAULT_FWMARK, AddressSource, Mapping, Range, Service
 
 _INTERFACE_MAX = 15  # IFNAMSIZ less the closing NUL
 
@@ -155,6 +161,31 @@ def _source(value: str) -> IPv4Network:
         raise ValueError(f'has bits set past its prefix; write "{network}"') from error
 
 
+def _mac(value: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", value):
+        raise ValueError("write a MAC as in 'virsh domiflist', such as \"52:54:00:a8:7a:65\"")
+    return value.lower()
+
+
+_RANGE_MAX = 1 << 16
+
+
+def _range(value: str) -> Range:
+    advice = 'write addresses such as "192.168.1.200-192.168.1.220"'
+    first, dash, last = (part.strip() for part in value.partition("-"))
+    try:
+        found = Range(IPv4Address(first), IPv4Address(last if dash else first))
+    except AddressValueError as error:
+        raise ValueError(advice) from error
+    if found.first > found.last:
+        raise ValueError(f"the lower address comes first; {advice}")
+    if int(found.last) - int(found.first) >= _RANGE_MAX:
+        raise ValueError(f"a pool has {_RANGE_MAX:,} addresses at most; {advice}")
+    _usable(found.first)
+    _usable(found.last)
+    return found
+
+
 def _from_text(parse: Callable[[str], object]) -> BeforeValidator:
     """A validator that takes text alone, and makes of it what `parse` makes."""
 
@@ -191,6 +222,8 @@ class Settings(_Model):
     libvirt_uri: Annotated[str, _from_text(_uri)] = "qemu:///system"
     fwmark: Annotated[int, _from_text(_fwmark)] = DEFAULT_FWMARK
     conflict_detection: Annotated[bool, _from_boolean] = True
+    metadata: Annotated[bool, _from_boolean] = True
+    metadata_external: list[Annotated[IPv4Network, _from_text(_source)]] = []
 
 
 class MappingTable(_Model):
@@ -200,8 +233,16 @@ class MappingTable(_Model):
     internal: Annotated[IPv4Address, _from_text(_address)] | None = None
     domain: Annotated[str, _from_text(_domain)] | None = None
     network: Annotated[str, _from_text(_name)] | None = None
+    mac: Annotated[str, _from_text(_mac)] | None = None
     allow: _Listed[Annotated[Service, _from_text(_service)]] | None = None
     allowed_sources: _Listed[Annotated[IPv4Network, _from_text(_source)]] | None = None
+
+
+class PoolTable(_Model):
+    """One [[pool]]."""
+
+    external: _Listed[Annotated[Range, _from_text(_range)]]
+    network: Annotated[str, _from_text(_name)] | None = None
 
 
 class File(_Model):
@@ -209,6 +250,35 @@ class File(_Model):
 
     settings: Settings = Settings()
     mapping: list[MappingTable] = []
+    pool: list[PoolTable] = []
+
+
+def mapping_of(table: MappingTable, network: str) -> Mapping:
+    """The mapping that a table describes, in `network` where it names none."""
+    sources = table.allowed_sources
+    return Mapping(
+        external=table.external.ip,
+        prefixlen=table.external.prefixlen,
+        internal=table.internal,
+        source=None if table.internal is None else AddressSource.CONFIGURATION,
+        domain=table.domain,
+        mac=table.mac,
+        network=table.network or network,
+        allow=None if table.allow is None else _merged(table.allow),
+        allowed_sources=None if sources is None else tuple(collapse_addresses(sources)),
+    )
+
+
+def _merged(services: Iterable[Service]) -> tuple[Service, ...]:
+    """The same services in ranges that neither overlap nor touch, as nftables intervals must."""
+    merged: list[Service] = []
+    for service in sorted(services):
+        last = merged[-1] if merged else None
+        if last and last.protocol == service.protocol and service.first <= last.last + 1:
+            merged[-1] = Service(last.protocol, last.first, max(last.last, service.last))
+        else:
+            merged.append(service)
+    return tuple(merged)
 
 
 def parse(text: str) -> File:
@@ -218,6 +288,11 @@ def parse(text: str) -> File:
     except (ValueError, RecursionError) as error:
         # ValueError: TOMLDecodeError, or a number of more digits than Python reads.
         raise ConfigError((f"not valid TOML: {error}",)) from error
+    return validated(document)
+
+
+def validated(document: dict[str, Any]) -> File:
+    """The tables in a document. Raises ConfigError with a line for each fault."""
     try:
         return File.model_validate(document)
     except ValidationError as error:
@@ -240,9 +315,9 @@ def _problem(error: Any) -> str:
     if kind == "extra_forbidden":
         return f"{where}: unknown key; {_known_keys(error['loc'])}"
     if kind == "missing":
-        return f"{where}: the key is missing; write it, such as {_EXAMPLES[error['loc'][-1]]}"
-    if error["loc"] == ("mapping",):
-        return f"{where}: {_shown(value)}: write each mapping as a table headed [[mapping]]"
+        return f"{where}: the key is missing; write it, such as {_EXAMPLES[error['loc'][0]]}"
+    if error["loc"] in (("mapping",), ("pool",)):
+        return f"{where}: {_shown(value)}: write each {where} as a table headed [[{where}]]"
     if kind == "model_type":
         return f"{where}: {_shown(value)}: write a table headed {_TABLES[error['loc'][0]]}"
     advice = (
@@ -256,12 +331,16 @@ def _key(name: str) -> str:
     return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
-_EXAMPLES = {"external": 'external = "192.168.1.101"'}
-_TABLES = {"settings": "[settings]", "mapping": "[[mapping]]"}
+_EXAMPLES = {
+    "mapping": 'external = "192.168.1.101"',
+    "pool": 'external = ["192.168.1.200-192.168.1.220"]',
+}
+_TABLES = {"settings": "[settings]", "mapping": "[[mapping]]", "pool": "[[pool]]"}
 _KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     (): File,
     ("settings",): Settings,
     ("mapping",): MappingTable,
+    ("pool",): PoolTable,
 }
 
 

@@ -19,21 +19,32 @@ from vm_onetoone_nat.kernel import Kernel, claims_path
 from vm_onetoone_nat.libvirt_source import LibvirtSource
 from vm_onetoone_nat.notify import Notify
 from vm_onetoone_nat.plan import describe
-from vm_onetoone_nat.reconcile import Outcome, reconcile, remove
+from vm_onetoone_nat.reconcile import Look, Outcome, reconcile, remove
 from vm_onetoone_nat.runner import Runner
-from vm_onetoone_nat.state import Configuration, MappingState, MappingStatus, Obstacle
-from vm_onetoone_nat.watch import NFTABLES, Watch
+from vm_onetoone_nat.state import (
+    AddressSource,
+    Configuration,
+    Mapping,
+    MappingState,
+    MappingStatus,
+    Obstacle,
+    Unmapped,
+)
+from vm_onetoone_nat.watch import NEIGHBOUR, NFTABLES, Watch
 
 log = logging.getLogger(__name__)
 
 _RELOAD = "reload"
 _START = "start"
+_LEASE_SECONDS = 1.0
 
 
 class Service:
     """The daemon in the foreground. Make and run it in the main thread: it takes signals."""
 
-    def __init__(self, path: Path, configuration: Configuration, runtime: Path) -> None:
+    def __init__(
+        self, path: Path, configuration: Configuration, runtime: Path, state: Path
+    ) -> None:
         self._path = path
         self._configuration = configuration
         self._instance = Instance(runtime)
@@ -44,12 +55,15 @@ class Service:
             self._pass, self._tick, is_news=self._is_news, longest_tick=watchdog / 3
         )
         self._arp = Arp(self._runner.notify, claims_path(runtime))
-        self._kernel = Kernel(runtime, self._arp)
+        self._kernel = Kernel(runtime, state, self._arp)
         self._source = LibvirtSource(configuration.libvirt_uri, self._runner.notify)
-        self._watch = Watch(self._runner.notify, self._is_internal, self._kernel.portid)
+        self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
         self._fights = Fights()
         self._obstacles = Obstacles()
         self._said: dict[object, MappingStatus] = {}
+        self._macs: frozenset[str] = frozenset()
+        self._internals: frozenset[str] = frozenset()
+        self._unmapped: tuple[Unmapped, ...] = ()
         self._uplink: str | None = None
         self._failures: tuple[str, ...] = ()
         self._bridge_netfilter = bridge_netfilter()
@@ -103,6 +117,7 @@ class Service:
             desired = outcome.look.desired
             for fight in self._fights.written(time.monotonic(), written, desired, causes):
                 _say_fight(fight)
+        self._remember(outcome.look)
         self._say(outcome, causes)
         self._notify.alive()
         if causes & {_START, _RELOAD}:
@@ -112,7 +127,15 @@ class Service:
         if outcome.failures:
             return None
         now = time.monotonic()
-        return min(self._fights.next_attempt(now), self._obstacles.next_look(now))
+        again = min(self._fights.next_attempt(now), self._obstacles.next_look(now))
+        # A DHCP server writes its lease down only after the guest has it.
+        return min(again, _LEASE_SECONDS) if NEIGHBOUR in causes else again
+
+    def _remember(self, look: Look) -> None:
+        """By what the neighbours are known that matter."""
+        if look.guests is not None:
+            self._macs = frozenset(n.mac for d in look.guests.domains for n in d.interfaces)
+        self._internals = frozenset(str(s.mapping.internal) for s in look.desired.statuses)
 
     def _tick(self) -> bool:
         """Feed the watchdog, from the thread that reconciles: it starves when a pass hangs.
@@ -149,8 +172,8 @@ class Service:
             extra=entry(Event.CONFIGURATION_READ),
         )
 
-    def _is_internal(self, address: str) -> bool:
-        return any(address == str(m.internal) for m in self._configuration.mappings)
+    def _is_guest(self, address: str, mac: str) -> bool:
+        return mac in self._macs or address in self._internals
 
     def _say(self, outcome: Outcome, causes: frozenset[str]) -> None:
         for written in outcome.written:
@@ -180,6 +203,10 @@ class Service:
             if self._said.get(status.mapping) != status:
                 _say_status(status, uplink)
         self._said = {status.mapping: status for status in outcome.statuses}
+        for unmapped in outcome.look.desired.unmapped:
+            if unmapped not in self._unmapped:
+                _say_unmapped(unmapped)
+        self._unmapped = outcome.look.desired.unmapped
         self._say_failures(outcome.failures)
 
     def _say_failures(self, failures: tuple[str, ...]) -> None:
@@ -241,6 +268,22 @@ def _say_fight(fight: Fight) -> None:
     )
 
 
+def _say_unmapped(unmapped: Unmapped) -> None:
+    log.warning(
+        "%s has no external address: %s",
+        unmapped.domain,
+        unmapped.reason,
+        extra=entry(
+            Event.GUEST_UNMAPPED,
+            domain=unmapped.domain,
+            network=unmapped.network,
+            external=unmapped.external,
+            state=MappingState.ERROR.value,
+            reason=unmapped.reason,
+        ),
+    )
+
+
 def _say_status(status: MappingStatus, uplink: str | None) -> None:
     mapping = status.mapping
     level, event = _EVENTS[status.state]
@@ -248,7 +291,7 @@ def _say_status(status: MappingStatus, uplink: str | None) -> None:
         level,
         "%s (%s, %s) is %s%s",
         mapping.external,
-        mapping.internal or "address unknown",
+        _internal(mapping),
         mapping.domain or f"network {mapping.network}",
         status.state.value,
         f": {status.reason}" if status.reason else "",
@@ -256,9 +299,19 @@ def _say_status(status: MappingStatus, uplink: str | None) -> None:
     )
 
 
+def _internal(mapping: Mapping) -> str:
+    """The guest's own address, and from where it is known if it was not written."""
+    if mapping.internal is None:
+        return "address unknown"
+    if mapping.source in (None, AddressSource.CONFIGURATION, AddressSource.METADATA):
+        return str(mapping.internal)
+    return f"{mapping.internal} by {mapping.source}"
+
+
 def _summary(outcome: Outcome) -> str:
     """The one line that `systemctl status` shows."""
     states = Counter(status.state for status in outcome.statuses)
+    states[MappingState.ERROR] += len(outcome.look.desired.unmapped)
     total = sum(states.values())
     line = f"{states[MappingState.ACTIVE]} of {total} mappings active"
     for state in (MappingState.ERROR, MappingState.CONFLICT, MappingState.PENDING):

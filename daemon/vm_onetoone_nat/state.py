@@ -3,6 +3,7 @@
 All are frozen; addresses are `ipaddress` objects. Nothing here touches the system.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -20,13 +21,38 @@ class Service:
     last: int = 65535
 
 
+class Origin(StrEnum):
+    """Who asked for a mapping; the values are part of `status --json`."""
+
+    CONFIGURATION = "configuration"
+    METADATA = "metadata"
+    POOL = "pool"
+
+
+class AddressSource(StrEnum):
+    """How a guest's own address is known, the most reliable first; part of `status --json`.
+
+    `KEPT` is what the kernel translates to, while nothing tells of another address.
+    """
+
+    CONFIGURATION = "configuration"
+    METADATA = "metadata"
+    RESERVATION = "reservation"
+    LEASE = "lease"
+    AGENT = "agent"
+    NEIGHBOUR = "neighbour"
+    KEPT = "kept"
+
+
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """One external address for one guest, as the administrator wrote it.
+    """One external address for one guest.
 
     `prefixlen` None means the uplink's; `domain` None, that the mapping lives as long as its
-    network; `internal` None, that the address is not known yet. `allow` and `allowed_sources`
-    None mean everything and anyone; both are merged, so that no two entries overlap.
+    network; `internal` None, that the address is not known yet, and `source` then too. `mac`
+    chooses among a guest's interfaces. `remembered` is true for one of which only the kernel
+    tells, so that its policy is what the kernel has. `allow` and `allowed_sources` None mean
+    everything and anyone; both are merged, so that no two entries overlap.
     """
 
     external: IPv4Address
@@ -34,15 +60,49 @@ class Mapping:
     prefixlen: int | None = None
     internal: IPv4Address | None = None
     domain: str | None = None
+    mac: str | None = None
     allow: tuple[Service, ...] | None = None
     allowed_sources: tuple[IPv4Network, ...] | None = None
+    origin: Origin = Origin.CONFIGURATION
+    source: AddressSource | None = None
+    remembered: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Range:
+    """Addresses from `first` to `last`, both included."""
+
+    first: IPv4Address
+    last: IPv4Address
+
+    def __contains__(self, address: IPv4Address) -> bool:
+        return self.first <= address <= self.last
+
+    def __iter__(self) -> Iterator[IPv4Address]:
+        return (IPv4Address(n) for n in range(int(self.first), int(self.last) + 1))
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """External addresses for the guests of a network that have no mapping."""
+
+    network: str
+    ranges: tuple[Range, ...]
+
+    def __contains__(self, address: IPv4Address) -> bool:
+        return any(address in part for part in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The whole of config.toml and its drop-ins, merged.
+    """The whole of config.toml and its drop-ins, merged; one pool for each network.
 
-    `uplink` None means the interface of the default route. `origins` has the place of each mapping,
+    Guests may claim addresses inside `metadata_external` by their metadata, which is not read at
+    all where `metadata` is false. `network` is that of mappings that name none. `uplink` None
+    means the interface of the default route. `origins` has the place of each mapping,
     "conf.d/20-b.toml: mapping[0]", the file as seen from the folder of config.toml; a mapping that
     moves from one file to another is the same mapping.
     """
@@ -52,34 +112,67 @@ class Configuration:
     libvirt_uri: str = "qemu:///system"
     fwmark: int = DEFAULT_FWMARK
     conflict_detection: bool = True
+    network: str = "default"
+    metadata: bool = True
+    metadata_external: tuple[IPv4Network, ...] = ()
+    pools: tuple[Pool, ...] = ()
     origins: tuple[str, ...] = field(default=(), compare=False)
 
 
 class DomainState(StrEnum):
-    """libvirt's domain states, as far as an address is concerned."""
+    """libvirt's domain states, as far as an address is concerned.
+
+    `LEAVING` is paused for the last step of a migration to another host.
+    """
 
     RUNNING = "running"
     PAUSED = "paused"
+    LEAVING = "leaving"
     OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface of a guest, on a virtual network or directly on a bridge.
+
+    `addresses` are what the guest agent tells of it.
+    """
+
+    mac: str
+    network: str | None = None
+    bridge: str | None = None
+    addresses: tuple[IPv4Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Domain:
-    """A guest that libvirt knows."""
+    """A guest that libvirt knows.
+
+    `claims` are the mappings in its metadata, whose `network` is empty where they name none;
+    `fault` tells why its definition or its metadata cannot be read, and is empty where they can.
+    """
 
     name: str
     uuid: str
     state: DomainState
+    interfaces: tuple[Interface, ...] = ()
+    claims: tuple[Mapping, ...] = ()
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A virtual network that libvirt knows. `gateways` are the addresses of its bridge."""
+    """A virtual network that libvirt knows. `gateways` are the addresses of its bridge.
+
+    `reservations` and `leases` are of its DHCP server, by MAC; the latest lease comes first.
+    """
 
     name: str
     active: bool
     bridge: str | None
     gateways: tuple[IPv4Interface, ...] = ()
+    reservations: tuple[tuple[str, IPv4Address], ...] = ()
+    leases: tuple[tuple[str, IPv4Address], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +273,30 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An entry of the neighbour table on a bridge. `age` is the time since it was confirmed, in s.
+
+    A `fresh` one is known to be right: confirmed lately, or just being asked.
+    """
+
+    ifname: str
+    address: IPv4Address
+    mac: str
+    age: float = 0.0
+    fresh: bool = True
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Allocation:
+    """An external address that a guest was given, or was the first to claim; kept over restarts."""
+
+    external: IPv4Address
+    uuid: str
+    network: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """The bridge port behind which an address was last seen."""
 
@@ -203,9 +320,12 @@ class Observed:
     `ports` has the bridge ports, by the guest address seen behind each, and `hairpins` every
     port with the hairpin flag set, `hairpins_set` those where this process set it.
     `bridge_netfilter` is true when bridged IPv4 frames pass the
-    IP hooks. `contested` has the external addresses that may not be taken on the uplink. `exposed`
-    has the translations that this process has freed of flows from before them; None where that is
-    no business of this process.
+    IP hooks. `contested` has the external addresses that may not be taken on the uplink; where
+    `asked` is not None, neither may one that is not in there, before the LAN was asked for it.
+    `routers` are the next hops of the default routes. `neighbours` are those on bridges.
+    `allocations` are the recorded ones, `recorded` is false where they are in memory only.
+    `exposed` has the translations that this process has freed of flows from before them; None
+    where that is no business of this process.
     """
 
     uplink: str | None
@@ -218,6 +338,11 @@ class Observed:
     bridge_netfilter: bool = False
     ip_forward: bool = True
     contested: tuple[Claim, ...] = ()
+    asked: frozenset[IPv4Address] | None = None
+    routers: frozenset[IPv4Address] = frozenset()
+    neighbours: tuple[Neighbour, ...] = ()
+    allocations: frozenset[Allocation] = frozenset()
+    recorded: bool = True
     obstacles: tuple[Obstacle, ...] = ()
     exposed: frozenset[Translation] | None = None
 
@@ -242,10 +367,23 @@ class MappingStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Unmapped:
+    """A guest that should have a mapping and has none, and why; `external` as it was written."""
+
+    domain: str
+    network: str
+    reason: str
+    external: str | None = None
+    origin: Origin = Origin.METADATA
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """What the kernel should hold: the same types as `Observed`, complete and exact.
 
     `claims` are the external addresses that are wanted, also those that another host has.
+    `doubtful` are neighbours that the kernel should ask whether they are there, since their guest
+    has shown another address.
     """
 
     statuses: tuple[MappingStatus, ...]
@@ -255,6 +393,9 @@ class Desired:
     fwmark: int
     hairpins: frozenset[str]
     claims: frozenset[IPv4Address] = frozenset()
+    unmapped: tuple[Unmapped, ...] = ()
+    allocations: frozenset[Allocation] = frozenset()
+    doubtful: tuple[Neighbour, ...] = ()
 
     @property
     def active(self) -> tuple[Mapping, ...]:

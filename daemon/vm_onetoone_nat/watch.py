@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from socket import AF_BRIDGE
+from socket import AF_BRIDGE, AF_INET
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 NFTABLES = "nftables:"
 """What the cause of a changed ruleset begins with."""
+
+NEIGHBOUR = "neighbour"
+"""The cause of a guest that shows another address than before."""
 
 _RTNETLINK_GROUPS = (
     rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_NEIGH
@@ -32,13 +35,13 @@ _SO_ATTACH_FILTER = 26
 class Watch:
     """Two threads that call `notify` for each notification that could matter.
 
-    `neighbours` tells which guest addresses are of interest: neighbour entries change all the
+    `neighbours` tells by address and MAC which are of interest: neighbour entries change all the
     time, and most of them have nothing to do with a mapping. `portid` is the netlink port of the
     process's own writes to addresses, which are no news.
     """
 
     def __init__(
-        self, notify: Callable[[str], None], neighbours: Callable[[str], bool], portid: int
+        self, notify: Callable[[str], None], neighbours: Callable[[str, str], bool], portid: int
     ) -> None:
         self._notify = notify
         self._neighbours = neighbours
@@ -75,7 +78,7 @@ class Watch:
     def _rtnetlink(self, listening: threading.Event) -> None:
         with IPRoute() as netlink:
             netlink.bind(groups=_RTNETLINK_GROUPS)
-            self._macs.clear()
+            self._macs = _known_neighbours()
             listening.set()
             while True:
                 for message in netlink.get():
@@ -131,13 +134,23 @@ class Watch:
             # A bridge has learned behind which port somebody is: perhaps a guest of ours.
             return "bridge port" if mac in self._macs.values() and not gone else None
         if gone:
-            self._macs.pop(address, None)
-            return None
-        if not self._neighbours(address or ""):
+            # A guest that has moved to another address no longer answers at the old one.
+            return NEIGHBOUR if self._macs.pop(address, None) is not None else None
+        if not self._neighbours(address or "", mac):
             return None
         # An entry that only ages, and is renewed, is told of every half minute.
         before, self._macs[address] = self._macs.get(address), mac
-        return "neighbour" if mac != before else None
+        return NEIGHBOUR if mac != before else None
+
+
+def _known_neighbours() -> dict[str, str]:
+    """The MACs of IPv4 neighbours; their next notification is of their age alone."""
+    with IPRoute() as netlink:
+        return {
+            entry.get_attr("NDA_DST"): mac
+            for entry in netlink.get_neighbours(family=AF_INET)
+            if (mac := entry.get_attr("NDA_LLADDR")) is not None
+        }
 
 
 class _Instruction(ctypes.Structure):

@@ -5,7 +5,7 @@ Needs root. Nothing outlives the process that made it, not even after SIGKILL.
 
 from .cache import cache_directory
 from .domain import Domain, DomainGuest, IdleDomain
-from .guest import NamespaceGuest, wait_until_forwarding
+from .guest import NamespaceGuest, Voice, wait_until_forwarding
 from .host import Host
 from .image import Image, image
 from .lan import Lan
@@ -50,6 +50,7 @@ __all__ = [
     "Stream",
     "StreamReport",
     "Suite",
+    "Voice",
     "WaitTimeoutError",
     "cache_directory",
     "icmp",

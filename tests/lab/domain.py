@@ -1,5 +1,6 @@
 """Real libvirt domains, under software emulation."""
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Interface
 from xml.sax.saxutils import escape
 
@@ -112,14 +113,26 @@ class Domain:
 
 
 class IdleDomain(Domain):
-    """A domain without disk or network that idles in its BIOS: a real lifecycle, cheaply.
+    """A domain without disk that idles in its BIOS: a real lifecycle, cheaply.
 
-    It ignores its power button: it ends by `destroy`.
+    It ignores its power button: it ends by `destroy`. It has an interface for each pair of MAC
+    and network, on which it is silent: a `Voice` may speak for it.
     """
 
-    def __init__(self, host: Hypervisor, name: str, memory: int = 8) -> None:
+    def __init__(
+        self,
+        host: Hypervisor,
+        name: str,
+        memory: int = 8,
+        interfaces: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        silent = _INTERFACE.replace("</interface>", '  <rom enabled="no"/>\n    </interface>')
         xml = _DOMAIN.format(
-            name=escape(name), memory=memory, boot="", interface="", console=console_path(name)
+            name=escape(name),
+            memory=memory,
+            boot="",
+            interface="".join(silent.format(mac=m, network=escape(n)) for m, n in interfaces),
+            console=console_path(name),
         )
         super().__init__(host, name, xml)
 

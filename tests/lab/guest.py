@@ -2,6 +2,7 @@
 
 import json
 from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
 
 from .addresses import LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, LIBVIRT_NETWORK, mac_of
 from .namespace import Namespace
@@ -73,6 +74,51 @@ class NamespaceGuest(Namespace):
     def wait_until_forwarding(self, timeout: float = 30) -> None:
         """Wait until the bridge forwards the guest's frames."""
         wait_until_forwarding(self.host, self.port, timeout)
+
+
+class Voice(Namespace):
+    """What a domain that idles in its BIOS would say: its MAC, on the bridge of its network.
+
+    It has no address until `dhcp` or `static`.
+    """
+
+    def __init__(self, host: Namespace, name: str, mac: str, bridge: str = LIBVIRT_BRIDGE) -> None:
+        super().__init__(name)
+        self._host = host
+        self._port = "voice" + mac.replace(":", "")[-6:]
+        try:
+            self.sysctl("net.ipv6.conf.default.accept_dad", 0)
+            host.wire(self._port, self, "eth0", mac=mac, port_of=bridge)
+            wait_until_forwarding(host, self._port)
+        except BaseException:
+            self.close()
+            raise
+
+    def dhcp(self) -> IPv4Address:
+        """Ask for a lease, as a guest does when it boots, and take it."""
+        script = str(Path(__file__).with_name("inside") / "dhcp.sh")
+        self.run("busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", script)
+        return self.address()
+
+    def static(self, interface: IPv4Interface, gateway: IPv4Address) -> None:
+        """Take an address that nobody was asked for, in the place of any other."""
+        self.run("ip", "-4", "address", "flush", "dev", "eth0")
+        self.run("ip", "address", "add", str(interface), "brd", "+", "dev", "eth0")
+        self.run("ip", "route", "replace", "default", "via", str(gateway))
+
+    def speak(self, to: IPv4Address) -> None:
+        """Send a packet."""
+        self.run("ping", "-n", "-q", "-c", "1", "-W", "1", str(to), check=False)
+
+    def address(self) -> IPv4Address:
+        """The address that it has."""
+        (entry,) = json.loads(self.run("ip", "-4", "-j", "address", "show", "dev", "eth0").stdout)
+        return IPv4Address(entry["addr_info"][0]["local"])
+
+    def close(self) -> None:
+        if self._host.alive:
+            self._host.run("ip", "link", "delete", self._port, check=False)
+        super().close()
 
 
 def wait_until_forwarding(host: Namespace, port: str, timeout: float = 30) -> None:

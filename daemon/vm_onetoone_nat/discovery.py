@@ -1,0 +1,149 @@
+"""The guest's own address, where nobody has written it down: from whom it is known.
+
+Pure. In this order: the network's reservation for the guest's MAC, its DHCP lease, the guest agent,
+the neighbour table of the bridge; and what the kernel translates to, while nothing else is known.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from vm_onetoone_nat.state import (
+    AddressSource,
+    Domain,
+    Guests,
+    Interface,
+    Mapping,
+    Neighbour,
+    Network,
+    Observed,
+)
+
+
+def find_network(name: str, guests: Guests) -> Network | None:
+    """The network of that name."""
+    return next((n for n in guests.networks if n.name == name), None)
+
+
+def find_domain(reference: str | None, guests: Guests) -> Domain | None:
+    """The domain of that name; only where there is none, the one with that UUID, as virsh does."""
+    if reference is None:
+        return None
+    by_uuid = next((d for d in guests.domains if d.uuid == reference.lower()), None)
+    return next((d for d in guests.domains if d.name == reference), by_uuid)
+
+
+def is_host(address: IPv4Address, network: IPv4Network) -> bool:
+    """Whether a host can have this address: not the network's own nor its broadcast address.
+
+    Networks of 31 and 32 bits have neither (RFC 3021).
+    """
+    return address in network and (
+        network.prefixlen >= 31
+        or address not in (network.network_address, network.broadcast_address)
+    )
+
+
+def interfaces(domain: Domain, network: Network, mac: str | None = None) -> tuple[Interface, ...]:
+    """The guest's interfaces on a network, or the one of them with that MAC."""
+    return tuple(
+        nic
+        for nic in domain.interfaces
+        if (
+            nic.network == network.name or (nic.bridge is not None and nic.bridge == network.bridge)
+        )
+        and mac in (None, nic.mac)
+    )
+
+
+def translated(external: IPv4Address, observed: Observed) -> IPv4Address | None:
+    """The guest's address that the kernel translates an external one to."""
+    elements = observed.table.elements if observed.table is not None else ()
+    return next(
+        (
+            IPv4Address(e.value)
+            for e in elements
+            if e.container == "external" and e.key == str(external)
+        ),
+        None,
+    )
+
+
+def located(mapping: Mapping, guests: Guests, observed: Observed) -> Mapping:
+    """The mapping with its guest's own address, as far as that is known."""
+    if mapping.internal is not None:
+        return mapping
+    current = translated(mapping.external, observed)
+    network, domain = find_network(mapping.network, guests), find_domain(mapping.domain, guests)
+    if network is None or domain is None:
+        return mapping
+    for nic in interfaces(domain, network, mapping.mac):
+        for source, address in _known(nic, network, observed, current):
+            if _may_have(nic, address, network):
+                return replace(mapping, internal=address, source=source)
+    if current is not None and any(current in gateway.network for gateway in network.gateways):
+        return replace(mapping, internal=current, source=AddressSource.KEPT)
+    return mapping
+
+
+def why_unknown(mapping: Mapping, guests: Guests | None) -> str:
+    """Why `located` found no address."""
+    if mapping.domain is None:
+        return "write 'internal', or 'domain' for a guest whose address is then looked for"
+    if guests is None:
+        return "libvirt cannot be reached, so it is not known which address the guest has"
+    network, domain = find_network(mapping.network, guests), find_domain(mapping.domain, guests)
+    if network is not None and domain is not None:
+        if domain.fault and not domain.interfaces:
+            return f"domain '{domain.name}': {domain.fault}"
+        if not interfaces(domain, network, mapping.mac):
+            which = "no interface" if mapping.mac is None else f"no interface {mapping.mac}"
+            return f"domain '{domain.name}' has {which} on network '{network.name}'"
+    return (
+        f"the guest's address on network '{mapping.network}' is not known yet: it has no "
+        "reservation and no lease, and has sent no packet"
+    )
+
+
+def doubtful(mapping: Mapping, observed: Observed) -> tuple[Neighbour, ...]:
+    """The entry of the mapping's address, where the guest has shown another one since.
+
+    Only its own silence, when the kernel asks for it, tells that it has moved: a guest may have
+    two addresses.
+    """
+    if mapping.source is not AddressSource.NEIGHBOUR:
+        return ()
+    others = {n.mac for n in observed.neighbours if n.address != mapping.internal}
+    return tuple(
+        n
+        for n in observed.neighbours
+        if n.address == mapping.internal and not n.fresh and n.mac in others
+    )
+
+
+def owner(address: IPv4Address, network: Network) -> str | None:
+    """The MAC to which the network's DHCP server has given an address."""
+    known = (*network.reservations, *network.leases)
+    return next((mac for mac, given in known if given == address), None)
+
+
+def _known(
+    nic: Interface, network: Network, observed: Observed, current: IPv4Address | None
+) -> Iterator[tuple[AddressSource, IPv4Address]]:
+    for source, known in (
+        (AddressSource.RESERVATION, network.reservations),
+        (AddressSource.LEASE, network.leases),
+    ):
+        yield from ((source, address) for mac, address in known if mac == nic.mac)
+    yield from ((AddressSource.AGENT, address) for address in nic.addresses)
+    seen = [n for n in observed.neighbours if n.mac == nic.mac and n.ifname == network.bridge]
+    # What is in use stays for as long as the guest answers there.
+    seen.sort(key=lambda n: (n.address != current, n.age))
+    yield from ((AddressSource.NEIGHBOUR, n.address) for n in seen)
+
+
+def _may_have(nic: Interface, address: IPv4Address, network: Network) -> bool:
+    """Whether a guest's word for an address is good: not the gateway's, nor that of another."""
+    return any(
+        is_host(address, gateway.network) and address != gateway.ip for gateway in network.gateways
+    ) and owner(address, network) in (None, nic.mac)

@@ -1,0 +1,274 @@
+"""All mappings of a pass: those of the configuration, of guests' metadata, and of pools.
+
+Pure. The configuration comes first, then metadata, in the order in which claims were made, then
+pools: what one of them has, a later one cannot take. Who was given what is in the allocations,
+which are recorded, so that it is the same after a restart.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from vm_onetoone_nat.discovery import (
+    find_domain,
+    find_network,
+    interfaces,
+    is_host,
+    located,
+    owner,
+    translated,
+)
+from vm_onetoone_nat.state import (
+    AddressSource,
+    Allocation,
+    Configuration,
+    Domain,
+    DomainState,
+    Guests,
+    Mapping,
+    Observed,
+    Origin,
+    Pool,
+    Unmapped,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The mappings, with their guests' addresses where known, and the guests that get none."""
+
+    mappings: tuple[Mapping, ...]
+    unmapped: tuple[Unmapped, ...]
+    allocations: frozenset[Allocation]
+
+
+def gather(configuration: Configuration, guests: Guests | None, observed: Observed) -> Gathered:
+    """All mappings. `guests` None means that libvirt was never reached: then the kernel tells."""
+    if guests is None:
+        return _remembered(configuration, observed)
+    gathering = _Gathering(configuration, guests, observed)
+    gathering.metadata()
+    for pool in configuration.pools:
+        gathering.pool(pool)
+    return Gathered(
+        tuple(located(m, guests, observed) for m in gathering.mappings),
+        tuple(gathering.unmapped),
+        frozenset(gathering.allocations.values()),
+    )
+
+
+def _remembered(configuration: Configuration, observed: Observed) -> Gathered:
+    """What the kernel has, for the configuration and for what was allocated."""
+    mappings = list(configuration.mappings)
+    written = {m.external for m in mappings}
+    mappings += (
+        Mapping(a.external, a.network, domain=a.uuid, origin=a.origin, remembered=True)
+        for a in sorted(observed.allocations)
+        if a.external not in written and translated(a.external, observed) is not None
+    )
+    return Gathered(tuple(_kept(m, observed) for m in mappings), (), observed.allocations)
+
+
+def _kept(mapping: Mapping, observed: Observed) -> Mapping:
+    current = translated(mapping.external, observed)
+    if mapping.internal is not None or current is None:
+        return mapping
+    return replace(mapping, internal=current, source=AddressSource.KEPT)
+
+
+class _Gathering:
+    def __init__(self, configuration: Configuration, guests: Guests, observed: Observed) -> None:
+        self._configuration = configuration
+        self._guests = guests
+        self._observed = observed
+        self.mappings = list(configuration.mappings)
+        self.unmapped: list[Unmapped] = []
+        self._before = {a.external: a for a in observed.allocations}
+        self.allocations: dict[IPv4Address, Allocation] = {}
+        self._mapped = {
+            (domain.uuid, m.network)
+            for m in configuration.mappings
+            if (domain := find_domain(m.domain, guests)) is not None
+        }
+
+    def metadata(self) -> None:
+        """Add what guests claim for themselves."""
+        if not self._configuration.metadata:
+            return
+        claims: list[tuple[Domain, Mapping]] = []
+        for domain in sorted(self._guests.domains, key=lambda d: d.name):
+            if domain.fault:
+                self._refuse(domain, "", domain.fault)
+            for claim in domain.claims:
+                mapping = replace(
+                    claim, domain=domain.name, network=claim.network or self._network(domain)
+                )
+                if (domain.uuid, mapping.network) not in self._mapped:
+                    claims.append((domain, mapping))
+        # Who has claimed an address first, keeps it.
+        claims.sort(key=lambda claim: not self._had(*claim))
+        claimed = {m.external: d for d, m in reversed(claims)}
+        for domain, mapping in claims:
+            refusal = self._refusal(domain, mapping, claimed)
+            if refusal:
+                self._refuse(domain, mapping.network, refusal, str(mapping.external))
+            else:
+                self._accept(domain, mapping)
+        self._mapped |= {(d.uuid, m.network) for d, m in claims}
+
+    def pool(self, pool: Pool) -> None:
+        """Give each guest of a network that has no mapping an address."""
+        network = find_network(pool.network, self._guests)
+        if network is None:
+            return
+        domains = [
+            domain
+            for domain in sorted(self._guests.domains, key=lambda d: d.name)
+            if (domain.uuid, pool.network) not in self._mapped
+            and not domain.fault
+            and interfaces(domain, network)
+            and not self._is_written(domain, pool)
+        ]
+        had = {a.uuid: a for a in self._before.values() if self._is_of(a, pool)}
+        for domain in domains:
+            known = had.get(domain.uuid)
+            if known is not None and not self._taken(known.external):
+                self._accept(domain, Mapping(known.external, pool.network, origin=Origin.POOL))
+        # What belongs to guests that libvirt no longer knows is given away last.
+        present = {domain.uuid for domain in self._guests.domains}
+        for allocation in had.values():
+            if allocation.uuid not in present:
+                self.allocations.setdefault(allocation.external, allocation)
+        for domain in domains:
+            if self._has(domain, pool) or domain.state is DomainState.OFF:
+                continue
+            external = self._free(pool) or self._abandoned(pool, present)
+            if external is None and domain.uuid in had:
+                # Another host has it, and there is no other: that is said as a conflict.
+                external = had[domain.uuid].external
+            if external is None:
+                reason = f"all addresses of the pool of network '{pool.network}' are in use"
+                advice = "write more of them in 'external' of its [[pool]]"
+                self.unmapped.append(
+                    Unmapped(domain.name, pool.network, f"{reason}; {advice}", origin=Origin.POOL)
+                )
+                continue
+            self._accept(domain, Mapping(external, pool.network, origin=Origin.POOL))
+
+    def _accept(self, domain: Domain, mapping: Mapping) -> None:
+        self.mappings.append(replace(mapping, domain=domain.name))
+        self.allocations[mapping.external] = Allocation(
+            mapping.external, domain.uuid, mapping.network, mapping.origin
+        )
+
+    def _refuse(
+        self, domain: Domain, network: str, reason: str, external: str | None = None
+    ) -> None:
+        self.unmapped.append(Unmapped(domain.name, network, reason, external))
+
+    def _network(self, domain: Domain) -> str:
+        """The network of a claim that names none: the configured one, or else the guest's first."""
+        names = [nic.network for nic in domain.interfaces if nic.network is not None]
+        default = self._configuration.network
+        return default if default in names or not names else names[0]
+
+    def _refusal(self, domain: Domain, mapping: Mapping, claimed: dict[IPv4Address, Domain]) -> str:
+        """Why a claim is not good, empty where it is."""
+        external = mapping.external
+        prefixes = self._configuration.metadata_external
+        if not any(external in prefix for prefix in prefixes):
+            allowed = ", ".join(map(str, prefixes)) or "nothing"
+            return (
+                f"metadata claims {external}, and settings.metadata_external allows {allowed}; "
+                "write another address, or allow it there"
+            )
+        if any(external == m.external for m in self._configuration.mappings):
+            return f"metadata claims {external}, which is another guest's by the configuration"
+        before = self._before.get(external)
+        holder = claimed[external]
+        if before is not None and before.origin is Origin.POOL and before.uuid != domain.uuid:
+            holder = next((d for d in self._guests.domains if d.uuid == before.uuid), holder)
+        if holder.uuid != domain.uuid or external in self.allocations:
+            return f"metadata claims {external}, which is already that of domain '{holder.name}'"
+        network = find_network(mapping.network, self._guests)
+        if network is None:
+            return f"libvirt has no network '{mapping.network}'"
+        macs = {nic.mac for nic in interfaces(domain, network, mapping.mac)}
+        if not macs:
+            return f"domain '{domain.name}' has no such interface on network '{mapping.network}'"
+        if mapping.internal is not None:
+            macs_seen = {n.mac for n in self._observed.neighbours if n.address == mapping.internal}
+            if given := owner(mapping.internal, network):
+                macs_seen = {given}
+            if macs_seen - macs or self._is_another_guests(domain, mapping.internal):
+                return f"internal {mapping.internal} is the address of another guest"
+        return ""
+
+    def _is_another_guests(self, domain: Domain, internal: IPv4Address) -> bool:
+        return any(
+            m.internal == internal and find_domain(m.domain, self._guests) != domain
+            for m in self._configuration.mappings
+        )
+
+    def _had(self, domain: Domain, mapping: Mapping) -> bool:
+        before = self._before.get(mapping.external)
+        return before is not None and before.uuid == domain.uuid
+
+    def _is_of(self, allocation: Allocation, pool: Pool) -> bool:
+        return (
+            allocation.origin is Origin.POOL
+            and allocation.network == pool.network
+            and allocation.external in pool
+        )
+
+    def _is_written(self, domain: Domain, pool: Pool) -> bool:
+        """Whether the configuration maps the guest by its address, without naming it."""
+        probe = Mapping(IPv4Address(0), pool.network, domain=domain.name)
+        internal = located(probe, self._guests, self._observed).internal
+        return internal is not None and any(
+            m.internal == internal for m in self._configuration.mappings
+        )
+
+    def _has(self, domain: Domain, pool: Pool) -> bool:
+        return any(
+            a.uuid == domain.uuid and self._is_of(a, pool) for a in self.allocations.values()
+        )
+
+    def _taken(self, external: IPv4Address) -> bool:
+        """Whether somebody else has the address: another mapping, this host, another host."""
+        return (
+            external in self.allocations
+            or any(external == m.external for m in self.mappings)
+            or external in self._observed.routers
+            or any(c.address == external and c.mac for c in self._observed.contested)
+            or any(a.interface.ip == external and not a.owned for a in self._observed.addresses)
+        )
+
+    def _free(self, pool: Pool) -> IPv4Address | None:
+        return next((a for a in self._addresses(pool) if not self._taken(a)), None)
+
+    def _abandoned(self, pool: Pool, present: set[str]) -> IPv4Address | None:
+        """The address of a guest that libvirt no longer knows, if it is certain what it knows."""
+        if not self._guests.current:
+            return None
+        return next(
+            (
+                a.external
+                for a in sorted(self.allocations.values())
+                if self._is_of(a, pool) and a.uuid not in present
+            ),
+            None,
+        )
+
+    def _addresses(self, pool: Pool) -> Iterator[IPv4Address]:
+        subnets = [
+            a.interface.network
+            for a in self._observed.addresses
+            if a.ifname == self._observed.uplink and not a.owned
+        ]
+        for part in pool.ranges:
+            for address in part:
+                inside = [subnet for subnet in subnets if address in subnet]
+                # Outside of them all it is no better, but the mapping's state will say so.
+                if not inside or any(is_host(address, subnet) for subnet in inside):
+                    yield address

@@ -1,0 +1,88 @@
+"""Mappings in a domain's metadata: one XML element in a namespace of ours, or several.
+
+    <mapping xmlns="urn:vm-onetoone-nat:1" external="192.168.1.101" allow="tcp/22 icmp"/>
+
+The attributes are the keys of [[mapping]], but for `domain`; what is a list there has spaces
+between its parts here. Several mappings stand below one <mappings>. Whoever may edit a guest
+writes this, so nothing of it is taken on trust.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from xml.etree.ElementTree import Element
+
+from vm_onetoone_nat.errors import ConfigError
+from vm_onetoone_nat.schema import mapping_of, validated
+from vm_onetoone_nat.state import AddressSource, Mapping, Origin
+
+NAMESPACE = "urn:vm-onetoone-nat:1"
+_FAMILY = "urn:vm-onetoone-nat"
+_LISTS = ("allow", "allowed_sources")
+_MOST = 32
+"""Mappings in one domain's metadata."""
+_LONGEST = 4096
+"""Characters in one attribute."""
+
+
+class MetadataError(ConfigError):
+    """The metadata of one guest cannot be used."""
+
+
+def claims(elements: Iterable[Element]) -> tuple[Mapping, ...]:
+    """The mappings in a domain's <metadata>; other programs' elements are left alone.
+
+    `network` is empty where none is named. Raises MetadataError.
+    """
+    tables = [_table(element) for each in elements for element in _mappings(each)]
+    if len(tables) > _MOST:
+        raise MetadataError((f"{len(tables)} mappings; write {_MOST} at most",))
+    try:
+        file = validated({"mapping": tables})
+    except ConfigError as error:
+        raise MetadataError(error.problems) from error
+    return tuple(_claim(mapping_of(table, "")) for table in file.mapping)
+
+
+def _claim(mapping: Mapping) -> Mapping:
+    source = None if mapping.internal is None else AddressSource.METADATA
+    return replace(mapping, origin=Origin.METADATA, source=source)
+
+
+def _mappings(element: Element) -> tuple[Element, ...]:
+    """The <mapping> elements that an element of <metadata> is or holds."""
+    namespace, name = _name(element)
+    if namespace != NAMESPACE:
+        if namespace.startswith(_FAMILY):
+            raise MetadataError((f"unknown namespace '{namespace[:80]}'; write '{NAMESPACE}'",))
+        return ()
+    if name == "mapping":
+        return (element,)
+    if name != "mappings" or element.attrib or _text(element):
+        raise MetadataError((f"unknown element <{name[:80]}>; write <mapping external=...>",))
+    for child in element:
+        if _name(child) not in ((NAMESPACE, "mapping"), ("", "mapping")):
+            raise MetadataError((f"unknown element <{child.tag[:80]}>; write <mapping>",))
+    return tuple(element)
+
+
+def _table(element: Element) -> dict[str, object]:
+    if len(element) or _text(element):
+        raise MetadataError(("<mapping> has nothing inside; write attributes",))
+    for key, value in element.attrib.items():
+        if len(value) > _LONGEST:
+            raise MetadataError(
+                (f"{key[:80]} has {len(value):,} characters, more than {_LONGEST:,}",)
+            )
+    if "domain" in element.attrib:
+        raise MetadataError(("domain: a guest's metadata is for itself alone; leave it out",))
+    return {key: value.split() if key in _LISTS else value for key, value in element.attrib.items()}
+
+
+def _name(element: Element) -> tuple[str, str]:
+    """Namespace, empty for none, and local name."""
+    namespace, brace, name = element.tag.rpartition("}")
+    return (namespace.removeprefix("{"), name) if brace else ("", element.tag)
+
+
+def _text(element: Element) -> str:
+    return (element.text or "").strip() + "".join((c.tail or "").strip() for c in element)
