@@ -162,10 +162,13 @@ def _status(
         # What is wrong with the uplink takes the mapping from the kernel: it stays the reason
         # also when the kernel, asked again, no longer has the mapping.
         in_order = (external, guest, internal)
-    for state, reason in in_order:
-        if state is not ACTIVE:
-            return MappingStatus(mapping, state, reason)
-    return MappingStatus(mapping, ACTIVE)
+    found = [(state, reason) for state, reason in in_order if state is not ACTIVE]
+    if not found:
+        return MappingStatus(mapping, ACTIVE)
+    # A guest that will speak some day does not mend what is wrong anyway.
+    if found[0][0] is PENDING:
+        found.sort(key=lambda each: each[0] is not ERROR)
+    return MappingStatus(mapping, *found[0])
 
 
 def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:

@@ -126,6 +126,8 @@ class IdleDomain(Domain):
         memory: int = 8,
         interfaces: Iterable[tuple[str, str]] = (),
     ) -> None:
+        interfaces = tuple(interfaces)
+        self.macs = tuple(mac for mac, _ in interfaces)
         silent = _INTERFACE.replace("</interface>", '  <rom enabled="no"/>\n    </interface>')
         xml = _DOMAIN.format(
             name=escape(name),
