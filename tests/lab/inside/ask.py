@@ -16,7 +16,8 @@ def _ask(protocol: str, address: str, port: int, timeout: float) -> str:
             connection.connect((address, port))
             connection.sendall(b"?\n")
             return connection.recv(1024).decode().strip() or "!refused"
-        except (ConnectionRefusedError, ConnectionResetError):
+        except (ConnectionRefusedError, ConnectionResetError, PermissionError):
+            # EPERM: what this host's own output hook rejects.
             return "!refused"
         except TimeoutError:
             return "!silent"
