@@ -94,9 +94,11 @@ class Daemon(Product):
         super().__init__(host, directory / "config.toml", program)
         self.log_path = directory / "daemon.log"
         self.process: Process | None = None
+        self._before = 0
 
     def start(self, *under: str, env: Mapping[str, str] | None = None) -> None:
         """Start `run`, below the program `under` if given; its log goes on in the same file."""
+        self._before = len(self.log())
         with self.log_path.open("a") as log:
             self.process = self.host.popen(
                 *under, *self._command("run"), stdout=subprocess.DEVNULL, stderr=log, env=env
@@ -106,6 +108,11 @@ class Daemon(Product):
     def ended(self) -> bool:
         """Whether its process is over, however it ended."""
         return self.process is None or self.process.poll() is not None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has come to its first pass, and so handles signals."""
+        return "pass: start" in self.log()[self._before :]
 
     def signal(self, number: int) -> None:
         """Send it a signal."""

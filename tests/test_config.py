@@ -22,7 +22,16 @@ from lab.addresses import (
 )
 from vm_onetoone_nat import config
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.state import DEFAULT_FWMARK, Address, Configuration, Mapping, Service
+from vm_onetoone_nat.state import (
+    DEFAULT_FWMARK,
+    Address,
+    AddressSource,
+    Configuration,
+    Mapping,
+    Pool,
+    Range,
+    Service,
+)
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 BOUNDED = settings(
@@ -67,7 +76,13 @@ def test_example_is_the_scenario() -> None:
     """The example in the repository loads, and is the three guests of the scenario."""
     assert config.load(EXAMPLE) == Configuration(
         mappings=tuple(
-            Mapping(external(n), "default", internal=internal(n), domain=guest_name(n))
+            Mapping(
+                external(n),
+                "default",
+                internal=internal(n),
+                domain=guest_name(n),
+                source=AddressSource.CONFIGURATION,
+            )
             for n in (1, 2, 3)
         )
     )
@@ -88,11 +103,26 @@ uplink = "wlan0"
 network = "lab"
 libvirt_uri = "test:///default"
 fwmark = "0x80000000"
+conflict_detection = false
+metadata = false
+metadata_external = ["192.168.1.128/25"]
+
+[[pool]]
+external = ["192.168.1.200-192.168.1.220", "192.168.1.7"]
+
+[[pool]]
+network = "other"
+external = ["192.168.1.8"]
+
+[[pool]]
+network = "lab"
+external = ["192.168.1.9"]
 
 [[mapping]]
 domain = "guest"
 external = "192.168.1.101/25"
 internal = "192.168.122.101"
+mac = "52:54:00:AA:BB:CC"
 allow = ["icmp", "tcp/22", "udp", "tcp/8000-8100"]
 allowed_sources = ["192.168.1.0/24", "10.1.2.3"]
 
@@ -107,7 +137,9 @@ network = "other"
                 network="lab",
                 prefixlen=25,
                 internal=IPv4Address("192.168.122.101"),
+                source=AddressSource.CONFIGURATION,
                 domain="guest",
+                mac="52:54:00:aa:bb:cc",
                 allow=(
                     Service("icmp"),
                     Service("tcp", 22, 22),
@@ -121,7 +153,19 @@ network = "other"
         uplink="wlan0",
         libvirt_uri="test:///default",
         fwmark=0x80000000,
+        conflict_detection=False,
+        network="lab",
+        metadata=False,
+        metadata_external=(IPv4Network("192.168.1.128/25"),),
+        pools=(
+            Pool("lab", (addresses("200", "220"), addresses("7", "7"), addresses("9", "9"))),
+            Pool("other", (addresses("8", "8"),)),
+        ),
     )
+
+
+def addresses(first: str, last: str) -> Range:
+    return Range(IPv4Address(f"192.168.1.{first}"), IPv4Address(f"192.168.1.{last}"))
 
 
 LAN_ADVICE = 'write an IPv4 address such as "192.168.1.101", or "192.168.1.101/24" with a prefix'
@@ -202,6 +246,17 @@ SOURCES = [
     ("24", QUOTES),
 ]
 
+RANGES = [
+    ('"192.168.1.9-192.168.1.8"', "the lower address comes first"),
+    ('"192.168.1.8-"', 'write addresses such as "192.168.1.200-192.168.1.220"'),
+    ('"192.168.1.0/24"', 'write addresses such as "192.168.1.200-192.168.1.220"'),
+    ('"10.0.0.1-10.9.0.1"', "a pool has 65,536 addresses at most"),
+    ('"224.0.0.1"', NO_HOST),
+    ("7", QUOTES),
+]
+
+MAC_ADVICE = "write a MAC as in 'virsh domiflist'"
+
 MARKS = ['"0x3"', '"0x0"', '"0x100000000"', '"1048576"', '"bit 20"', '"-0x1"', '""']
 
 NAMES = ['""', '" default"', '"default "', '"a\\nb"', '"\\u001b[31m"']
@@ -220,6 +275,13 @@ def _cases() -> Iterator[tuple[str, str, str, str]]:
         yield document, "mapping[0].allow[1]", value, advice
     for value, advice in SOURCES:
         yield mapping(allowed_sources=f"[{value}]"), "mapping[0].allowed_sources[0]", value, advice
+        document = f"[settings]\nmetadata_external = [{value}]\n"
+        yield document, "settings.metadata_external[0]", value, advice
+    for value, advice in RANGES:
+        yield f"[[pool]]\nexternal = [{value}]\n", "pool[0].external[0]", value, advice
+    for value in ('"52:54:00:aa:bb"', '"52-54-00-aa-bb-cc"', '"eth0"'):
+        yield mapping(mac=value), "mapping[0].mac", value, MAC_ADVICE
+    yield "[settings]\nmetadata = 'on'\n", "settings.metadata", "'on'", "write true or false"
     for key in ("allow", "allowed_sources"):
         path = f"mapping[0].{key}"
         yield mapping(**{key: "[]"}), path, "[]", "leave the key out, or name at least one"
@@ -274,11 +336,20 @@ def test_refused(tmp_path: Path, document: str, key: str, value: str, advice: st
         (
             mapping(xyz="1"),
             "mapping[0].xyz: unknown key; write one of: "
-            "external, internal, domain, network, allow, allowed_sources",
+            "external, internal, domain, network, mac, allow, allowed_sources",
         ),
         (
             mapping(external=None),
             'mapping[0].external: the key is missing; write it, such as external = "192.168.1.101"',
+        ),
+        (
+            "[[pool]]\n",
+            "pool[0].external: the key is missing; write it, such as "
+            'external = ["192.168.1.200-192.168.1.220"]',
+        ),
+        (
+            "pool = 7\n",
+            "pool: 7: write each pool as a table headed [[pool]]",
         ),
     ],
 )

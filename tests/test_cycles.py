@@ -119,6 +119,8 @@ class World:
         self.daemon.start()
 
     def daemon_restarts(self, random: random.Random) -> None:
+        # Before that it has no handler of the signal yet, nor anything to clean up.
+        wait_for(lambda: self.daemon.has_begun, 10, "it has begun")
         assert self.daemon.stop() == 0
         self.daemon.start()
 

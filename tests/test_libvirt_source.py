@@ -83,7 +83,7 @@ class TestSource:
         """
         before = source.observe()
 
-        def broken(_connection: object) -> Guests:
+        def broken(_connection: object, _definitions: object) -> Guests:
             raise LibvirtUnavailable("client socket is closed")
 
         with monkeypatch.context() as patched:

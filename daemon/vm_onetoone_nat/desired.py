@@ -212,8 +212,9 @@ def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
     """Whether the guest's own state does not decide, so that what the kernel has does."""
     if guests is None or not guests.current:
         return True
-    domain = find_domain(mapping.domain, guests)
-    return domain is not None and domain.state is DomainState.PAUSED
+    network, domain = find_network(mapping.network, guests), find_domain(mapping.domain, guests)
+    runs = network is not None and network.active
+    return runs and domain is not None and domain.state is DomainState.PAUSED
 
 
 def _guest_state(
