@@ -1,11 +1,14 @@
 """The laptop: an uplink on the LAN, a real libvirtd, the real `default` network."""
 
+import subprocess
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 from .addresses import HOST, LAN_BROADCAST, LAN_CLIENT, LIBVIRT_BRIDGE, UPLINK
 from .hypervisor import Hypervisor
 from .lan import Lan
 from .libvirtd import Libvirtd
+from .namespace import CommandError
 from .waiting import wait_for
 
 # All of /run, not only our own part of it: otherwise libvirtd would talk over the machine's
@@ -52,8 +55,9 @@ class Host(Hypervisor):
     `close()` ends it all at once; nothing has to be stopped first.
     """
 
-    def __init__(self, lan: Lan, name: str = "host") -> None:
+    def __init__(self, lan: Lan, name: str = "host", address: IPv4Interface = HOST) -> None:
         super().__init__(name)
+        self._address = address
         try:
             self.run("sh", "-c", _MOUNTS)
             # A link-local address would change its flags a second or two after it appears.
@@ -85,6 +89,26 @@ class Host(Hypervisor):
         state = self.path(f"/sys/class/net/{LIBVIRT_BRIDGE}/operstate")
         wait_for(lambda: state.read_text() != "unknown\n", 30, f"state of {LIBVIRT_BRIDGE}")
 
+    @property
+    def libvirt_uri(self) -> str:
+        """Its libvirtd, for a program that is in none of the lab's namespaces."""
+        return f"qemu+unix:///system?socket={self.path('/run/libvirt/libvirt-sock')}"
+
+    def migrate(self, name: str, destination: "Host") -> None:
+        """Have a domain that runs here go on there, without a pause that anybody notices."""
+        done = subprocess.run(
+            [
+                *("virsh", "-q", "-c", self.libvirt_uri, "migrate", "--live", name),
+                *(destination.libvirt_uri, "--migrateuri", f"tcp://{destination._address.ip}"),
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode != 0:
+            raise CommandError(f"migration of {name}: {done.stderr}\n{self.libvirtd.log()}")
+
     def stop_network(self) -> None:
         """Stop `default`; its bridge goes away, guests stay up without a network."""
         self.virsh("net-destroy", "default")
@@ -92,14 +116,14 @@ class Host(Hypervisor):
     def lease(self) -> None:
         """What a DHCP client does with a new lease: drop all addresses, set the one leased."""
         self.run("ip", "-4", "address", "flush", "dev", UPLINK)
-        lifetime = "valid_lft 86400 preferred_lft 86400"
+        address, lifetime = self._address, "valid_lft 86400 preferred_lft 86400"
         self.run(
             "ip",
             "-batch",
             "-",
             input=(
-                f"address add {HOST} brd {LAN_BROADCAST} dev {UPLINK} scope global {lifetime}\n"
+                f"address add {address} brd {LAN_BROADCAST} dev {UPLINK} scope global {lifetime}\n"
                 f"route replace default via {LAN_CLIENT.ip} dev {UPLINK} proto dhcp"
-                f" src {HOST.ip}\n"
+                f" src {address.ip}\n"
             ),
         )

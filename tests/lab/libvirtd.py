@@ -1,6 +1,7 @@
 """A real libvirtd inside a namespace."""
 
 import subprocess
+from uuid import uuid4
 
 from .namespace import CommandError, Namespace, Process
 from .waiting import wait_for
@@ -52,6 +53,8 @@ class Libvirtd:
         """Write the lab's /etc/libvirt, and the accounts that the distribution would add."""
         for name, text in _CONFIGURATION.items():
             self._namespace.path(f"/etc/libvirt/{name}").write_text(text.lstrip())
+        with self._namespace.path("/etc/libvirt/libvirtd.conf").open("a") as file:
+            file.write(f'host_uuid = "{uuid4()}"\n')
         passwd, group = (self._namespace.path(f"/etc/{name}") for name in ("passwd", "group"))
         users, groups = (_first_fields(text) for text in (passwd.read_text(), group.read_text()))
         with passwd.open("a") as file:
@@ -105,8 +108,10 @@ class Libvirtd:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def _spawn(self, name: str) -> Process:
+        # With a host name of its own, by which two hosts of a migration know each other apart.
+        named = ("unshare", "--uts", "sh", "-c", f"hostname {self._namespace.name}; exec {name}")
         return self._namespace.popen(
-            name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
+            *named, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
         )
 
     def _answers(self) -> bool:

@@ -236,6 +236,23 @@ class Stream(_Program):
         )
 
 
+class ArpAsker(_Program):
+    """Somebody on the LAN who asks for an address by ARP, `rate` times a second."""
+
+    def __init__(
+        self, sender: Namespace, ifname: str, address: IPv4Address, rate: float = 100
+    ) -> None:
+        super().__init__(sender, "arp_asker", ifname, str(address), str(rate))
+
+    def finish(self) -> list[tuple[float, list[str]]]:
+        """Stop asking: when each question was asked, and the MACs that answered it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        if self.process.wait(60) != 0:
+            raise CommandError(f"{self.namespace.name}: arp_asker: {self.errors()}")
+        return [(at, macs) for at, macs in json.loads(self.lines()[0])]
+
+
 def _text(file: IO[bytes]) -> str:
     # The program writes at the offset that it shares with us: read without moving it.
     size = os.fstat(file.fileno()).st_size
