@@ -8,7 +8,19 @@ from ipaddress import IPv4Address, IPv4Interface
 from itertools import count
 
 import pytest
-from lab import Answer, CommandError, EchoServer, Host, IdleDomain, Lan, Voice, tcp, udp, wait_for
+from lab import (
+    Answer,
+    CommandError,
+    DomainGuest,
+    EchoServer,
+    Host,
+    IdleDomain,
+    Lan,
+    Voice,
+    tcp,
+    udp,
+    wait_for,
+)
 from lab.addresses import (
     HOST,
     LAN_CLIENT,
@@ -175,6 +187,25 @@ class TestDiscovery:
             assert took < SOON
         finally:
             host.virsh(change[0], change[1], "delete", *change[2:])
+
+    def test_agent(self, lan: Lan, host: Host, daemon: Daemon) -> None:
+        """Where the guest's agent may be asked, its word counts before what the bridge has seen."""
+        guest = DomainGuest(host, "talking", internal(15))
+        guest.define()
+        daemon.config.write_text(
+            "[settings]\nguest_agent = true\n"
+            f'[[mapping]]\nexternal = "{external(1)}"\ndomain = "talking"\n'
+        )
+        daemon.start()
+        guest.start()
+        try:
+            wait_until(
+                daemon, "talking", 60, state="active", source="agent", internal=str(internal(15))
+            )
+            assert "192.168.122.115 by agent, talking) is active" in daemon.log()
+        finally:
+            guest.destroy()
+            guest.undefine()
 
     def test_moves_by_itself(
         self, lan: Lan, host: Host, found: Daemon, domain: IdleDomain, voice: Voice

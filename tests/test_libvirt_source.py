@@ -3,15 +3,37 @@
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import IPv4Address
+from typing import Any
 
+import libvirt
 import pytest
 from lab import wait_for
 from vm_onetoone_nat import libvirt_source
+from vm_onetoone_nat.agents import Agents
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.libvirt_source import Answers, LibvirtHangs, LibvirtSource
-from vm_onetoone_nat.state import Guests
+from vm_onetoone_nat.libvirt_source import Answers, Definitions, LibvirtHangs, LibvirtSource
+from vm_onetoone_nat.state import Guests, Interface
 
 URI = "test:///default"
+
+
+class CountedDomain:
+    """A domain of libvirt's that counts how often its definition is read."""
+
+    def __init__(self, domain: Any) -> None:
+        self._domain = domain
+        self.read = 0
+        self.text: str | None = None
+        self.meanwhile = lambda: None
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return str(self._domain.UUIDString())
+
+    def XMLDesc(self) -> str:  # noqa: N802
+        self.read += 1
+        self.meanwhile()
+        return str(self._domain.XMLDesc()) if self.text is None else self.text
 
 
 class TestAnswers:
@@ -83,7 +105,7 @@ class TestSource:
         """
         before = source.observe()
 
-        def broken(_connection: object, _definitions: object) -> Guests:
+        def broken(*_: object) -> Guests:
             raise LibvirtUnavailable("client socket is closed")
 
         with monkeypatch.context() as patched:
@@ -101,3 +123,73 @@ class TestSource:
         with pytest.raises(LibvirtUnavailable):
             source.observe()
         source.stop()
+
+
+class TestDefinitions:
+    """What is read of a domain's definition, and when again."""
+
+    @pytest.fixture
+    def domain(self) -> Iterator[CountedDomain]:
+        connection = libvirt.open(URI)
+        yield CountedDomain(connection.lookupByName("test"))
+        connection.close()
+
+    def test_read_once(self, domain: CountedDomain) -> None:
+        """It is read once, again after a change, and again after some minutes."""
+        now = [100.0]
+        definitions = Definitions(lambda: now[0])
+        first = definitions.of(domain)
+        assert definitions.of(domain) == first
+        assert domain.read == 1
+        definitions.changed(domain.UUIDString())
+        assert definitions.of(domain) == first
+        assert domain.read == 2
+        now[0] += Definitions.LONGEST_SECONDS
+        assert definitions.of(domain) == first
+        assert domain.read == 3
+
+    def test_changed_meanwhile(self, domain: CountedDomain) -> None:
+        """What changed while it was read is read again."""
+        definitions = Definitions()
+        domain.meanwhile = lambda: definitions.changed(domain.UUIDString())
+        definitions.of(domain)
+        domain.meanwhile = lambda: None
+        definitions.of(domain)
+        assert domain.read == 2
+
+    def test_unreadable(self, domain: CountedDomain) -> None:
+        """XML that makes no sense is a fault of that domain."""
+        domain.text = "<domain>&undefined;</domain>"
+        definition = Definitions().of(domain)
+        assert definition.fault.startswith("its definition cannot be read: undefined entity")
+
+    def test_bad_metadata(self, domain: CountedDomain) -> None:
+        """With bad metadata the rest counts still."""
+        domain.text = (
+            '<domain><metadata><n:x xmlns:n="urn:vm-onetoone-nat:1"/></metadata><devices>'
+            '<interface><mac address="52:54:00:AA:00:01"/><source network="default"/></interface>'
+            "</devices></domain>"
+        )
+        definition = Definitions().of(domain)
+        assert definition.interfaces == (Interface("52:54:00:aa:00:01", "default"),)
+        assert definition.fault == "metadata: unknown element <x>; write <mapping external=...>"
+
+
+class TestAgents:
+    """Guest agents are asked apart, each once."""
+
+    def test_asked_once(self) -> None:
+        """An agent is asked once, until it is forgotten or its guest has shown a new address."""
+        told = threading.Event()
+        agents = Agents(URI, told.set)
+        connection = libvirt.open(URI)
+        uuid = connection.lookupByName("test").UUIDString()
+        connection.close()
+        assert agents.addresses(uuid) == {}
+        assert told.wait(5)
+        known = {"aa:bb:cc:dd:ee:ff": (IPv4Address("192.168.122.3"),)}
+        assert agents.addresses(uuid) == known
+        agents.ask_again()
+        assert agents.addresses(uuid) == known
+        agents.forget(uuid)
+        assert agents.addresses(uuid) == {}

@@ -96,7 +96,7 @@ def test_no_module_runs_a_program(module: str) -> None:
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("libvirt", {"libvirt_source"}),
+        ("libvirt", {"libvirt_source", "agents"}),
         ("nftables", {"nft"}),
         ("pydantic", {"schema"}),
     ],

@@ -187,7 +187,8 @@ def _look(path: Path) -> "Look":
     configuration = config.load(path)
     _require_net_admin()
     kernel = Kernel(runtime_path(), state_directory())
-    return look(configuration, LibvirtOnce(configuration.libvirt_uri), kernel)
+    libvirt = LibvirtOnce(configuration.libvirt_uri, guest_agent=configuration.guest_agent)
+    return look(configuration, libvirt, kernel)
 
 
 def _fwmark(path: Path) -> int:

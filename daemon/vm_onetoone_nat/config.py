@@ -61,6 +61,7 @@ def load(path: Path) -> Configuration:
         fwmark=settings.fwmark,
         conflict_detection=settings.conflict_detection,
         network=settings.network,
+        guest_agent=settings.guest_agent,
         metadata=settings.metadata,
         metadata_external=tuple(settings.metadata_external),
         pools=_pools(pools, settings.network),

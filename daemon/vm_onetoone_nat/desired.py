@@ -10,10 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from vm_onetoone_nat.discovery import (
     doubtful,
-    find_domain,
-    find_network,
     is_host,
-    translated,
     why_unknown,
 )
 from vm_onetoone_nat.mappings import gather
@@ -212,7 +209,7 @@ def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
     """Whether the guest's own state does not decide, so that what the kernel has does."""
     if guests is None or not guests.current:
         return True
-    network, domain = find_network(mapping.network, guests), find_domain(mapping.domain, guests)
+    network, domain = guests.network(mapping.network), guests.domain(mapping.domain)
     runs = network is not None and network.active
     return runs and domain is not None and domain.state is DomainState.PAUSED
 
@@ -225,14 +222,14 @@ def _guest_state(
         return ACTIVE, ""
     if guests is None:
         return INACTIVE, "libvirt cannot be reached, so it is not known whether the guest runs"
-    network = find_network(mapping.network, guests)
+    network = guests.network(mapping.network)
     if network is None:
         return INACTIVE, f"libvirt has no network '{mapping.network}'"
     if not network.active:
         return INACTIVE, f"network '{mapping.network}' is not active"
     if mapping.domain is None:
         return ACTIVE, ""
-    domain = find_domain(mapping.domain, guests)
+    domain = guests.domain(mapping.domain)
     if domain is None:
         return INACTIVE, f"libvirt has no domain '{mapping.domain}'"
     if domain.state is DomainState.OFF:
@@ -248,7 +245,7 @@ def _internal_state(mapping: Mapping, guests: Guests | None) -> tuple[MappingSta
     """Whether the guest's own address is known, and one that its network can have."""
     if mapping.internal is None:
         return PENDING, why_unknown(mapping, guests)
-    network = find_network(mapping.network, guests) if guests is not None else None
+    network = guests.network(mapping.network) if guests is not None else None
     if network is None:
         return ACTIVE, ""
     if not network.gateways:
@@ -306,7 +303,7 @@ def _was_active(mapping: Mapping, observed: Observed) -> bool:
     Only an address that was wanted is known to be another's.
     """
     external = mapping.external
-    return translated(external, observed) is not None or any(
+    return observed.translated(external) is not None or any(
         c.address == external and c.mac for c in observed.contested
     )
 

@@ -20,19 +20,6 @@ from vm_onetoone_nat.state import (
 )
 
 
-def find_network(name: str, guests: Guests) -> Network | None:
-    """The network of that name."""
-    return next((n for n in guests.networks if n.name == name), None)
-
-
-def find_domain(reference: str | None, guests: Guests) -> Domain | None:
-    """The domain of that name; only where there is none, the one with that UUID, as virsh does."""
-    if reference is None:
-        return None
-    by_uuid = next((d for d in guests.domains if d.uuid == reference.lower()), None)
-    return next((d for d in guests.domains if d.name == reference), by_uuid)
-
-
 def is_host(address: IPv4Address, network: IPv4Network) -> bool:
     """Whether a host can have this address: not the network's own nor its broadcast address.
 
@@ -56,25 +43,12 @@ def interfaces(domain: Domain, network: Network, mac: str | None = None) -> tupl
     )
 
 
-def translated(external: IPv4Address, observed: Observed) -> IPv4Address | None:
-    """The guest's address that the kernel translates an external one to."""
-    elements = observed.table.elements if observed.table is not None else ()
-    return next(
-        (
-            IPv4Address(e.value)
-            for e in elements
-            if e.container == "external" and e.key == str(external)
-        ),
-        None,
-    )
-
-
 def located(mapping: Mapping, guests: Guests, observed: Observed) -> Mapping:
     """The mapping with its guest's own address, as far as that is known."""
     if mapping.internal is not None:
         return mapping
-    current = translated(mapping.external, observed)
-    network, domain = find_network(mapping.network, guests), find_domain(mapping.domain, guests)
+    current = observed.translated(mapping.external)
+    network, domain = guests.network(mapping.network), guests.domain(mapping.domain)
     if network is None or domain is None:
         return mapping
     for nic in interfaces(domain, network, mapping.mac):
@@ -92,7 +66,7 @@ def why_unknown(mapping: Mapping, guests: Guests | None) -> str:
         return "write 'internal', or 'domain' for a guest whose address is then looked for"
     if guests is None:
         return "libvirt cannot be reached, so it is not known which address the guest has"
-    network, domain = find_network(mapping.network, guests), find_domain(mapping.domain, guests)
+    network, domain = guests.network(mapping.network), guests.domain(mapping.domain)
     if network is not None and domain is not None:
         if domain.fault and not domain.interfaces:
             return f"domain '{domain.name}': {domain.fault}"
@@ -113,18 +87,13 @@ def doubtful(mapping: Mapping, observed: Observed) -> tuple[Neighbour, ...]:
     """
     if mapping.source is not AddressSource.NEIGHBOUR:
         return ()
-    others = {n.mac for n in observed.neighbours if n.address != mapping.internal}
     return tuple(
         n
         for n in observed.neighbours
-        if n.address == mapping.internal and not n.fresh and n.mac in others
+        if n.address == mapping.internal
+        and not n.fresh
+        and any(o.address != n.address for o in observed.neighbours_by_mac[n.mac])
     )
-
-
-def owner(address: IPv4Address, network: Network) -> str | None:
-    """The MAC to which the network's DHCP server has given an address."""
-    known = (*network.reservations, *network.leases)
-    return next((mac for mac, given in known if given == address), None)
 
 
 def _known(
@@ -136,7 +105,8 @@ def _known(
     ):
         yield from ((source, address) for mac, address in known if mac == nic.mac)
     yield from ((AddressSource.AGENT, address) for address in nic.addresses)
-    seen = [n for n in observed.neighbours if n.mac == nic.mac and n.ifname == network.bridge]
+    heard = observed.neighbours_by_mac.get(nic.mac, ())
+    seen = [n for n in heard if n.ifname == network.bridge]
     # What is in use stays for as long as the guest answers there.
     seen.sort(key=lambda n: (n.address != current, n.age))
     yield from ((AddressSource.NEIGHBOUR, n.address) for n in seen)
@@ -146,4 +116,4 @@ def _may_have(nic: Interface, address: IPv4Address, network: Network) -> bool:
     """Whether a guest's word for an address is good: not the gateway's, nor that of another."""
     return any(
         is_host(address, gateway.network) and address != gateway.ip for gateway in network.gateways
-    ) and owner(address, network) in (None, nic.mac)
+    ) and network.given.get(address) in (None, nic.mac)

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import libvirt
 
 from vm_onetoone_nat import metadata
+from vm_onetoone_nat.agents import Agents
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
@@ -57,6 +58,7 @@ class Definition:
     interfaces: tuple[Interface, ...] = ()
     claims: tuple[Mapping, ...] = ()
     fault: str = ""
+    agent: bool = False
 
 
 class Definitions:
@@ -96,15 +98,17 @@ class Definitions:
             self._read.pop(uuid, None)
 
 
-def read_guests(connection: Any, definitions: Definitions) -> Guests:
+def read_guests(connection: Any, definitions: Definitions, agents: Agents | None) -> Guests:
     """All domains and networks of a connection. Raises LibvirtUnavailable.
 
-    A read-only connection is enough.
+    A read-only connection is enough; `agents` None asks no guest agent.
     """
     try:
         every = connection.listAllDomains()
         running = {d.UUIDString() for d in connection.listAllDomains(_RUNNING)}
-        domains = tuple(_domain(d, _listed_state(d, running), definitions.of(d)) for d in every)
+        domains = tuple(
+            _domain(d, _listed_state(d, running), definitions.of(d), agents) for d in every
+        )
         networks = tuple(_network(n) for n in connection.listAllNetworks())
     except libvirt.libvirtError as error:
         raise LibvirtUnavailable(f"libvirt: {error.get_error_message()}") from error
@@ -159,17 +163,25 @@ class Answers:
 class LibvirtOnce:
     """A connection for one command: opened at the first look, without events."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, guest_agent: bool = False) -> None:
         _quiet()
         self._uri = uri
         self._connection: Any = None
+        self._told = threading.Event()
+        self._agents = Agents(uri, self._told.set) if guest_agent else None
         self._answers = Answers(lambda: None, _ANSWER_SECONDS[1])
 
     def observe(self) -> Guests:
         """All domains and networks. Raises LibvirtUnavailable."""
         if self._connection is None:
             self._connection = self._answers.ask(lambda: _open(self._uri))
-        return self._answers.ask(lambda: read_guests(self._connection, Definitions()))
+        guests = self._answers.ask(self._read)
+        if self._agents is not None and self._told.wait(_ANSWER_SECONDS[0]):
+            guests = self._answers.ask(self._read)
+        return guests
+
+    def _read(self) -> Guests:
+        return read_guests(self._connection, Definitions(), self._agents)
 
 
 class LibvirtSource:
@@ -178,8 +190,11 @@ class LibvirtSource:
     `notify` is called from threads of libvirt's and of this class; it must not block.
     """
 
-    def __init__(self, uri: str, notify: Callable[[str], None]) -> None:
+    def __init__(
+        self, uri: str, notify: Callable[[str], None], *, guest_agent: bool = False
+    ) -> None:
         _quiet()
+        self._agents = Agents(uri, lambda: notify("guest agent")) if guest_agent else None
         self._uri = uri
         self._notify = notify
         self._connection: Any = None
@@ -199,6 +214,11 @@ class LibvirtSource:
         self._loop.start()
         self._connector.start()
         self._tried.wait(_FIRST_ATTEMPT_SECONDS)
+
+    def ask_agents_again(self) -> None:
+        """Some guest has shown an address that its agent may not have told yet."""
+        if self._agents is not None:
+            self._agents.ask_again()
 
     def stop(self) -> None:
         """Stop connecting. The threads end with the process: libvirt may be blocking them."""
@@ -224,7 +244,7 @@ class LibvirtSource:
             raise LibvirtUnavailable("libvirt is not connected")
         try:
             definitions = self._definitions
-            return self._answers.ask(lambda: read_guests(connection, definitions))
+            return self._answers.ask(lambda: read_guests(connection, definitions, self._agents))
         except LibvirtHangs:
             # It is left to keepalive whether the connection is to be given up.
             raise
@@ -286,6 +306,7 @@ class LibvirtSource:
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._on_device_added),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device_removed),
             (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata),
+            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._on_agent),
         ):
             connection.domainEventRegisterAny(None, event, callback, None)
         connection.networkEventRegisterAny(
@@ -318,6 +339,13 @@ class LibvirtSource:
         self, _connection: Any, domain: Any, _kind: int, _uri: str, _opaque: None
     ) -> None:
         self._changed(domain, "metadata changed")
+
+    def _on_agent(
+        self, _connection: Any, domain: Any, _state: int, _reason: int, _opaque: None
+    ) -> None:
+        if self._agents is not None:
+            self._agents.forget(domain.UUIDString())
+            self._changed(domain, "guest agent")
 
     def _changed(self, domain: Any, what: str) -> None:
         self._definitions.changed(domain.UUIDString())
@@ -368,12 +396,18 @@ def _close(connection: Any) -> None:
         log.debug("closing a lost connection: %s", error)
 
 
-def _domain(domain: Any, state: DomainState, definition: Definition) -> Domain:
+def _domain(
+    domain: Any, state: DomainState, definition: Definition, agents: Agents | None
+) -> Domain:
+    interfaces = definition.interfaces
+    if agents is not None and definition.agent:
+        told = agents.addresses(domain.UUIDString())
+        interfaces = tuple(replace(nic, addresses=told.get(nic.mac, ())) for nic in interfaces)
     return Domain(
         domain.name(),
         domain.UUIDString(),
         state,
-        definition.interfaces,
+        interfaces,
         definition.claims,
         definition.fault,
     )
@@ -393,9 +427,12 @@ def _definition(domain: Any) -> Definition:
         return Definition(fault=f"its definition cannot be read: {error}")
     interfaces = tuple(map(_interface, root.iterfind("devices/interface[mac]")))
     try:
-        return Definition(interfaces, metadata.claims(root.iterfind("metadata/*")))
+        claims, fault = metadata.claims(root.iterfind("metadata/*")), ""
     except metadata.MetadataError as error:
-        return Definition(interfaces, fault=f"metadata: {'; '.join(error.problems)}")
+        claims, fault = (), f"metadata: {'; '.join(error.problems)}"
+    channel = root.find("devices/channel/target[@name='org.qemu.guest_agent.0']")
+    agent = channel is not None and channel.get("state") == "connected"
+    return Definition(interfaces, claims, fault, agent)
 
 
 def _interface(element: ElementTree.Element) -> Interface:

@@ -10,13 +10,9 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from vm_onetoone_nat.discovery import (
-    find_domain,
-    find_network,
     interfaces,
     is_host,
     located,
-    owner,
-    translated,
 )
 from vm_onetoone_nat.state import (
     AddressSource,
@@ -64,13 +60,13 @@ def _remembered(configuration: Configuration, observed: Observed) -> Gathered:
     mappings += (
         Mapping(a.external, a.network, domain=a.uuid, origin=a.origin, remembered=True)
         for a in sorted(observed.allocations)
-        if a.external not in written and translated(a.external, observed) is not None
+        if a.external not in written and observed.translated(a.external) is not None
     )
     return Gathered(tuple(_kept(m, observed) for m in mappings), (), observed.allocations)
 
 
 def _kept(mapping: Mapping, observed: Observed) -> Mapping:
-    current = translated(mapping.external, observed)
+    current = observed.translated(mapping.external)
     if mapping.internal is not None or current is None:
         return mapping
     return replace(mapping, internal=current, source=AddressSource.KEPT)
@@ -88,7 +84,7 @@ class _Gathering:
         self._mapped = {
             (domain.uuid, m.network)
             for m in configuration.mappings
-            if (domain := find_domain(m.domain, guests)) is not None
+            if (domain := guests.domain(m.domain)) is not None
         }
 
     def metadata(self) -> None:
@@ -98,7 +94,7 @@ class _Gathering:
         claims: list[tuple[Domain, Mapping]] = []
         for domain in sorted(self._guests.domains, key=lambda d: d.name):
             if domain.fault:
-                self._refuse(domain, "", domain.fault)
+                self._refuse(domain, self._network(domain), domain.fault)
             for claim in domain.claims:
                 mapping = replace(
                     claim, domain=domain.name, network=claim.network or self._network(domain)
@@ -118,7 +114,7 @@ class _Gathering:
 
     def pool(self, pool: Pool) -> None:
         """Give each guest of a network that has no mapping an address."""
-        network = find_network(pool.network, self._guests)
+        network = self._guests.network(pool.network)
         if network is None:
             return
         domains = [
@@ -190,7 +186,7 @@ class _Gathering:
             holder = next((d for d in self._guests.domains if d.uuid == before.uuid), holder)
         if holder.uuid != domain.uuid or external in self.allocations:
             return f"metadata claims {external}, which is already that of domain '{holder.name}'"
-        network = find_network(mapping.network, self._guests)
+        network = self._guests.network(mapping.network)
         if network is None:
             return f"libvirt has no network '{mapping.network}'"
         macs = {nic.mac for nic in interfaces(domain, network, mapping.mac)}
@@ -198,7 +194,7 @@ class _Gathering:
             return f"domain '{domain.name}' has no such interface on network '{mapping.network}'"
         if mapping.internal is not None:
             macs_seen = {n.mac for n in self._observed.neighbours if n.address == mapping.internal}
-            if given := owner(mapping.internal, network):
+            if given := network.given.get(mapping.internal):
                 macs_seen = {given}
             if macs_seen - macs or self._is_another_guests(domain, mapping.internal):
                 return f"internal {mapping.internal} is the address of another guest"
@@ -206,7 +202,7 @@ class _Gathering:
 
     def _is_another_guests(self, domain: Domain, internal: IPv4Address) -> bool:
         return any(
-            m.internal == internal and find_domain(m.domain, self._guests) != domain
+            m.internal == internal and self._guests.domain(m.domain) != domain
             for m in self._configuration.mappings
         )
 

@@ -222,6 +222,7 @@ class Settings(_Model):
     libvirt_uri: Annotated[str, _from_text(_uri)] = "qemu:///system"
     fwmark: Annotated[int, _from_text(_fwmark)] = DEFAULT_FWMARK
     conflict_detection: Annotated[bool, _from_boolean] = True
+    guest_agent: Annotated[bool, _from_boolean] = False
     metadata: Annotated[bool, _from_boolean] = True
     metadata_external: list[Annotated[IPv4Network, _from_text(_source)]] = []
 

@@ -56,7 +56,7 @@ class Service:
         )
         self._arp = Arp(self._runner.notify, claims_path(runtime))
         self._kernel = Kernel(runtime, state, self._arp)
-        self._source = LibvirtSource(configuration.libvirt_uri, self._runner.notify)
+        self._source = self._connect(configuration)
         self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
         self._fights = Fights()
         self._obstacles = Obstacles()
@@ -67,6 +67,13 @@ class Service:
         self._uplink: str | None = None
         self._failures: tuple[str, ...] = ()
         self._bridge_netfilter = bridge_netfilter()
+
+    def _connect(self, configuration: Configuration) -> LibvirtSource:
+        return LibvirtSource(
+            configuration.libvirt_uri,
+            self._runner.notify,
+            guest_agent=configuration.guest_agent,
+        )
 
     def run(self) -> None:
         """Reconcile until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
@@ -102,6 +109,8 @@ class Service:
             self._notify.reloading()
             self._reload()
         self._bridge_netfilter = bridge_netfilter()
+        if NEIGHBOUR in causes:
+            self._source.ask_agents_again()
         try:
             outcome = reconcile(
                 self._configuration,
@@ -162,9 +171,12 @@ class Service:
             log.error("not reloaded: %s", error, extra=entry(Event.RECONCILE_FAILED, reason=error))
             return
         before, self._configuration = self._configuration, configuration
-        if configuration.libvirt_uri != before.libvirt_uri:
+        if (configuration.libvirt_uri, configuration.guest_agent) != (
+            before.libvirt_uri,
+            before.guest_agent,
+        ):
             self._source.stop()
-            self._source = LibvirtSource(configuration.libvirt_uri, self._runner.notify)
+            self._source = self._connect(configuration)
             self._source.start()
         log.info(
             "configuration read again: %d mappings",

@@ -6,6 +6,7 @@ All are frozen; addresses are `ipaddress` objects. Nothing here touches the syst
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 TABLE = "vm_onetoone_nat"
@@ -100,11 +101,12 @@ class Pool:
 class Configuration:
     """The whole of config.toml and its drop-ins, merged; one pool for each network.
 
-    Guests may claim addresses inside `metadata_external` by their metadata, which is not read at
-    all where `metadata` is false. `network` is that of mappings that name none. `uplink` None
-    means the interface of the default route. `origins` has the place of each mapping,
-    "conf.d/20-b.toml: mapping[0]", the file as seen from the folder of config.toml; a mapping that
-    moves from one file to another is the same mapping.
+    `guest_agent` tells whether guests' agents are asked for their addresses. Guests may claim
+    addresses inside `metadata_external` by their metadata, which is not read at all where
+    `metadata` is false. `network` is that of mappings that name none. `uplink` None means the
+    interface of the default route. `origins` has the place of each mapping, "conf.d/20-b.toml:
+    mapping[0]", the file as seen from the folder of config.toml; a mapping that moves from one
+    file to another is the same mapping.
     """
 
     mappings: tuple[Mapping, ...] = ()
@@ -113,6 +115,7 @@ class Configuration:
     fwmark: int = DEFAULT_FWMARK
     conflict_detection: bool = True
     network: str = "default"
+    guest_agent: bool = False
     metadata: bool = True
     metadata_external: tuple[IPv4Network, ...] = ()
     pools: tuple[Pool, ...] = ()
@@ -160,7 +163,7 @@ class Domain:
     fault: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Network:
     """A virtual network that libvirt knows. `gateways` are the addresses of its bridge.
 
@@ -174,14 +177,41 @@ class Network:
     reservations: tuple[tuple[str, IPv4Address], ...] = ()
     leases: tuple[tuple[str, IPv4Address], ...] = ()
 
+    @cached_property
+    def given(self) -> dict[IPv4Address, str]:
+        """The MAC to which the DHCP server has given an address, for each that it has given."""
+        return {address: mac for mac, address in (*self.leases, *self.reservations)}
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Guests:
     """Everything read from libvirt in one look; not `current` if libvirt has gone since."""
 
     domains: tuple[Domain, ...] = ()
     networks: tuple[Network, ...] = ()
     current: bool = True
+
+    def network(self, name: str) -> Network | None:
+        """The network of that name."""
+        return self._networks.get(name)
+
+    def domain(self, reference: str | None) -> Domain | None:
+        """The domain of that name; only where there is none, the one with that UUID, as virsh."""
+        if reference is None:
+            return None
+        return self._by_name.get(reference) or self._by_uuid.get(reference.lower())
+
+    @cached_property
+    def _networks(self) -> dict[str, Network]:
+        return {network.name: network for network in self.networks}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Domain]:
+        return {domain.name: domain for domain in self.domains}
+
+    @cached_property
+    def _by_uuid(self) -> dict[str, Domain]:
+        return {domain.uuid: domain for domain in self.domains}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +245,7 @@ class Element:
         return f"@{self.container} {{ {self.key}{data} }}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """Our nftables table. `intact` is false where chains, rules or declarations differ from ours.
 
@@ -225,6 +255,15 @@ class Table:
     intact: bool
     elements: frozenset[Element] = frozenset()
     fwmark: int | None = None
+
+    @cached_property
+    def translations(self) -> dict[IPv4Address, IPv4Address]:
+        """What it translates to what: internal addresses by external ones."""
+        return {
+            IPv4Address(e.key): IPv4Address(e.value)
+            for e in self.elements
+            if e.container == "external"
+        }
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -312,7 +351,7 @@ class Translation:
     internal: IPv4Address
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Observed:
     """Everything read from the kernel in one look.
 
@@ -345,6 +384,18 @@ class Observed:
     recorded: bool = True
     obstacles: tuple[Obstacle, ...] = ()
     exposed: frozenset[Translation] | None = None
+
+    def translated(self, external: IPv4Address) -> IPv4Address | None:
+        """The guest's address that the kernel translates an external one to."""
+        return self.table.translations.get(external) if self.table is not None else None
+
+    @cached_property
+    def neighbours_by_mac(self) -> dict[str, list[Neighbour]]:
+        """The neighbours on bridges, by MAC."""
+        found: dict[str, list[Neighbour]] = {}
+        for neighbour in self.neighbours:
+            found.setdefault(neighbour.mac, []).append(neighbour)
+        return found
 
 
 class MappingState(StrEnum):

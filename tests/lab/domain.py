@@ -32,7 +32,7 @@ _DOMAIN = """
   <devices>
     <controller type="usb" model="none"/>
     <serial type="file"><source path="{console}"/></serial>
-    <memballoon model="none"/>{interface}
+    <memballoon model="none"/>{interface}{channel}
   </devices>
 </domain>
 """
@@ -48,6 +48,11 @@ _INTERFACE = """
       <source network="{network}"/>
       <model type="virtio"/>
     </interface>"""
+
+_AGENT = """
+    <channel type="unix">
+      <target type="virtio" name="org.qemu.guest_agent.0"/>
+    </channel>"""
 
 
 class Domain:
@@ -133,6 +138,7 @@ class IdleDomain(Domain):
             name=escape(name),
             memory=memory,
             boot="",
+            channel="",
             interface="".join(silent.format(mac=m, network=escape(n)) for m, n in interfaces),
             console=console_path(name),
         )
@@ -143,9 +149,9 @@ class DomainGuest(Domain):
     """A domain that boots Linux and runs a web server.
 
     Page `/` names the guest, page `/cgi-bin/peer` says "<peer> <name>". On TCP port 7 it is an
-    echo server as `traffic` knows it, but that it gives 0.0.0.0 as the source it saw. Once a
-    second it fetches `/from/<name>` from the recorder on the LAN client, a connection of its
-    own. `memory` is in MiB.
+    echo server as `traffic` knows it, but that it gives 0.0.0.0 as the source it saw. Its guest
+    agent tells its address. Once a second it fetches `/from/<name>` from the recorder on the LAN
+    client, a connection of its own. `memory` is in MiB.
     """
 
     def __init__(  # noqa: PLR0913
@@ -179,6 +185,7 @@ class DomainGuest(Domain):
             memory=memory,
             boot=boot,
             interface=interface,
+            channel=_AGENT,
             console=console_path(name),
         )
         super().__init__(host, name, xml)

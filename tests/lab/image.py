@@ -20,7 +20,7 @@ _INIT = Path(__file__).with_name("init.sh")
 _PACKAGE = "linux-image-cloud-amd64"
 
 # What the guest needs; a kernel may have any of them built in.
-_MODULES = ("virtio_pci", "virtio_net", "evdev", "button")
+_MODULES = ("virtio_pci", "virtio_net", "virtio_console", "evdev", "button")
 
 # Names the guest, and the peer that it sees: what a NAT test has to know of a connection.
 _PEER_PAGE = """#!/bin/sh
@@ -33,6 +33,30 @@ echo "$REMOTE_ADDR $lab_name"
 _ECHO_LINES = """#!/bin/sh
 while read -r line; do
     echo "0.0.0.0 $lab_name $line"
+done
+"""
+
+# What libvirt needs of the QEMU guest agent to be told addresses.
+_AGENT = """#!/bin/sh
+mac=$(cat /sys/class/net/eth0/address)
+exec 3<>"$1"
+while :; do
+    while read -r request <&3; do
+        case "$request" in
+        *guest-sync*)
+            id=${request##*:}
+            echo "{\\"return\\":${id%%\\}*}}" >&3
+            ;;
+        *guest-network-get-interfaces*)
+            address=$(ip -4 -o address show dev eth0 | sed 's/.* inet //; s/ .*//')
+            echo "{\\"return\\":[{\\"name\\":\\"eth0\\",\\"hardware-address\\":\\"$mac\\",\\
+\\"ip-addresses\\":[{\\"ip-address-type\\":\\"ipv4\\",\\"ip-address\\":\\"${address%/*}\\",\\
+\\"prefix\\":${address#*/}}]}]}" >&3
+            ;;
+        *) echo '{"error":{"class":"CommandNotFound","desc":"not in this one"}}' >&3 ;;
+        esac
+    done
+    sleep 1
 done
 """
 
@@ -106,6 +130,7 @@ def _build(kernel: Path, destination: Path) -> None:
     _copy_executable(_INIT.read_bytes(), tree / "init")
     _copy_executable(_PEER_PAGE.encode(), tree / "www/cgi-bin/peer")
     _copy_executable(_ECHO_LINES.encode(), tree / "bin/echo-lines")
+    _copy_executable(_AGENT.encode(), tree / "bin/guest-agent")
     modules = _modules(kernel)
     for name, content in modules.items():
         (tree / f"modules/{name}.ko").write_bytes(content)

@@ -22,6 +22,10 @@ for name in /sys/class/input/event*/device/name; do
     fi
 done
 
+for port in /sys/class/virtio-ports/*; do
+    [ "$(cat "$port/name")" != org.qemu.guest_agent.0 ] || guest-agent "/dev/${port##*/}" &
+done
+
 echo "$lab_name" >/www/index.html
 export lab_name
 httpd -p 0.0.0.0:80 -h /www

@@ -18,7 +18,7 @@ def files(machine: Machine) -> set[str]:
 
 
 def test_upgrade_and_uninstall(machine: Machine, lan: Lan, guest: NamespaceGuest) -> None:
-    """An upgrade loses no packet; uninstalling leaves the configuration, or nothing."""
+    """An upgrade loses no packet; uninstalling leaves configuration and state, or nothing."""
     service = Service(machine)
     service.systemctl("stop")
     service.configure(mapping(1))
@@ -43,6 +43,7 @@ def test_upgrade_and_uninstall(machine: Machine, lan: Lan, guest: NamespaceGuest
         "/etc/vm-onetoone-nat",
         "/etc/vm-onetoone-nat/conf.d",
         "/etc/vm-onetoone-nat/config.toml",
+        "/var/lib/vm-onetoone-nat",
     }
     assert machine.run("getent", "passwd", "vm-onetoone-nat", check=False).returncode != 0
     assert machine.systemctl("list-unit-files", "--no-legend", UNIT, check=False).strip() == ""
