@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -25,7 +25,7 @@ class CountedDomain:
         self._domain = domain
         self.read = 0
         self.text: str | None = None
-        self.meanwhile = lambda: None
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def UUIDString(self) -> str:  # noqa: N802
         return str(self._domain.UUIDString())
