@@ -1,5 +1,6 @@
 """Who gets which external address: configuration, metadata, pools, and what is recorded."""
 
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -28,6 +29,7 @@ from vm_onetoone_nat.state import (
     Service,
 )
 
+NIC = (Interface("52:54:00:00:00:01", "default"),)
 LAN = IPv4Network("192.168.1.0/24")
 CLAIMING = Configuration(metadata_external=(LAN,))
 
@@ -257,6 +259,33 @@ class TestPool:
             Allocation(external(50), uuid(1), "default", Origin.POOL),
             Allocation(external(51), uuid(3), "default", Origin.POOL),
         }
+
+    def test_needs_none_for_a_while(self) -> None:
+        """A guest that is mapped otherwise, or whose network is gone, finds its address again."""
+        kernel = laptop()
+        run(pool(50, 52), guests(domain(1), domain(2)), kernel)
+        written = Mapping(external(1), "default", domain="guest1", internal=internal(1))
+        run(replace(pool(50, 52), mappings=(written,)), guests(domain(1), domain(3)), kernel)
+        run(pool(50, 52), replace(guests(domain(1)), networks=()), kernel)
+        result = gathered(pool(50, 52), guests(domain(1), domain(2), domain(3)), kernel)
+        assert given(result) == {
+            "guest1": external(50),
+            "guest2": external(51),
+            "guest3": external(52),
+        }
+
+    def test_thousand(self) -> None:
+        """A thousand guests of a pool are no matter of seconds."""
+        wide = Configuration(
+            pools=(Pool("default", (Range(IPv4Address("10.0.0.1"), IPv4Address("10.0.16.0")),)),)
+        )
+        many = guests(*(domain(1000 + n, interfaces=NIC) for n in range(1000)))
+        kernel = laptop()
+        began = time.monotonic()
+        for _ in range(2):
+            desired = run(wide, many, kernel)
+        assert len({s.mapping.external for s in desired.statuses}) == 1000
+        assert time.monotonic() - began < 2
 
     def test_no_other_is_left_after_a_conflict(self) -> None:
         """Where another host has the only address, that is the state of the mapping."""

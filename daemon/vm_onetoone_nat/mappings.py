@@ -81,6 +81,12 @@ class _Gathering:
         self.unmapped: list[Unmapped] = []
         self._before = {a.external: a for a in observed.allocations}
         self.allocations: dict[IPv4Address, Allocation] = {}
+        self._taken = {
+            *(m.external for m in configuration.mappings),
+            *observed.routers,
+            *(claim.address for claim in observed.contested if claim.mac),
+            *(a.interface.ip for a in observed.addresses if not a.owned),
+        }
         self._mapped = {
             (domain.uuid, m.network)
             for m in configuration.mappings
@@ -114,31 +120,25 @@ class _Gathering:
 
     def pool(self, pool: Pool) -> None:
         """Give each guest of a network that has no mapping an address."""
-        network = self._guests.network(pool.network)
-        if network is None:
-            return
-        domains = [
-            domain
-            for domain in sorted(self._guests.domains, key=lambda d: d.name)
-            if (domain.uuid, pool.network) not in self._mapped
-            and not domain.fault
-            and interfaces(domain, network)
-            and not self._is_written(domain, pool)
-        ]
         had = {a.uuid: a for a in self._before.values() if self._is_of(a, pool)}
+        domains = self._without_mapping(pool)
+        served = set()
         for domain in domains:
             known = had.get(domain.uuid)
-            if known is not None and not self._taken(known.external):
+            if known is not None and known.external not in self._taken:
                 self._accept(domain, Mapping(known.external, pool.network, origin=Origin.POOL))
-        # What belongs to guests that libvirt no longer knows is given away last.
-        present = {domain.uuid for domain in self._guests.domains}
+                served.add(domain.uuid)
+        # Guests that need no address now, or that libvirt no longer knows, keep theirs.
         for allocation in had.values():
-            if allocation.uuid not in present:
-                self.allocations.setdefault(allocation.external, allocation)
+            if allocation.external not in self._taken:
+                self.allocations[allocation.external] = allocation
+                self._taken.add(allocation.external)
+        free = (a for a in self._addresses(pool) if a not in self._taken)
+        abandoned = self._abandoned(pool)
         for domain in domains:
-            if self._has(domain, pool) or domain.state is DomainState.OFF:
+            if domain.uuid in served or domain.state is DomainState.OFF:
                 continue
-            external = self._free(pool) or self._abandoned(pool, present)
+            external = next(free, None) or next(abandoned, None)
             if external is None and domain.uuid in had:
                 # Another host has it, and there is no other: that is said as a conflict.
                 external = had[domain.uuid].external
@@ -151,8 +151,26 @@ class _Gathering:
                 continue
             self._accept(domain, Mapping(external, pool.network, origin=Origin.POOL))
 
+    def _without_mapping(self, pool: Pool) -> list[Domain]:
+        """The guests of a pool, in the order of their names."""
+        network = self._guests.network(pool.network)
+        if network is None:
+            return []
+        written = {m.internal for m in self._configuration.mappings if m.internal is not None}
+        found = []
+        for domain in sorted(self._guests.domains, key=lambda d: d.name):
+            if (domain.uuid, pool.network) in self._mapped or domain.fault:
+                continue
+            probe = Mapping(IPv4Address(0), pool.network, domain=domain.name)
+            # The configuration may map a guest by its address, without naming it.
+            mapped = located(probe, self._guests, self._observed).internal in written
+            if interfaces(domain, network) and not mapped:
+                found.append(domain)
+        return found
+
     def _accept(self, domain: Domain, mapping: Mapping) -> None:
         self.mappings.append(replace(mapping, domain=domain.name))
+        self._taken.add(mapping.external)
         self.allocations[mapping.external] = Allocation(
             mapping.external, domain.uuid, mapping.network, mapping.origin
         )
@@ -217,44 +235,11 @@ class _Gathering:
             and allocation.external in pool
         )
 
-    def _is_written(self, domain: Domain, pool: Pool) -> bool:
-        """Whether the configuration maps the guest by its address, without naming it."""
-        probe = Mapping(IPv4Address(0), pool.network, domain=domain.name)
-        internal = located(probe, self._guests, self._observed).internal
-        return internal is not None and any(
-            m.internal == internal for m in self._configuration.mappings
-        )
-
-    def _has(self, domain: Domain, pool: Pool) -> bool:
-        return any(
-            a.uuid == domain.uuid and self._is_of(a, pool) for a in self.allocations.values()
-        )
-
-    def _taken(self, external: IPv4Address) -> bool:
-        """Whether somebody else has the address: another mapping, this host, another host."""
-        return (
-            external in self.allocations
-            or any(external == m.external for m in self.mappings)
-            or external in self._observed.routers
-            or any(c.address == external and c.mac for c in self._observed.contested)
-            or any(a.interface.ip == external and not a.owned for a in self._observed.addresses)
-        )
-
-    def _free(self, pool: Pool) -> IPv4Address | None:
-        return next((a for a in self._addresses(pool) if not self._taken(a)), None)
-
-    def _abandoned(self, pool: Pool, present: set[str]) -> IPv4Address | None:
-        """The address of a guest that libvirt no longer knows, if it is certain what it knows."""
-        if not self._guests.current:
-            return None
-        return next(
-            (
-                a.external
-                for a in sorted(self.allocations.values())
-                if self._is_of(a, pool) and a.uuid not in present
-            ),
-            None,
-        )
+    def _abandoned(self, pool: Pool) -> Iterator[IPv4Address]:
+        """Addresses of guests that libvirt no longer knows, if it is certain what it knows."""
+        present = {domain.uuid for domain in self._guests.domains}
+        kept = sorted(self.allocations.values()) if self._guests.current else []
+        return (a.external for a in kept if self._is_of(a, pool) and a.uuid not in present)
 
     def _addresses(self, pool: Pool) -> Iterator[IPv4Address]:
         subnets = [
