@@ -726,7 +726,7 @@ class TestDaemon:
             domain.start()
             daemon.wait_for(external(1), "active")
             name = "reboot storm: 10 times destroyed and started"
-            with fault(name, lan, external(1), PORT, limit=2.0, least=0.1) as traffic:
+            with fault(name, lan, external(1), PORT, limit=3.0, least=0.1) as traffic:
                 for _ in range(10):
                     domain.destroy()
                     domain.start()

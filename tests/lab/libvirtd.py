@@ -55,6 +55,9 @@ class Libvirtd:
             self._namespace.path(f"/etc/libvirt/{name}").write_text(text.lstrip())
         with self._namespace.path("/etc/libvirt/libvirtd.conf").open("a") as file:
             file.write(f'host_uuid = "{uuid4()}"\n')
+        # Or each start of a domain waits for a name server, of which there is none.
+        with self._namespace.path("/etc/hosts").open("a") as file:
+            file.write(f"127.0.1.1 {self._namespace.name}\n")
         passwd, group = (self._namespace.path(f"/etc/{name}") for name in ("passwd", "group"))
         users, groups = (_first_fields(text) for text in (passwd.read_text(), group.read_text()))
         with passwd.open("a") as file:
