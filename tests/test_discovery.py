@@ -115,11 +115,11 @@ def test_doubt() -> None:
     old, new = heard(internal(4), age=50.0, fresh=False), heard(internal(5), age=1.0)
     seen = observed(old, new, translated=internal(4))
     mapping = located(MAPPING, guests(), seen)
-    assert doubtful(mapping, seen) == (old,)
-    assert doubtful(mapping, observed(replace(old, fresh=True), new)) == ()
-    assert doubtful(mapping, observed(old, heard(internal(6), OTHER_MAC))) == ()
+    assert doubtful([mapping], seen) == (old,)
+    assert doubtful([mapping], observed(replace(old, fresh=True), new)) == ()
+    assert doubtful([mapping], observed(old, heard(internal(6), OTHER_MAC))) == ()
     written = replace(mapping, source=AddressSource.CONFIGURATION)
-    assert doubtful(written, seen) == ()
+    assert doubtful([written], seen) == ()
 
 
 def test_interfaces() -> None:

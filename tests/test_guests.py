@@ -68,6 +68,22 @@ def running_domain(host: Host, n: int) -> Iterator[IdleDomain]:
     domain.undefine()
 
 
+@contextmanager
+def reservation(host: Host, domain: IdleDomain, address: IPv4Address) -> Iterator[None]:
+    """The network `default` keeps an address for a guest."""
+
+    def update(verb: str) -> None:
+        entry = f"<host mac='{domain.macs[0]}' ip='{address}'/>"
+        where = ("--live", "--config")
+        host.virsh("net-update", "default", verb, "ip-dhcp-host", "--xml", entry, *where)
+
+    update("add")
+    try:
+        yield
+    finally:
+        update("delete")
+
+
 @pytest.fixture
 def voice(host: Host, domain: IdleDomain) -> Iterator[Voice]:
     with Voice(host, "voice", domain.macs[0]) as voice, EchoServer(voice, PORT):
@@ -142,18 +158,13 @@ class TestDiscovery:
 
     def test_reservation(self, host: Host, found: Daemon, domain: IdleDomain) -> None:
         """A reservation is enough: the guest need not have said anything."""
-        entry = f"<host mac='{domain.macs[0]}' ip='{internal(1)}'/>"
-        change = ("net-update", "default", "ip-dhcp-host", "--live", "--config", "--xml", entry)
-        # libvirt tells nobody of such a change: the guest's start does.
-        host.virsh(change[0], change[1], "add", *change[2:])
-        try:
+        with reservation(host, domain, internal(1)):
+            # libvirt tells nobody of such a change: the guest's start does.
             domain.destroy()
             domain.start()
             wait_until(
                 found, domain.name, state="active", internal=str(internal(1)), source="reservation"
             )
-        finally:
-            host.virsh(change[0], change[1], "delete", *change[2:])
 
     def test_neighbour(
         self, lan: Lan, host: Host, found: Daemon, domain: IdleDomain, voice: Voice
@@ -175,18 +186,13 @@ class TestDiscovery:
         """A guest that gets another lease takes its mapping with it."""
         first = voice.dhcp()
         wait_until(found, domain.name, state="active", internal=str(first))
-        entry = f"<host mac='{domain.macs[0]}' ip='{internal(9)}'/>"
-        change = ("net-update", "default", "ip-dhcp-host", "--live", "--config", "--xml", entry)
-        host.virsh(change[0], change[1], "add", *change[2:])
-        try:
+        with reservation(host, domain, internal(9)):
             assert voice.dhcp() == internal(9)
             took = seconds_until_translated(host, internal(9))
             print(f"moved {took:.2f} s after its new lease")
             wait_until(found, domain.name, state="active", internal=str(internal(9)))
             assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, voice.name)
             assert took < SOON
-        finally:
-            host.virsh(change[0], change[1], "delete", *change[2:])
 
     def test_agent(self, lan: Lan, host: Host, daemon: Daemon) -> None:
         """Where the guest's agent may be asked, its word counts before what the bridge has seen."""

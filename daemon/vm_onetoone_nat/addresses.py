@@ -14,6 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.files import replace_text
 from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.state import Address
 
@@ -81,17 +82,23 @@ class Addresses:
                 with_primary.add(ifname)
         return tuple(found)
 
-    def routers(self) -> frozenset[IPv4Address]:
-        """The next hops of the default routes."""
-        routes = self._netlink.get_default_routes(family=AF_INET, table=_MAIN_TABLE)
-        hops = [
-            hop for route in routes for hop in (route, *(route.get_attr("RTA_MULTIPATH") or ()))
-        ]
+    def default_routes(self) -> tuple[Any, ...]:
+        """The IPv4 default routes, for `routers` and `uplink`."""
+        return tuple(self._netlink.get_default_routes(family=AF_INET, table=_MAIN_TABLE))
+
+    @staticmethod
+    def routers(routes: tuple[Any, ...]) -> frozenset[IPv4Address]:
+        """The next hops of these routes."""
+        hops = (h for route in routes for h in (route, *(route.get_attr("RTA_MULTIPATH") or ())))
         found = (hop.get_attr("RTA_GATEWAY") for hop in hops)
         return frozenset(IPv4Address(gateway) for gateway in found if gateway)
 
+    @staticmethod
     def uplink(
-        self, configured: str | None, links: Mapping[int, Link], addresses: tuple[Address, ...]
+        configured: str | None,
+        links: Mapping[int, Link],
+        addresses: tuple[Address, ...],
+        routes: tuple[Any, ...],
     ) -> str | None:
         """The configured interface, or that of the best IPv4 default route; None without one.
 
@@ -100,13 +107,13 @@ class Addresses:
         """
         if configured is not None:
             return configured if any(link.name == configured for link in links.values()) else None
-        routes = [
+        outputs = [
             (route.get_attr("RTA_PRIORITY") or 0, index)
-            for route in self._netlink.get_default_routes(family=AF_INET, table=_MAIN_TABLE)
+            for route in routes
             if (index := _output_interface(route)) is not None
         ]
-        if routes:
-            link = links.get(min(routes)[1])
+        if outputs:
+            link = links.get(min(outputs)[1])
             return None if link is None else link.name
         return next((a.ifname for a in addresses if a.owned), None)
 
@@ -161,10 +168,8 @@ class Addresses:
 
     def _write_record(self, entries: set[tuple[str, IPv4Interface]]) -> None:
         text = json.dumps(sorted((ifname, str(interface)) for ifname, interface in entries))
-        unfinished = self._record.with_suffix(".new")
         try:
-            unfinished.write_text(text)
-            unfinished.replace(self._record)
+            replace_text(self._record, text)
         except OSError as error:
             raise KernelError(f"{self._record}: cannot be written: {error}") from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.files import replace_text
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.state import Allocation, Origin
 
@@ -68,14 +69,9 @@ class Allocations:
             },
             indent=1,
         )
-        unfinished = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with unfinished.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self._path)
+            replace_text(self._path, text)
         except OSError as error:
             raise KernelError(
                 f"{self._path}: cannot be written: {error.strerror}",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vm_onetoone_nat.acd import Announcement, Detector, Message, Packet
 from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.files import replace_text
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.links import Link
 from vm_onetoone_nat.state import Claim
@@ -195,10 +196,8 @@ class Arp:
         text = json.dumps({"uplink": name, "contested": verdicts})
         if text == self._recorded:
             return
-        unfinished = self._record.with_suffix(".new")
         try:
-            unfinished.write_text(text)
-            unfinished.replace(self._record)
+            replace_text(self._record, text)
         except OSError as error:
             log.debug("%s: %s", self._record, error)
             return

@@ -54,18 +54,16 @@ class Bridge:
             found.append(Neighbour(link.name, address, mac, age, bool(entry["state"] & _FRESH)))
         return tuple(found)
 
-    def ask(self, links: Mapping[int, Link], neighbour: Neighbour) -> None:
+    def ask(self, bridge: Link, neighbour: Neighbour) -> None:
         """Have the kernel ask whether a neighbour is there; its silence ends the entry."""
-        index = next((i for i, link in links.items() if link.name == neighbour.ifname), None)
         try:
-            if index is not None:
-                self._netlink.neigh(
-                    "change",
-                    dst=str(neighbour.address),
-                    lladdr=neighbour.mac,
-                    ifindex=index,
-                    state=_PROBE,
-                )
+            self._netlink.neigh(
+                "change",
+                dst=str(neighbour.address),
+                lladdr=neighbour.mac,
+                ifindex=bridge.index,
+                state=_PROBE,
+            )
         except NetlinkError as error:
             log.debug("neighbour %s: %s", neighbour.address, error)
 

@@ -13,12 +13,7 @@ from pathlib import Path
 
 from vm_onetoone_nat.errors import ConfigError
 from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, mapping_of, parse
-from vm_onetoone_nat.state import (
-    Address,
-    Configuration,
-    Pool,
-    Range,
-)
+from vm_onetoone_nat.state import Address, Configuration, Pool, Range
 
 DEFAULT_PATH = Path("/etc/vm-onetoone-nat/config.toml")
 DROP_INS = "conf.d"

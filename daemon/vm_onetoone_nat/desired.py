@@ -8,11 +8,7 @@ from collections.abc import Mapping as ReadOnly
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from vm_onetoone_nat.discovery import (
-    doubtful,
-    is_host,
-    why_unknown,
-)
+from vm_onetoone_nat.discovery import doubtful, is_host, why_unknown
 from vm_onetoone_nat.mappings import gather
 from vm_onetoone_nat.state import (
     Address,
@@ -51,16 +47,13 @@ def desire(configuration: Configuration, guests: Guests | None, observed: Observ
     gathered = gather(configuration, guests, observed)
     wished = _unambiguous(_status(m, configuration, guests, observed) for m in gathered.mappings)
     claims = frozenset(s.mapping.external for s in wished if s.state is ACTIVE)
-    contested = {claim.address: claim for claim in observed.contested}
-    statuses = tuple(_contested(s, contested, observed) for s in wished)
+    statuses = tuple(_contested(s, observed) for s in wished)
     desired = _desired(statuses, observed, configuration.fwmark, claims)
     return replace(
         desired,
         unmapped=gathered.unmapped,
         allocations=gathered.allocations,
-        doubtful=tuple(
-            n for m in desired.active if guests is not None for n in doubtful(m, observed)
-        ),
+        doubtful=doubtful(desired.active, observed),
     )
 
 
@@ -93,11 +86,8 @@ def _desired(
     claims: frozenset[IPv4Address],
 ) -> Desired:
     active = [s.mapping for s in statuses if s.state is ACTIVE]
-    elements = [
-        e
-        for m in active
-        for e in (_remembered(m, observed) if m.remembered else mapping_elements(m))
-    ]
+    elements = [e for m in active if not m.remembered for e in mapping_elements(m)]
+    elements += _remembered([m for m in active if m.remembered], observed)
     if active and observed.uplink is not None:
         elements.append(Element("uplink", observed.uplink))
     return Desired(
@@ -111,14 +101,11 @@ def _desired(
     )
 
 
-def _remembered(mapping: Mapping, observed: Observed) -> Iterator[Element]:
-    """The elements that the kernel has of a mapping."""
+def _remembered(mappings: Iterable[Mapping], observed: Observed) -> Iterator[Element]:
+    """The elements that the kernel has of mappings: each begins with an address of one."""
+    addresses = {str(address) for m in mappings for address in (m.external, m.internal)}
     for element in observed.table.elements if observed.table is not None else ():
-        first, *_ = element.key.split(" . ")
-        if (
-            element.container in ("external", "inbound", "allowed")
-            and first == str(mapping.external)
-        ) or (element.container in ("internal", "outbound") and first == str(mapping.internal)):
+        if element.key.partition(" . ")[0] in addresses:
             yield element
 
 
@@ -185,14 +172,12 @@ def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:
     return checked
 
 
-def _contested(
-    wished: MappingStatus, contested: ReadOnly[IPv4Address, Claim], observed: Observed
-) -> MappingStatus:
+def _contested(wished: MappingStatus, observed: Observed) -> MappingStatus:
     """The status of a mapping that is to be active, as far as other hosts allow."""
     if wished.state is not ACTIVE:
         return wished
     external, uplink = wished.mapping.external, observed.uplink
-    claim = contested.get(external)
+    claim = observed.claims.get(external)
     if claim is None and observed.asked is not None and external not in observed.asked:
         there = any(a.ifname == uplink and a.interface.ip == external for a in observed.addresses)
         claim = None if there else Claim(external)
@@ -302,10 +287,9 @@ def _was_active(mapping: Mapping, observed: Observed) -> bool:
 
     Only an address that was wanted is known to be another's.
     """
-    external = mapping.external
-    return observed.translated(external) is not None or any(
-        c.address == external and c.mac for c in observed.contested
-    )
+    claim = observed.claims.get(mapping.external)
+    anothers = claim is not None and claim.mac is not None
+    return observed.translated(mapping.external) is not None or anothers
 
 
 def _uplink_subnets(observed: Observed) -> tuple[IPv4Interface, ...]:

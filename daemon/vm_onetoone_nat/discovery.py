@@ -4,7 +4,7 @@ Pure. In this order: the network's reservation for the guest's MAC, its DHCP lea
 the neighbour table of the bridge; and what the kernel translates to, while nothing else is known.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -79,18 +79,17 @@ def why_unknown(mapping: Mapping, guests: Guests | None) -> str:
     )
 
 
-def doubtful(mapping: Mapping, observed: Observed) -> tuple[Neighbour, ...]:
-    """The entry of the mapping's address, where the guest has shown another one since.
+def doubtful(mappings: Iterable[Mapping], observed: Observed) -> tuple[Neighbour, ...]:
+    """The entries of mappings' addresses, where the guest has shown another one since.
 
     Only its own silence, when the kernel asks for it, tells that it has moved: a guest may have
     two addresses.
     """
-    if mapping.source is not AddressSource.NEIGHBOUR:
-        return ()
+    addresses = {m.internal for m in mappings if m.source is AddressSource.NEIGHBOUR}
     return tuple(
         n
         for n in observed.neighbours
-        if n.address == mapping.internal
+        if n.address in addresses
         and not n.fresh
         and any(o.address != n.address for o in observed.neighbours_by_mac[n.mac])
     )

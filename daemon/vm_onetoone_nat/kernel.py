@@ -78,7 +78,8 @@ class Kernel:
         filtered = bridge_netfilter()
         found = self._links = links(self._netlink)
         addresses = self._addresses.observe(found)
-        uplink = self._addresses.uplink(configuration.uplink, found, addresses)
+        routes = self._addresses.default_routes()
+        uplink = self._addresses.uplink(configuration.uplink, found, addresses, routes)
         neighbours = self._bridge.neighbours(found)
         contested = self._contested(configuration, uplink, addresses)
         return Observed(
@@ -93,7 +94,7 @@ class Kernel:
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
             contested=contested.claims,
             asked=contested.asked,
-            routers=self._addresses.routers(),
+            routers=self._addresses.routers(routes),
             neighbours=neighbours,
             allocations=self._allocations.read(),
             recorded=self._allocations.recorded,
@@ -110,7 +111,8 @@ class Kernel:
         if self._arp is None:
             return
         for neighbour in desired.doubtful:
-            self._bridge.ask(self._links, neighbour)
+            if (link := self._link(neighbour.ifname)) is not None:
+                self._bridge.ask(link, neighbour)
         foreign = {a.interface.ip for a in seen.addresses if not a.owned}
         on_uplink = (a for a in seen.addresses if a.ifname == seen.uplink and a.owned)
         self._arp.update(

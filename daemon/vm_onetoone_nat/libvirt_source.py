@@ -302,13 +302,15 @@ class LibvirtSource:
         connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_domain, None
         )
-        for event, callback in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, self._on_device_added),
-            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_device_removed),
-            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, self._on_metadata),
-            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._on_agent),
+        for event, what in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, "device added"),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, "device removed"),
+            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, "metadata changed"),
         ):
-            connection.domainEventRegisterAny(None, event, callback, None)
+            connection.domainEventRegisterAny(None, event, self._on_change, what)
+        connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._on_agent, None
+        )
         connection.networkEventRegisterAny(
             None, libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE, self._on_network, None
         )
@@ -327,18 +329,9 @@ class LibvirtSource:
     ) -> None:
         self._changed(domain, str(_DOMAIN_EVENTS.get(event, event)))
 
-    def _on_device_added(self, _connection: Any, domain: Any, _device: str, _opaque: None) -> None:
-        self._changed(domain, "device added")
-
-    def _on_device_removed(
-        self, _connection: Any, domain: Any, _device: str, _opaque: None
-    ) -> None:
-        self._changed(domain, "device removed")
-
-    def _on_metadata(
-        self, _connection: Any, domain: Any, _kind: int, _uri: str, _opaque: None
-    ) -> None:
-        self._changed(domain, "metadata changed")
+    def _on_change(self, _connection: Any, domain: Any, *details: Any) -> None:
+        # What was given at registering comes last, whatever an event has before it.
+        self._changed(domain, details[-1])
 
     def _on_agent(
         self, _connection: Any, domain: Any, _state: int, _reason: int, _opaque: None

@@ -9,11 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from vm_onetoone_nat.discovery import (
-    interfaces,
-    is_host,
-    located,
-)
+from vm_onetoone_nat.discovery import interfaces, is_host, located
 from vm_onetoone_nat.state import (
     AddressSource,
     Allocation,

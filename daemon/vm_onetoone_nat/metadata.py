@@ -8,12 +8,11 @@ writes this, so nothing of it is taken on trust.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from xml.etree.ElementTree import Element
 
 from vm_onetoone_nat.errors import ConfigError
 from vm_onetoone_nat.schema import mapping_of, validated
-from vm_onetoone_nat.state import AddressSource, Mapping, Origin
+from vm_onetoone_nat.state import Mapping, Origin
 
 NAMESPACE = "urn:vm-onetoone-nat:1"
 _FAMILY = "urn:vm-onetoone-nat"
@@ -40,12 +39,7 @@ def claims(elements: Iterable[Element]) -> tuple[Mapping, ...]:
         file = validated({"mapping": tables})
     except ConfigError as error:
         raise MetadataError(error.problems) from error
-    return tuple(_claim(mapping_of(table, "")) for table in file.mapping)
-
-
-def _claim(mapping: Mapping) -> Mapping:
-    source = None if mapping.internal is None else AddressSource.METADATA
-    return replace(mapping, origin=Origin.METADATA, source=source)
+    return tuple(mapping_of(table, "", Origin.METADATA) for table in file.mapping)
 
 
 def _mappings(element: Element) -> tuple[Element, ...]:

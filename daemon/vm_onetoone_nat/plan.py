@@ -14,6 +14,7 @@ from vm_onetoone_nat.state import (
     Element,
     Observed,
     Translation,
+    translations,
 )
 
 
@@ -75,10 +76,10 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     wanted = {e.key for e in elements if e.container == "hairpin"}
     deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
     # Where chains or rules were missing, nothing was translated whatever elements there were.
-    begun = set(_translations(elements if replace else elements - present))
+    begun = translations(elements if replace else elements - present)
     if observed.exposed is not None:
         # A process before this one may have ended between writing them and this.
-        begun |= set(_translations(elements)) - observed.exposed
+        begun |= translations(elements) - observed.exposed
     record = desired.allocations != observed.allocations or not observed.recorded
     return Plan(
         allocations=desired.allocations if record else None,
@@ -94,7 +95,7 @@ def plan(observed: Observed, desired: Desired) -> Plan:
         ),
         set_hairpins=tuple(sorted(wanted - observed.hairpins)),
         delete_addresses=_stale_addresses(observed, desired),
-        forget=_translations(present - elements),
+        forget=tuple(sorted(translations(present - elements))),
         expose=tuple(sorted(begun)),
         hosts=_uplink_hosts(observed) if begun else (),
     )
@@ -117,7 +118,7 @@ def removal(observed: Observed, fwmark: int) -> Plan:
             ),
         ),
         delete_addresses=tuple(a for a in observed.addresses if a.owned),
-        forget=_translations(present),
+        forget=tuple(sorted(translations(present))),
     )
 
 
@@ -209,14 +210,6 @@ def _displacing(observed: Observed) -> set[Address]:
         if first.owned and not address.owned:
             displacing.add(first)
     return displacing
-
-
-def _translations(elements: frozenset[Element]) -> tuple[Translation, ...]:
-    return tuple(
-        Translation(IPv4Address(e.key), IPv4Address(e.value))
-        for e in sorted(elements)
-        if e.container == "external"
-    )
 
 
 def _uplink_hosts(observed: Observed) -> tuple[IPv4Address, ...]:

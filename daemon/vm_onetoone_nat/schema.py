@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.state import DEFAULT_FWMARK, AddressSource, Mapping, Range, Service
+from vm_onetoone_nat.state import DEFAULT_FWMARK, AddressSource, Mapping, Origin, Range, Service
 
 _INTERFACE_MAX = 15  # IFNAMSIZ less the closing NUL
 
@@ -254,14 +254,15 @@ class File(_Model):
     pool: list[PoolTable] = []
 
 
-def mapping_of(table: MappingTable, network: str) -> Mapping:
+def mapping_of(table: MappingTable, network: str, origin: Origin = Origin.CONFIGURATION) -> Mapping:
     """The mapping that a table describes, in `network` where it names none."""
     sources = table.allowed_sources
     return Mapping(
         external=table.external.ip,
         prefixlen=table.external.prefixlen,
         internal=table.internal,
-        source=None if table.internal is None else AddressSource.CONFIGURATION,
+        origin=origin,
+        source=None if table.internal is None else AddressSource(origin),
         domain=table.domain,
         mac=table.mac,
         network=table.network or network,

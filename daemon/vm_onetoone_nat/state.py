@@ -3,7 +3,7 @@
 All are frozen; addresses are `ipaddress` objects. Nothing here touches the system.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -81,9 +81,6 @@ class Range:
 
     def __iter__(self) -> Iterator[IPv4Address]:
         return (IPv4Address(n) for n in range(int(self.first), int(self.last) + 1))
-
-    def __str__(self) -> str:
-        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +242,23 @@ class Element:
         return f"@{self.container} {{ {self.key}{data} }}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Translation:
+    """A pair of addresses that the kernel translates into each other."""
+
+    external: IPv4Address
+    internal: IPv4Address
+
+
+def translations(elements: Iterable[Element]) -> frozenset[Translation]:
+    """What these elements of our table translate."""
+    return frozenset(
+        Translation(IPv4Address(e.key), IPv4Address(e.value))
+        for e in elements
+        if e.container == "external"
+    )
+
+
 @dataclass(frozen=True)
 class Table:
     """Our nftables table. `intact` is false where chains, rules or declarations differ from ours.
@@ -259,11 +273,7 @@ class Table:
     @cached_property
     def translations(self) -> dict[IPv4Address, IPv4Address]:
         """What it translates to what: internal addresses by external ones."""
-        return {
-            IPv4Address(e.key): IPv4Address(e.value)
-            for e in self.elements
-            if e.container == "external"
-        }
+        return {t.external: t.internal for t in translations(self.elements)}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -343,14 +353,6 @@ class Port:
     hairpin: bool
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Translation:
-    """A pair of addresses that the kernel translates into each other."""
-
-    external: IPv4Address
-    internal: IPv4Address
-
-
 @dataclass(frozen=True)
 class Observed:
     """Everything read from the kernel in one look.
@@ -388,6 +390,11 @@ class Observed:
     def translated(self, external: IPv4Address) -> IPv4Address | None:
         """The guest's address that the kernel translates an external one to."""
         return self.table.translations.get(external) if self.table is not None else None
+
+    @cached_property
+    def claims(self) -> dict[IPv4Address, Claim]:
+        """`contested`, by address."""
+        return {claim.address: claim for claim in self.contested}
 
     @cached_property
     def neighbours_by_mac(self) -> dict[str, list[Neighbour]]:
