@@ -223,8 +223,8 @@ class Service:
 
     def _say_failures(self, failures: tuple[str, ...]) -> None:
         """Each failure once, not at every retry."""
-        if failures != self._failures:
-            for failure in failures:
+        for failure in failures:
+            if failure not in self._failures:
                 log.error("%s", failure, extra=entry(Event.RECONCILE_FAILED, reason=failure))
         self._failures = failures
 
