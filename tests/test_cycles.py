@@ -144,7 +144,8 @@ class World:
         table = ("inet", "vm_onetoone_nat")
         listed = self.host.run("nft", "-j", "list", "map", *table, "external", check=False).stdout
         objects = json.loads(listed)["nftables"] if listed else []
-        return {k: v for each in objects for k, v in each.get("map", {}).get("elem", [])}
+        elements = [e for each in objects for e in each.get("map", {}).get("elem", [])]
+        return {key["elem"]["val"]: value for key, value in elements}
 
     def is_right(self) -> bool:
         active = self.active()

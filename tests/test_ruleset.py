@@ -154,8 +154,17 @@ def with_elements(elements: list[Element]) -> list[Json]:
     named = {e[k]["name"]: e[k] for e in entries for k in ("set", "map") if k in e}
     for command in transaction_commands(Transaction(add_elements=tuple(elements))):
         written = command["add"]["element"]
-        named[written["name"]]["elem"] = written["elem"]
+        named[written["name"]]["elem"] = [
+            counted(item) if "stmt" in named[written["name"]] else item for item in written["elem"]
+        ]
     return entries
+
+
+def counted(item: Any) -> Any:
+    """An element as a listing without state has it where its set counts."""
+    if isinstance(item, list):
+        return [{"elem": {"val": item[0], "counter": None}}, item[1]]
+    return {"elem": {"val": item, "counter": None}}
 
 
 def some_elements(*mappings: Mapping) -> list[Element]:

@@ -21,6 +21,7 @@ from vm_onetoone_nat.ruleset import (
     transaction_commands,
 )
 from vm_onetoone_nat.state import TABLE, ChainName, ForeignChain, Obstacle, Table
+from vm_onetoone_nat.traffic import Counters, parse_counters
 
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.
 _NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16

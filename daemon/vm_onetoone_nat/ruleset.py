@@ -11,6 +11,8 @@ Which packets are what:
 - `allowed`: what a restricted mapping admits: external . source . protocol . port.
 - `uplink`: the interface that external addresses live on.
 - `hairpin`: no packet; bridge ports whose hairpin flag is ours to clear.
+
+The first four count: NAT is looked up once for a connection, forwarding for each packet of it.
 """
 
 import json
@@ -41,6 +43,7 @@ with its nftables backend (10.4 and later). Only those that exist are written to
 
 _OURS = {"family": "inet", "table": TABLE}
 _ANY_PROTOCOL = "any"
+_COUNTED: list[Json] = [{"counter": None}]
 
 
 def table_commands(fwmark: int) -> list[Json]:
@@ -196,10 +199,10 @@ def _static(fwmark: int) -> list[Json]:
 
     return [
         {"table": {"family": "inet", "name": TABLE}},
-        collection("map", "external", type="ipv4_addr", map="ipv4_addr"),
-        collection("map", "internal", type="ipv4_addr", map="ipv4_addr"),
-        collection("map", "inbound", type="ipv4_addr", map="verdict"),
-        collection("set", "outbound", type="ipv4_addr"),
+        collection("map", "external", type="ipv4_addr", map="ipv4_addr", stmt=_COUNTED),
+        collection("map", "internal", type="ipv4_addr", map="ipv4_addr", stmt=_COUNTED),
+        collection("map", "inbound", type="ipv4_addr", map="verdict", stmt=_COUNTED),
+        collection("set", "outbound", type="ipv4_addr", stmt=_COUNTED),
         collection(
             "set",
             "allowed",
@@ -316,7 +319,7 @@ def _element_json(element: Element) -> Any:
 
 def _parse_element(container: str, item: Any) -> Element | None:
     """An element in a form that we write, else None: it takes somebody else to put one there."""
-    match container, item:
+    match container, _uncounted(item):
         case (("external" | "internal"), [str(key), str(value)]) if _plain(key) and _plain(value):
             return Element(container, key, value)
         case "inbound", [str(key), {"goto": {"target": str(target)}}] if _plain(key):
@@ -330,6 +333,16 @@ def _parse_element(container: str, item: Any) -> Element | None:
             if None not in parts:
                 return Element(container, " . ".join((external, *map(str, parts))))
     return None
+
+
+def _uncounted(item: Any) -> Any:
+    """An element without its counter, which the kernel adds and a listing without state empties."""
+    match item:
+        case [{"elem": {"val": key, "counter": None, **more}}, value] if not more:
+            return [key, value]
+        case {"elem": {"val": key, "counter": None, **more}} if not more:
+            return key
+    return item
 
 
 def _plain(text: str) -> bool:

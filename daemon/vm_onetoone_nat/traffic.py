@@ -1,0 +1,69 @@
+"""What each mapping has carried, from the counters in our table.
+
+Pure. The counters begin with the mapping, and again when the table is written anew.
+"""
+
+from collections.abc import Mapping as ReadOnly
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from vm_onetoone_nat.state import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Connections, and the packets and bytes of both their directions, as forwarded."""
+
+    connections: int = 0
+    packets: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(
+            self.connections + other.connections,
+            self.packets + other.packets,
+            self.bytes + other.bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The traffic of connections to each external address, and from each internal one."""
+
+    inbound: ReadOnly[IPv4Address, Traffic]
+    outbound: ReadOnly[IPv4Address, Traffic]
+
+    def of(self, mapping: Mapping) -> tuple[Traffic, Traffic]:
+        """What came in by a mapping, and what its guest began itself."""
+        none = Traffic()
+        outbound = self.outbound.get(mapping.internal, none) if mapping.internal else none
+        return self.inbound.get(mapping.external, none), outbound
+
+
+def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
+    """The counters, from the objects of `list table inet vm_onetoone_nat` with state."""
+    counted: dict[str, dict[IPv4Address, tuple[int, int]]] = {}
+    for entry in listing:
+        for kind in ("set", "map"):
+            collection = entry.get(kind, {})
+            for item in collection.get("elem", ()):
+                match item[0] if isinstance(item, list) else item:
+                    case {"elem": {"val": str(key), "counter": {"packets": packets, "bytes": size}}}:
+                        by_address = counted.setdefault(collection["name"], {})
+                        by_address[IPv4Address(key)] = packets, size
+    return Counters(
+        _joined(counted.get("external", {}), counted.get("inbound", {})),
+        _joined(counted.get("internal", {}), counted.get("outbound", {})),
+    )
+
+
+def _joined(
+    translated: dict[IPv4Address, tuple[int, int]], forwarded: dict[IPv4Address, tuple[int, int]]
+) -> dict[IPv4Address, Traffic]:
+    """A NAT map is looked up for the first packet of a connection only: it counts connections."""
+    return {
+        address: Traffic(translated.get(address, (0, 0))[0], packets, size)
+        for address, (packets, size) in forwarded.items()
+    }
