@@ -10,8 +10,10 @@ import vm_onetoone_nat
 
 PACKAGE = Path(vm_onetoone_nat.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-PURE = ("state", "desired", "plan", "ruleset", "fights", "acd", "errors", "discovery", "mappings")
-PURE += ("traffic", "report", "table")
+PURE = (
+    *("state", "errors", "plan", "ruleset", "desired", "discovery", "mappings", "fights", "acd"),
+    *("reconcile", "history", "report", "table", "traffic"),
+)
 SYSTEM = ("libvirt", "pyroute2", "nftables", "systemd", "pydantic")
 OF_THE_SYSTEM = {"os", "subprocess", "socket", "pathlib", "io", "shutil", "tempfile", "time"}
 OF_THE_SYSTEM |= {"threading", "signal", "select", "ctypes", "multiprocessing", "asyncio", "fcntl"}

@@ -4,21 +4,26 @@ import argparse
 import faulthandler
 import json
 import logging
+import os
+import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vm_onetoone_nat import __version__, config, journal
 from vm_onetoone_nat.errors import ConfigError, PrivilegeError, VmNatError
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.state import DEFAULT_FWMARK, MappingState, MappingStatus, Unmapped
+from vm_onetoone_nat.state import DEFAULT_FWMARK
 
 if TYPE_CHECKING:
     from vm_onetoone_nat.reconcile import Look
+    from vm_onetoone_nat.report import Report
 
 EX_USAGE = 64
 CHANGES_PENDING = 2
 
+_WATCH_SECONDS = 1.0
 _CAP_NET_ADMIN = 12
 
 log = logging.getLogger(__name__)
@@ -74,11 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", help="the daemon, in the foreground")
     commands.add_parser("check", help="validate the configuration; needs no privileges")
-    for name, text in (
-        ("plan", "what a reconcile would change; exit 2 if anything"),
-        ("status", "the state of every mapping"),
-    ):
-        commands.add_parser(name, help=text).add_argument("--json", action="store_true")
+    plan = commands.add_parser("plan", help="what a reconcile would change; exit 2 if anything")
+    status = commands.add_parser("status", help="the state of every mapping")
+    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    for command in (plan, status):
+        command.add_argument("--json", action="store_true", help="for programs")
     cleanup = commands.add_parser("cleanup", help="remove everything of ours from the kernel")
     cleanup.add_argument(
         "--unit",
@@ -125,21 +130,61 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.reconcile import settled
-
-    seen = _look(arguments.config)
-    uplink = seen.observed.uplink or ""
-    libvirt = "connected" if seen.libvirt else "disconnected"
-    statuses = settled(seen)
-    if arguments.json:
-        mappings = [_status_json(status) for status in statuses]
-        mappings += [_unmapped_json(unmapped) for unmapped in seen.desired.unmapped]
-        print(json.dumps({"uplink": uplink, "libvirt": libvirt, "mappings": mappings}, indent=2))
+    if not arguments.watch:
+        print("\n".join(_status_lines(arguments)))
         return 0
-    print(f"uplink {uplink or 'missing'}, libvirt {libvirt}")
-    for line in _table(statuses, seen.desired.unmapped):
-        print(line)
-    return 0
+    try:
+        while True:
+            try:
+                lines = _status_lines(arguments)
+            except VmNatError as error:
+                # The daemon may be restarted while it is watched.
+                lines = [str(error)]
+            clear = "\033[H\033[2J" if sys.stdout.isatty() else ""
+            print(clear + "\n".join(lines), flush=True)
+            time.sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _status_lines(arguments: argparse.Namespace) -> list[str]:
+    from vm_onetoone_nat.report import to_json
+    from vm_onetoone_nat.table import WIDTH, render
+
+    report, note = _report(arguments.config)
+    if arguments.json:
+        return [to_json(report)]
+    width = shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
+    return [*note, *render(report, width, colour=_colour())]
+
+
+def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
+    """What the daemon tells; where none answers, what the kernel has, and a line that says so."""
+    from vm_onetoone_nat.instance import runtime_path
+    from vm_onetoone_nat.nft import read_counters
+    from vm_onetoone_nat.reconcile import settled
+    from vm_onetoone_nat.report import Report, from_json, mapped, unmapped
+    from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
+
+    try:
+        return from_json(ask(socket_path(runtime_path()))), ()
+    except NotRunning as error:
+        absent = error.message
+    seen = _look(path)
+    counters = read_counters()
+    entries = [mapped(status, None, counters) for status in settled(seen)]
+    entries += [unmapped(guest) for guest in seen.desired.unmapped]
+    report = Report(seen.observed.uplink or "", seen.libvirt, tuple(entries))
+    return report, (f"{absent}: this is what the kernel has now",)
+
+
+def _colour() -> bool:
+    """Whether output goes to a terminal that is to show colours (no-color.org)."""
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "dumb") != "dumb"
+    )
 
 
 def _cleanup(arguments: argparse.Namespace) -> int:
@@ -205,54 +250,3 @@ def _require_net_admin() -> None:
     effective = next(int(x.split()[1], 16) for x in status.splitlines() if x.startswith("CapEff"))
     if not effective >> _CAP_NET_ADMIN & 1:
         raise PrivilegeError("this needs CAP_NET_ADMIN", hint="run it as root, with sudo")
-
-
-def _status_json(status: MappingStatus) -> dict[str, str | None]:
-    mapping = status.mapping
-    return {
-        "external": str(mapping.external),
-        "internal": str(mapping.internal) if mapping.internal is not None else None,
-        "domain": mapping.domain,
-        "network": mapping.network,
-        "state": status.state.value,
-        "reason": status.reason,
-        "origin": mapping.origin.value,
-        "source": mapping.source.value if mapping.source is not None else None,
-    }
-
-
-def _unmapped_json(unmapped: Unmapped) -> dict[str, str | None]:
-    return {
-        "external": unmapped.external,
-        "internal": None,
-        "domain": unmapped.domain,
-        "network": unmapped.network,
-        "state": MappingState.ERROR.value,
-        "reason": unmapped.reason,
-        "origin": unmapped.origin.value,
-        "source": None,
-    }
-
-
-def _table(statuses: tuple[MappingStatus, ...], unmapped: tuple[Unmapped, ...]) -> list[str]:
-    """The mappings in columns, each as wide as its longest entry."""
-    rows = [("EXTERNAL", "INTERNAL", "SOURCE", "GUEST", "STATE", "REASON")]
-    rows += [
-        (
-            str(s.mapping.external),
-            str(s.mapping.internal or "-"),
-            s.mapping.source.value if s.mapping.source is not None else "-",
-            s.mapping.domain or f"network {s.mapping.network}",
-            s.state.value,
-            s.reason,
-        )
-        for s in statuses
-    ]
-    rows += [
-        (u.external or "-", "-", "-", u.domain, MappingState.ERROR.value, u.reason)
-        for u in unmapped
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return [
-        "  ".join([*(row[i].ljust(widths[i]) for i in range(5)), row[5]]).rstrip() for row in rows
-    ]

@@ -78,7 +78,7 @@ class Fights:
         self, now: float, plan: Plan, desired: Desired, causes: frozenset[str]
     ) -> tuple[Fight, ...]:
         """Take note of what a pass wrote, and why; the fights that this shows, each said once."""
-        same = self._desired is not None and _data(desired) == _data(self._desired)
+        same = self._desired is not None and desired.content == self._desired.content
         self._desired = desired
         self._objects = {
             what: known
@@ -129,7 +129,3 @@ def _objects(plan: Plan) -> list[str]:
         *dict.fromkeys(f"address {a}" for a in (*plan.add_addresses, *plan.delete_addresses)),
         *(f"hairpin of {name}" for name in plan.set_hairpins),
     ]
-
-
-def _data(desired: Desired) -> tuple[object, ...]:
-    return desired.addresses, desired.elements, desired.fwmark, desired.hairpins

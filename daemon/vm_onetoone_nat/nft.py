@@ -23,6 +23,10 @@ from vm_onetoone_nat.ruleset import (
 from vm_onetoone_nat.state import TABLE, ChainName, ForeignChain, Obstacle, Table
 from vm_onetoone_nat.traffic import Counters, parse_counters
 
+Json = dict[str, Any]
+
+_OUR_TABLE: Json = {"table": {"family": "inet", "name": TABLE}}
+
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.
 _NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16
 
@@ -31,14 +35,47 @@ class _UnreadableListing(KernelError):
     """libnftables printed what is no JSON, as 1.0.6 does for a table with flags, `owner` say."""
 
 
+class _Context:
+    """One libnftables context. Not thread-safe. `stateless` listings have no counters' values."""
+
+    def __init__(self, *, stateless: bool) -> None:
+        self._nftables = nftables.Nftables()
+        self._nftables.set_json_output(True)
+        self._nftables.set_handle_output(True)
+        self._nftables.set_stateless_output(stateless)
+
+    def list(self, what: Json) -> list[Json]:
+        """The objects of a listing. Raises KernelError."""
+        code, error, output = self.run([{"list": what}])
+        if code != 0:
+            raise KernelError(f"nftables cannot be listed: {_one_line(error)}")
+        if not output:
+            return []
+        try:
+            listing: list[Json] = json.loads(output)["nftables"]
+        except json.JSONDecodeError as error:
+            raise _UnreadableListing("libnftables printed a listing that is not JSON") from error
+        return listing
+
+    def run(self, commands: Sequence[Json]) -> tuple[int, str, str]:
+        """Exit code, errors, output."""
+        code, output, error = self._nftables.cmd(json.dumps({"nftables": commands}))
+        return code, error, output
+
+
+def read_counters() -> Counters | None:
+    """The counters of our table, None where there is none. From any thread."""
+    try:
+        return parse_counters(_Context(stateless=False).list(_OUR_TABLE))
+    except KernelError:
+        return None
+
+
 class Nft:
-    """One libnftables context. Not thread-safe: use it from the thread that reconciles."""
+    """The whole ruleset. Not thread-safe: use it from the thread that reconciles."""
 
     def __init__(self) -> None:
-        self._context = nftables.Nftables()
-        self._context.set_json_output(True)
-        self._context.set_handle_output(True)
-        self._context.set_stateless_output(True)
+        self._context = _Context(stateless=True)
         self._netlink = NetlinkSocket(family=NETLINK_NETFILTER)
         self._netlink.register_policy({_NEW_GENERATION: nft_gen_msg})
         self._netlink.bind()
@@ -53,7 +90,7 @@ class Nft:
         """Our table if there is one, the foreign chains that need an accept, and obstacles."""
         self.generation = self._generation()
         # Not `list tables`: libnftables 1.0.6 prints invalid JSON for tables with flags.
-        chains = parse_chains(self._list("list", {"chains": None}))
+        chains = parse_chains(self._context.list({"chains": None}))
         ours = any((chain.family, chain.table) == ("inet", TABLE) for chain in chains)
         hooks = {chain: chains[chain] for chain in chains if chains[chain] is not None}
         foreign = tuple(
@@ -76,7 +113,7 @@ class Nft:
 
         Raises TransactionRefused with libnftables' own words; the kernel is then as before.
         """
-        code, error, _ = self._run(transaction_commands(transaction))
+        code, error, _ = self._context.run(transaction_commands(transaction))
         if code != 0:
             raise TransactionRefused(
                 f"nftables refused a transaction: {_one_line(error)}",
@@ -85,14 +122,14 @@ class Nft:
 
     def _table(self) -> Table:
         try:
-            return parse_table(self._list("list", {"table": {"family": "inet", "name": TABLE}}))
+            return parse_table(self._context.list(_OUR_TABLE))
         except _UnreadableListing:
             # Not as we wrote it, whatever it is: it is to be replaced.
             return Table(intact=False)
 
-    def _chain(self, name: ChainName) -> list[dict[str, Any]]:
+    def _chain(self, name: ChainName) -> list[Json]:
         reference = {"family": name.family, "table": name.table, "name": name.name}
-        return self._list("list", {"chain": reference})
+        return self._context.list({"chain": reference})
 
     def _generation(self) -> int:
         try:
@@ -100,22 +137,6 @@ class Nft:
         except NetlinkError as error:
             raise KernelError(f"nftables' generation cannot be read: {error}") from error
         return int(answer.get_attr("NFTA_GEN_ID"))
-
-    def _list(self, verb: str, what: dict[str, Any]) -> list[dict[str, Any]]:
-        code, error, output = self._run([{verb: what}])
-        if code != 0:
-            raise KernelError(f"nftables cannot be listed: {_one_line(error)}")
-        if not output:
-            return []
-        try:
-            listing: list[dict[str, Any]] = json.loads(output)["nftables"]
-        except json.JSONDecodeError as error:
-            raise _UnreadableListing("libnftables printed a listing that is not JSON") from error
-        return listing
-
-    def _run(self, commands: Sequence[dict[str, Any]]) -> tuple[int, str, str]:
-        code, output, error = self._context.cmd(json.dumps({"nftables": commands}))
-        return code, error, output
 
 
 def _one_line(error: str) -> str:

@@ -1,25 +1,29 @@
 """The daemon: what is wired to what, signals, reloading."""
 
 import logging
+import os
 import signal
 import time
 from collections import Counter
 from math import inf
 from pathlib import Path
 
-from vm_onetoone_nat import config
+from vm_onetoone_nat import __version__, config
 from vm_onetoone_nat.arp import Arp
 from vm_onetoone_nat.bridge import bridge_netfilter
 from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.fights import Fight, Fights
+from vm_onetoone_nat.history import History
 from vm_onetoone_nat.instance import Instance
 from vm_onetoone_nat.journal import entry, status_fields
 from vm_onetoone_nat.kernel import Kernel, claims_path
 from vm_onetoone_nat.libvirt_source import LibvirtSource
+from vm_onetoone_nat.nft import read_counters
 from vm_onetoone_nat.notify import Notify
 from vm_onetoone_nat.plan import describe
 from vm_onetoone_nat.reconcile import Look, Outcome, reconcile, remove
+from vm_onetoone_nat.report import to_json
 from vm_onetoone_nat.runner import Runner
 from vm_onetoone_nat.state import (
     AddressSource,
@@ -30,6 +34,7 @@ from vm_onetoone_nat.state import (
     Obstacle,
     Unmapped,
 )
+from vm_onetoone_nat.status_socket import StatusSocket, socket_path
 from vm_onetoone_nat.watch import NEIGHBOUR, NFTABLES, Watch
 
 log = logging.getLogger(__name__)
@@ -58,6 +63,8 @@ class Service:
         self._kernel = Kernel(runtime, state, self._arp)
         self._source = self._connect(configuration)
         self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
+        self._history = History(time.monotonic())
+        self._status = StatusSocket(socket_path(runtime), self._tell)
         self._fights = Fights()
         self._obstacles = Obstacles()
         self._said: dict[object, MappingStatus] = {}
@@ -88,8 +95,13 @@ class Service:
         self._watch.start()
         self._arp.start()
         self._source.start()
+        try:
+            self._status.start()
+        except OSError as error:
+            log.warning("'status' cannot ask this daemon: %s", error)
         self._runner.run()
         self._notify.stopping()
+        self._status.stop()
         self._source.stop()
         self._arp.stop()
         if self._notify.managed:
@@ -109,6 +121,7 @@ class Service:
             self._notify.reloading()
             self._reload()
         self._bridge_netfilter = bridge_netfilter()
+        began = time.monotonic()
         if NEIGHBOUR in causes:
             self._source.ask_agents_again()
         try:
@@ -119,9 +132,11 @@ class Service:
                 lambda plan: self._fights.hold(time.monotonic(), plan),
             )
         except KernelError as error:
+            self._history.failed(began, time.monotonic())
             self._say_failures((str(error),))
             self._notify.ready(f"Cannot read the kernel's state: {error}")
             return None
+        self._history.passed(began, time.monotonic(), causes, outcome)
         for written in outcome.written:
             desired = outcome.look.desired
             for fight in self._fights.written(time.monotonic(), written, desired, causes):
@@ -183,6 +198,11 @@ class Service:
             len(configuration.mappings),
             extra=entry(Event.CONFIGURATION_READ),
         )
+
+    def _tell(self) -> str:
+        """What the status socket answers, in a thread of its own."""
+        counters = read_counters()
+        return to_json(self._history.report(time.monotonic(), os.getpid(), __version__, counters))
 
     def _is_guest(self, address: str, mac: str) -> bool:
         return mac in self._macs or address in self._internals

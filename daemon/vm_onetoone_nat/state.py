@@ -456,6 +456,11 @@ class Desired:
     doubtful: tuple[Neighbour, ...] = ()
 
     @property
+    def content(self) -> tuple[object, ...]:
+        """All of it that the kernel holds, to compare."""
+        return self.addresses, self.elements, self.fwmark, self.hairpins
+
+    @property
     def active(self) -> tuple[Mapping, ...]:
         """The mappings that translate packets."""
         return tuple(s.mapping for s in self.statuses if s.state is MappingState.ACTIVE)

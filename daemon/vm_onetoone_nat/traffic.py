@@ -50,7 +50,9 @@ def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
             collection = entry.get(kind, {})
             for item in collection.get("elem", ()):
                 match item[0] if isinstance(item, list) else item:
-                    case {"elem": {"val": str(key), "counter": {"packets": packets, "bytes": size}}}:
+                    case {
+                        "elem": {"val": str(key), "counter": {"packets": packets, "bytes": size}}
+                    }:
                         by_address = counted.setdefault(collection["name"], {})
                         by_address[IPv4Address(key)] = packets, size
     return Counters(

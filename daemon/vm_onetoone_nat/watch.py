@@ -96,7 +96,7 @@ class Watch:
                     generation = message.get_attr("NFTA_GEN_ID")
                     if generation is None:
                         # Seen with pyroute2 0.7.7: a message of which it could read nothing.
-                        self._notify("a change of the ruleset that could not be read")
+                        self._notify("ruleset changed, which could not be read")
                         continue
                     self.generation = generation
                     name = message.get_attr("NFTA_GEN_PROC_NAME")
@@ -120,7 +120,7 @@ class Watch:
                 return f"address {message.get_attr('IFA_LOCAL')} {verb}{by}"
             case "RTM_NEWROUTE" | "RTM_DELROUTE":
                 is_default = message["dst_len"] == 0 and message["table"] == _MAIN_TABLE
-                return "default route" if is_default else None
+                return "route: default" if is_default else None
             case "RTM_NEWNEIGH" | "RTM_DELNEIGH":
                 return self._neighbour(message)
             case "RTM_NEWNETCONF":

@@ -1,0 +1,92 @@
+"""What the daemon remembers of itself for those who ask: never what it decides by. Pure."""
+
+from collections.abc import Mapping as ReadOnly
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from vm_onetoone_nat.reconcile import Outcome
+from vm_onetoone_nat.report import BOUNDS, Passes, Report, Running, mapped, unmapped
+from vm_onetoone_nat.state import Desired, MappingState
+from vm_onetoone_nat.traffic import Counters
+
+_Subject = tuple[IPv4Address, str | None]
+"""A mapping, over every change of the rest of it: its external address and its guest."""
+
+
+_NO_PASSES = Passes(within=(0,) * len(BOUNDS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """All that is told, replaced as a whole: it is read from another thread."""
+
+    outcome: Outcome | None = None
+    since: tuple[tuple[_Subject, MappingState, float], ...] = ()
+    passes: Passes = _NO_PASSES
+
+
+class History:
+    """Written by the thread that reconciles, after each pass; read from any.
+
+    Times are those of one monotonic clock, in seconds.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._started = now
+        self._moment = _Moment()
+        self._desired: Desired | None = None
+
+    def passed(self, began: float, now: float, causes: frozenset[str], outcome: Outcome) -> None:
+        """A pass is over; it may have failed."""
+        desired = outcome.look.desired
+        same = self._desired is not None and self._desired.content == desired.content
+        self._desired = desired
+        passes = self._timed(now - began, failed=bool(outcome.failures))
+        if outcome.written:
+            passes = replace(passes, wrote=passes.wrote + 1)
+            if same:
+                passes = replace(passes, repairs=_counted(passes.repairs, causes))
+        before = {(subject, state): at for subject, state, at in self._moment.since}
+        since = []
+        for status in outcome.statuses:
+            subject = status.mapping.external, status.mapping.domain
+            at = before.get((subject, status.state), now)
+            since.append((subject, status.state, at))
+        self._moment = _Moment(outcome, tuple(since), passes)
+
+    def failed(self, began: float, now: float) -> None:
+        """A pass is over that could not even see how things are."""
+        self._moment = replace(self._moment, passes=self._timed(now - began, failed=True))
+
+    def report(self, now: float, pid: int, version: str, counters: Counters | None) -> Report:
+        """How things were after the last pass; nothing is known before the first."""
+        moment = self._moment
+        running = Running(pid, version, now - self._started, moment.passes)
+        if moment.outcome is None:
+            return Report("", False, (), running)
+        look = moment.outcome.look
+        entries = [
+            mapped(status, now - at, counters)
+            for status, (_, _, at) in zip(moment.outcome.statuses, moment.since, strict=True)
+        ]
+        entries += [unmapped(guest) for guest in look.desired.unmapped]
+        return Report(look.observed.uplink or "", look.libvirt, tuple(entries), running)
+
+    def _timed(self, seconds: float, *, failed: bool) -> Passes:
+        passes = self._moment.passes
+        return replace(
+            passes,
+            total=passes.total + 1,
+            failed=passes.failed + failed,
+            seconds=passes.seconds + seconds,
+            within=tuple(
+                count + (seconds <= bound)
+                for count, bound in zip(passes.within, BOUNDS, strict=True)
+            ),
+        )
+
+
+def _counted(repairs: ReadOnly[str, int], causes: frozenset[str]) -> dict[str, int]:
+    """One more repair for each kind of these causes: their first words, of which there are few."""
+    kinds = {cause.split()[0].rstrip(":").lower() for cause in causes}
+    return {each: repairs.get(each, 0) + (each in kinds) for each in sorted({*repairs, *kinds})}

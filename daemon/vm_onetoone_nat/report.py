@@ -1,0 +1,155 @@
+"""What `status` tells, of the running daemon or of the kernel alone, and its form as JSON. Pure."""
+
+import json
+from collections.abc import Mapping as ReadOnly
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vm_onetoone_nat.errors import VmNatError
+from vm_onetoone_nat.state import MappingState, MappingStatus, Unmapped
+from vm_onetoone_nat.traffic import Counters, Traffic
+
+
+class UnreadableReport(VmNatError):
+    """The daemon's answer is none that this program understands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One mapping, or a guest that should have one.
+
+    `external` as it was written, None where none was; `seconds` is how long it has been in its
+    state. Both traffics are None where nothing is known of them.
+    """
+
+    external: str | None
+    internal: str | None
+    domain: str | None
+    network: str
+    state: MappingState
+    reason: str
+    origin: str
+    source: str | None
+    seconds: float | None = None
+    inbound: Traffic | None = None
+    outbound: Traffic | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What the daemon has done since it started.
+
+    `within` counts the passes that took no longer than each of BOUNDS, `repairs` those that put
+    right what somebody else had changed, by the kind of cause; one of several kinds is in each.
+    """
+
+    total: int = 0
+    failed: int = 0
+    wrote: int = 0
+    seconds: float = 0.0
+    within: tuple[int, ...] = ()
+    repairs: ReadOnly[str, int] = field(default_factory=dict)
+
+
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Upper bounds of the duration of passes that are counted, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The daemon that answered; `seconds` is how long it has been running."""
+
+    pid: int
+    version: str
+    seconds: float
+    passes: Passes
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All of it; `daemon` None where it is the kernel that was looked at."""
+
+    uplink: str
+    libvirt: bool
+    entries: tuple[Entry, ...]
+    daemon: Running | None = None
+
+    def count(self, state: MappingState) -> int:
+        """How many are in this state."""
+        return sum(entry.state is state for entry in self.entries)
+
+
+def mapped(status: MappingStatus, seconds: float | None, counters: Counters | None) -> Entry:
+    """What is told of a mapping."""
+    mapping = status.mapping
+    inbound, outbound = counters.of(mapping) if counters is not None else (None, None)
+    return Entry(
+        external=str(mapping.external),
+        internal=str(mapping.internal) if mapping.internal is not None else None,
+        domain=mapping.domain,
+        network=mapping.network,
+        state=status.state,
+        reason=status.reason,
+        origin=mapping.origin.value,
+        source=mapping.source.value if mapping.source is not None else None,
+        seconds=seconds,
+        inbound=inbound,
+        outbound=outbound,
+    )
+
+
+def unmapped(guest: Unmapped) -> Entry:
+    """What is told of a guest that should have a mapping and has none."""
+    return Entry(
+        external=guest.external,
+        internal=None,
+        domain=guest.domain,
+        network=guest.network,
+        state=MappingState.ERROR,
+        reason=guest.reason,
+        origin=guest.origin.value,
+        source=None,
+    )
+
+
+def to_json(report: Report) -> str:
+    """The document of `status --json`, which is also what the daemon answers with."""
+    document = {
+        "uplink": report.uplink,
+        "libvirt": "connected" if report.libvirt else "disconnected",
+        "daemon": None if report.daemon is None else asdict(report.daemon),
+        "mappings": [asdict(entry) for entry in report.entries],
+    }
+    return json.dumps(document, indent=2)
+
+
+def from_json(text: str) -> Report:
+    """The report in a document. Raises UnreadableReport."""
+    try:
+        document = json.loads(text)
+        return Report(
+            uplink=document["uplink"],
+            libvirt=document["libvirt"] == "connected",
+            entries=tuple(_entry(each) for each in document["mappings"]),
+            daemon=_running(document["daemon"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableReport(
+            "the daemon's answer cannot be read",
+            hint="it may be of another version: 'systemctl restart vm-onetoone-nat'",
+        ) from error
+
+
+def _entry(value: dict[str, Any]) -> Entry:
+    traffic = {
+        side: Traffic(**value[side]) if value[side] is not None else None
+        for side in ("inbound", "outbound")
+    }
+    return Entry(**{**value, "state": MappingState(value["state"]), **traffic})
+
+
+def _running(value: dict[str, Any] | None) -> Running | None:
+    if value is None:
+        return None
+    passes = {**value["passes"], "within": tuple(value["passes"]["within"])}
+    return Running(**{**value, "passes": Passes(**passes)})

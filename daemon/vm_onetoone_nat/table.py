@@ -1,0 +1,135 @@
+"""How `status` shows a report to a person: a table that fits a terminal. Pure."""
+
+import textwrap
+from collections.abc import Iterator
+
+from vm_onetoone_nat.report import Entry, Report
+from vm_onetoone_nat.state import MappingState
+from vm_onetoone_nat.traffic import Traffic
+
+WIDTH = 80
+
+_COLOURS = {
+    MappingState.ACTIVE: "32",
+    MappingState.INACTIVE: "2",
+    MappingState.PENDING: "33",
+    MappingState.CONFLICT: "31",
+    MappingState.ERROR: "31",
+}
+_SOURCES = {"configuration": "config", "reservation": "reserved", "neighbour": "seen"}
+_HEADINGS = ("EXTERNAL", "STATE", "FOR", "GUEST", "INTERNAL", "BY", "CONN", "BYTES")
+_GUEST = _HEADINGS.index("GUEST")
+_STATE = _HEADINGS.index("STATE")
+_FIGURES = {_HEADINGS.index(name) for name in ("FOR", "CONN", "BYTES")}
+_NARROWEST = 8
+
+
+def render(report: Report, width: int = WIDTH, *, colour: bool = False) -> list[str]:
+    """The lines to show; none is wider than `width` where that can be.
+
+    A guest's name is shortened before the table becomes wider. A reason stands below its mapping.
+    """
+    rows = [_cells(entry) for entry in report.entries]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+    gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= width else " "
+    excess = sum(widths) + len(gap) * (len(widths) - 1) - width
+    if excess > 0:
+        widths[_GUEST] = max(min(_NARROWEST, widths[_GUEST]), widths[_GUEST] - excess)
+    lines = [_summary(report)]
+    if rows:
+        lines += ["", gap.join(_fit(_HEADINGS, widths)).rstrip()]
+    for entry, row in zip(report.entries, rows, strict=True):
+        cells = _fit(row, widths)
+        if colour:
+            cells[_STATE] = f"\033[{_COLOURS[entry.state]}m{cells[_STATE]}\033[0m"
+        lines.append(gap.join(cells).rstrip())
+        lines += _reason(entry, widths[0] + len(gap), width)
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units at most, in five characters at most."""
+    whole = int(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 1:
+        return f"{whole}s"
+    if hours < 1:
+        return f"{minutes}m"
+    if days < 1:
+        return f"{hours}h{minutes % 60:02}"
+    return f"{days}d{hours % 24:02}" if days < 100 else f"{days}d"
+
+
+def amount(number: int) -> str:
+    """A number in at most five characters: 999, 1.2k, 35M."""
+    if number < 1000:
+        return str(number)
+    scaled = float(number)
+    for unit in "kMGTPE":
+        scaled /= 1000
+        if scaled < 9.95:
+            return f"{scaled:.1f}{unit}"
+        if scaled < 999.5:
+            return f"{scaled:.0f}{unit}"
+    return f"{scaled:.0f}E"
+
+
+def _summary(report: Report) -> str:
+    active, total = report.count(MappingState.ACTIVE), len(report.entries)
+    parts = [
+        f"{active} of {total} active",
+        f"uplink {report.uplink or 'missing'}",
+        f"libvirt {'connected' if report.libvirt else 'disconnected'}",
+    ]
+    if report.daemon is not None:
+        parts.append(f"daemon up {duration(report.daemon.seconds)}")
+    return ", ".join(parts)
+
+
+def _cells(entry: Entry) -> tuple[str, ...]:
+    traffic = None
+    if entry.inbound is not None and entry.outbound is not None:
+        traffic = entry.inbound + entry.outbound
+    return (
+        entry.external or "-",
+        entry.state.value,
+        duration(entry.seconds) if entry.seconds is not None else "-",
+        entry.domain or f"net:{entry.network}",
+        entry.internal or "-",
+        _SOURCES.get(entry.source, entry.source) if entry.source is not None else "-",
+        *_figures(entry, traffic),
+    )
+
+
+def _figures(entry: Entry, traffic: Traffic | None) -> tuple[str, str]:
+    if traffic is None or entry.state is not MappingState.ACTIVE:
+        return "-", "-"
+    return amount(traffic.connections), amount(traffic.bytes)
+
+
+def _fit(cells: tuple[str, ...], widths: list[int]) -> list[str]:
+    fitted = []
+    for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        text = _printable(cell)
+        if len(text) > width:
+            text = f"{text[: width - 1]}…"
+        fitted.append(text.rjust(width) if column in _FIGURES else text.ljust(width))
+    return fitted
+
+
+def _printable(text: str) -> str:
+    """A guest's name is whatever somebody gave it: no escape sequence of it gets to a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _reason(entry: Entry, indent: int, width: int) -> Iterator[str]:
+    if entry.reason:
+        prefix = " " * indent
+        yield from textwrap.wrap(
+            _printable(entry.reason),
+            max(width, indent + 20),
+            initial_indent=prefix,
+            subsequent_indent=prefix,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
