@@ -264,7 +264,7 @@ class TestLibvirt:
         domain.define()
         daemon.configure(mapping(6, domain="after"))
         daemon.start()
-        daemon.wait_for(external(6), "inactive")
+        wait_for(lambda: "connected to libvirt" in daemon.log(), 20, "connected")
         host.libvirtd.restart()
         wait_for(lambda: daemon.log().count("connected to libvirt") >= 2, 30, "reconnected")
         domain.start()
