@@ -174,4 +174,4 @@ def test_why_unknown() -> None:
         ),
     }
     for reason, (mapping, known) in cases.items():
-        assert why_unknown(mapping, known) == reason
+        assert why_unknown(mapping, known)[0] == reason

@@ -5,13 +5,14 @@ Pure: the same arguments give the same answer, and nothing is remembered between
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as ReadOnly
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from vm_onetoone_nat.discovery import doubtful, is_host, why_unknown
 from vm_onetoone_nat.mappings import gather
 from vm_onetoone_nat.state import (
     Address,
+    Cause,
     Claim,
     Configuration,
     Desired,
@@ -34,6 +35,15 @@ ACTIVE, INACTIVE, PENDING, CONFLICT, ERROR = (
     MappingState.CONFLICT,
     MappingState.ERROR,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What is in the way of a mapping."""
+
+    state: MappingState
+    reason: str
+    cause: Cause
 
 
 def desire(configuration: Configuration, guests: Guests | None, observed: Observed) -> Desired:
@@ -64,7 +74,7 @@ def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
     computed from.
     """
     statuses = tuple(
-        MappingStatus(s.mapping, ERROR, refused[s.mapping.external])
+        MappingStatus(s.mapping, ERROR, refused[s.mapping.external], Cause.REFUSED_BY_KERNEL)
         if s.mapping.external in refused
         else s
         for s in desired.statuses
@@ -146,13 +156,13 @@ def _status(
         # What is wrong with the uplink takes the mapping from the kernel: it stays the reason
         # also when the kernel, asked again, no longer has the mapping.
         in_order = (external, guest, internal)
-    found = [(state, reason) for state, reason in in_order if state is not ACTIVE]
+    found = [finding for finding in in_order if finding is not None]
     if not found:
         return MappingStatus(mapping, ACTIVE)
     # A guest that will speak some day does not mend what is wrong anyway.
-    if found[0][0] is PENDING:
-        found.sort(key=lambda each: each[0] is not ERROR)
-    return MappingStatus(mapping, *found[0])
+    if found[0].state is PENDING:
+        found.sort(key=lambda finding: finding.state is not ERROR)
+    return MappingStatus(mapping, found[0].state, found[0].reason, found[0].cause)
 
 
 def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:
@@ -166,7 +176,9 @@ def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:
             if other != mapping.external:
                 reason = f"internal {mapping.internal} is already that of external {other}"
                 advice = "write another 'internal', or the 'mac' of another interface"
-                checked.append(MappingStatus(mapping, ERROR, f"{reason}; {advice}"))
+                checked.append(
+                    MappingStatus(mapping, ERROR, f"{reason}; {advice}", Cause.ADDRESS_OF_ANOTHER)
+                )
                 continue
         checked.append(status)
     return checked
@@ -185,9 +197,9 @@ def _contested(wished: MappingStatus, observed: Observed) -> MappingStatus:
         return wished
     if claim.mac is None:
         reason = f"asking on {uplink} whether another host has the address"
-        return MappingStatus(wished.mapping, PENDING, reason)
+        return MappingStatus(wished.mapping, PENDING, reason, Cause.ASKING)
     reason = f"the host with MAC {claim.mac} on {uplink} has the address"
-    return MappingStatus(wished.mapping, CONFLICT, reason)
+    return MappingStatus(wished.mapping, CONFLICT, reason, Cause.CONFLICT)
 
 
 def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
@@ -199,87 +211,101 @@ def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
     return runs and domain is not None and domain.state is DomainState.PAUSED
 
 
-def _guest_state(
-    mapping: Mapping, guests: Guests | None, observed: Observed
-) -> tuple[MappingState, str]:
+def _guest_state(mapping: Mapping, guests: Guests | None, observed: Observed) -> _Finding | None:
     """Whether the guest, or the network that the mapping lives with, is there."""
     if (guests is None or not guests.current) and _was_active(mapping, observed):
-        return ACTIVE, ""
+        return None
     if guests is None:
-        return INACTIVE, "libvirt cannot be reached, so it is not known whether the guest runs"
+        reason = "libvirt cannot be reached, so it is not known whether the guest runs"
+        return _Finding(INACTIVE, reason, Cause.LIBVIRT)
     network = guests.network(mapping.network)
     if network is None:
-        return INACTIVE, f"libvirt has no network '{mapping.network}'"
+        reason = f"libvirt has no network '{mapping.network}'"
+        return _Finding(INACTIVE, reason, Cause.NETWORK_UNKNOWN)
     if not network.active:
-        return INACTIVE, f"network '{mapping.network}' is not active"
+        reason = f"network '{mapping.network}' is not active"
+        return _Finding(INACTIVE, reason, Cause.NETWORK_INACTIVE)
     if mapping.domain is None:
-        return ACTIVE, ""
+        return None
     domain = guests.domain(mapping.domain)
     if domain is None:
-        return INACTIVE, f"libvirt has no domain '{mapping.domain}'"
+        reason = f"libvirt has no domain '{mapping.domain}'"
+        return _Finding(INACTIVE, reason, Cause.GUEST_UNKNOWN)
     if domain.state is DomainState.OFF:
-        return INACTIVE, f"domain '{domain.name}' is not running"
+        return _Finding(INACTIVE, f"domain '{domain.name}' is not running", Cause.GUEST_OFF)
     if domain.state is DomainState.LEAVING:
-        return INACTIVE, f"domain '{domain.name}' runs on another host, or will in a moment"
+        reason = f"domain '{domain.name}' runs on another host, or will in a moment"
+        return _Finding(INACTIVE, reason, Cause.GUEST_LEFT)
     if domain.state is DomainState.PAUSED and not _was_active(mapping, observed):
-        return INACTIVE, f"domain '{domain.name}' is paused"
-    return ACTIVE, ""
+        return _Finding(INACTIVE, f"domain '{domain.name}' is paused", Cause.GUEST_PAUSED)
+    return None
 
 
-def _internal_state(mapping: Mapping, guests: Guests | None) -> tuple[MappingState, str]:
+def _internal_state(mapping: Mapping, guests: Guests | None) -> _Finding | None:
     """Whether the guest's own address is known, and one that its network can have."""
     if mapping.internal is None:
-        return PENDING, why_unknown(mapping, guests)
+        return _Finding(PENDING, *why_unknown(mapping, guests))
     network = guests.network(mapping.network) if guests is not None else None
     if network is None:
-        return ACTIVE, ""
+        return None
     if not network.gateways:
-        return ERROR, f"network '{network.name}' has no IPv4 address of its own to route from"
+        reason = f"network '{network.name}' has no IPv4 address of its own to route from"
+        return _Finding(ERROR, reason, Cause.NETWORK_UNROUTED)
     for gateway in network.gateways:
         if mapping.internal == gateway.ip:
-            return ERROR, f"internal {mapping.internal} is the gateway of network '{network.name}'"
+            reason = f"internal {mapping.internal} is the gateway of network '{network.name}'"
+            return _Finding(ERROR, reason, Cause.ADDRESS_IS_GATEWAY)
         if is_host(mapping.internal, gateway.network):
-            return ACTIVE, ""
+            return None
     subnets = ", ".join(str(gateway.network) for gateway in network.gateways)
-    return ERROR, (
-        f"internal {mapping.internal} is no host address of network '{network.name}' ({subnets})"
-    )
+    reason = f"internal {mapping.internal} is no host address of network '{network.name}'"
+    return _Finding(ERROR, f"{reason} ({subnets})", Cause.ADDRESS_OUTSIDE_NETWORK)
 
 
 def _external_state(
     mapping: Mapping, configuration: Configuration, guests: Guests | None, observed: Observed
-) -> tuple[MappingState, str]:
+) -> _Finding | None:
     """Whether the uplink can carry the external address."""
     external = mapping.external
     if observed.uplink is None:
         if configuration.uplink is None:
-            return ERROR, "there is no uplink: the host has no IPv4 default route"
-        return ERROR, f"there is no uplink: interface '{configuration.uplink}' does not exist"
+            reason = "there is no uplink: the host has no IPv4 default route"
+        else:
+            reason = f"there is no uplink: interface '{configuration.uplink}' does not exist"
+        return _Finding(ERROR, reason, Cause.NO_UPLINK)
     for network in guests.networks if guests is not None else ():
         for gateway in network.gateways:
             if external in gateway.network:
-                return ERROR, (
-                    f"external {external} lies in {gateway.network}, "
-                    f"the subnet of libvirt network '{network.name}'"
-                )
+                where = f"{gateway.network}, the subnet of libvirt network '{network.name}'"
+                reason = f"external {external} lies in {where}"
+                return _Finding(ERROR, reason, Cause.EXTERNAL_IN_GUESTS_SUBNET)
     if external in observed.routers:
-        return ERROR, f"external {external} is the router of the LAN"
+        reason = f"external {external} is the router of the LAN"
+        return _Finding(ERROR, reason, Cause.EXTERNAL_IS_ROUTER)
     for address in observed.addresses:
         foreign = address.interface.ip == external and not address.owned
         if foreign and (address.primary or address.ifname != observed.uplink):
-            return ERROR, f"external {external} is the host's own address on {address.ifname}"
-    if mapping.prefixlen == 32:
-        return ACTIVE, ""
+            reason = f"external {external} is the host's own address on {address.ifname}"
+            return _Finding(ERROR, reason, Cause.EXTERNAL_IS_OWN)
+    return None if mapping.prefixlen == 32 else _subnet_state(mapping, observed)
+
+
+def _subnet_state(mapping: Mapping, observed: Observed) -> _Finding | None:
+    """Whether the external address is one that a host of the uplink's subnet can have."""
+    external = mapping.external
     subnets = _uplink_subnets(observed)
     if not subnets:
-        return ERROR, f"uplink {observed.uplink} has no IPv4 address"
+        reason = f"uplink {observed.uplink} has no IPv4 address"
+        return _Finding(ERROR, reason, Cause.UPLINK_WITHOUT_ADDRESS)
     if not any(external in subnet.network for subnet in subnets):
         listed = ", ".join(str(subnet.network) for subnet in subnets)
-        return ERROR, f"external {external} is outside the uplink's subnet {listed}"
+        reason = f"external {external} is outside the uplink's subnet {listed}"
+        return _Finding(ERROR, reason, Cause.EXTERNAL_OUTSIDE_SUBNET)
     interface = _external_interface(mapping, observed)
     if not is_host(external, interface.network):
-        return ERROR, f"external {external} is no host address of {interface.network}"
-    return ACTIVE, ""
+        reason = f"external {external} is no host address of {interface.network}"
+        return _Finding(ERROR, reason, Cause.EXTERNAL_IS_NO_HOST)
+    return None
 
 
 def _was_active(mapping: Mapping, observed: Observed) -> bool:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.state import (
     AddressSource,
+    Cause,
     Domain,
     Guests,
     Interface,
@@ -60,23 +61,27 @@ def located(mapping: Mapping, guests: Guests, observed: Observed) -> Mapping:
     return mapping
 
 
-def why_unknown(mapping: Mapping, guests: Guests | None) -> str:
+def why_unknown(mapping: Mapping, guests: Guests | None) -> tuple[str, Cause]:
     """Why `located` found no address."""
     if mapping.domain is None:
-        return "write 'internal', or 'domain' for a guest whose address is then looked for"
+        reason = "write 'internal', or 'domain' for a guest whose address is then looked for"
+        return reason, Cause.ADDRESS_UNKNOWN
     if guests is None:
-        return "libvirt cannot be reached, so it is not known which address the guest has"
+        reason = "libvirt cannot be reached, so it is not known which address the guest has"
+        return reason, Cause.LIBVIRT
     network, domain = guests.network(mapping.network), guests.domain(mapping.domain)
     if network is not None and domain is not None:
         if domain.fault and not domain.interfaces:
-            return f"domain '{domain.name}': {domain.fault}"
+            return f"domain '{domain.name}': {domain.fault}", Cause.ADDRESS_UNKNOWN
         if not interfaces(domain, network, mapping.mac):
             which = "no interface" if mapping.mac is None else f"no interface {mapping.mac}"
-            return f"domain '{domain.name}' has {which} on network '{network.name}'"
-    return (
+            reason = f"domain '{domain.name}' has {which} on network '{network.name}'"
+            return reason, Cause.NO_INTERFACE
+    reason = (
         f"the guest's address on network '{mapping.network}' is not known yet: it has no "
         "reservation and no lease, and has sent no packet"
     )
+    return reason, Cause.ADDRESS_UNKNOWN
 
 
 def doubtful(mappings: Iterable[Mapping], observed: Observed) -> tuple[Neighbour, ...]:

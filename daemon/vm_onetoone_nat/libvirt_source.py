@@ -429,10 +429,15 @@ def _definition(domain: Any) -> Definition:
 
 
 def _interface(element: ElementTree.Element) -> Interface:
-    mac, source = element.find("mac"), element.find("source")
+    mac, source, link = (element.find(name) for name in ("mac", "source", "link"))
     assert mac is not None
     place = {} if source is None else source.attrib
-    return Interface(mac.attrib["address"].lower(), place.get("network"), place.get("bridge"))
+    return Interface(
+        mac.attrib["address"].lower(),
+        place.get("network"),
+        place.get("bridge"),
+        plugged=link is None or link.get("state") != "down",
+    )
 
 
 def _listed_state(domain: Any, running: set[str]) -> DomainState:

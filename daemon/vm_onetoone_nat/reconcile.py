@@ -9,6 +9,7 @@ from vm_onetoone_nat.desired import desire, mapping_elements, without
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, TransactionRefused
 from vm_onetoone_nat.plan import Plan, describe, plan, removal
 from vm_onetoone_nat.state import (
+    Cause,
     Configuration,
     Desired,
     Guests,
@@ -133,18 +134,18 @@ def remove(fwmark: int, kernel: KernelSide) -> Plan:
 
 def settled(seen: Look) -> tuple[MappingStatus, ...]:
     """The statuses, with an error for each active mapping that the kernel does not hold whole."""
+    lacking = {m.external for m in seen.desired.active}
     if seen.plan.enable_ip_forward:
-        lacking = {m.external for m in seen.desired.active}
-        reason = "net.ipv4.ip_forward is off"
+        cause, reason = Cause.IP_FORWARD, "net.ipv4.ip_forward is off"
     elif seen.plan.transaction.insert_accepts:
-        lacking = {m.external for m in seen.desired.active}
         chain, _ = seen.plan.transaction.insert_accepts[0]
         reason = f"the rule that admits guests is not at the head of chain {chain}"
+        cause = Cause.ACCEPT_MISSING
     else:
         lacking = {m.external for m in _lacking(seen)}
-        reason = "not in the kernel: see 'plan' for what is missing"
+        cause, reason = Cause.RULES_MISSING, "not in the kernel: see 'plan' for what is missing"
     return tuple(
-        MappingStatus(s.mapping, MappingState.ERROR, reason)
+        MappingStatus(s.mapping, MappingState.ERROR, reason, cause)
         if s.state is MappingState.ACTIVE and s.mapping.external in lacking
         else s
         for s in seen.desired.statuses
