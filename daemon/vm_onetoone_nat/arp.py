@@ -24,8 +24,8 @@ from vm_onetoone_nat.state import Claim
 
 log = logging.getLogger(__name__)
 
-_ETH_P_ARP = 0x0806
-_BROADCAST = b"\xff" * 6
+ARP_PROTOCOL = 0x0806
+BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")  # RFC 826, for Ethernet and IPv4
 _REQUEST, _REPLY = 1, 2
 
@@ -117,7 +117,7 @@ class Arp:
             self._refused = True
             return
         try:
-            packets.bind((link.name, _ETH_P_ARP))
+            packets.bind((link.name, ARP_PROTOCOL))
         except OSError as error:
             # It is gone already, and the notification of that is on its way.
             log.debug("ARP on %s: %s", link.name, error)
@@ -169,7 +169,7 @@ class Arp:
     def _receive(self, packets: socket.socket) -> None:
         while True:
             try:
-                packet = _parse(packets.recv(128))
+                packet = parse(packets.recv(128))
             except BlockingIOError:
                 return
             except OSError as error:
@@ -183,9 +183,9 @@ class Arp:
         if self._link is None or self._socket is None:
             return
         for message in messages:
-            for packet in _build(message, bytes.fromhex(self._link.mac.replace(":", ""))):
+            for packet in _build(message, self._link.mac):
                 try:
-                    self._socket.sendto(packet, (self._link.name, _ETH_P_ARP, 0, 0, _BROADCAST))
+                    self._socket.sendto(packet, (self._link.name, ARP_PROTOCOL, 0, 0, BROADCAST))
                 except OSError as error:
                     log.debug("ARP on %s: %s", self._link.name, error)
 
@@ -223,7 +223,13 @@ class RecordedClaims:
         return Contested(tuple(Claim(a, mac) for a, mac in self._contested.items()), None)
 
 
-def _parse(data: bytes) -> Packet | None:
+def request(mac: str, sender: IPv4Address, target: IPv4Address) -> bytes:
+    """A question for an address; `sender` 0.0.0.0 in a probe (RFC 5227)."""
+    return _packet(_REQUEST, bytes.fromhex(mac.replace(":", "")), sender, bytes(6), target)
+
+
+def parse(data: bytes) -> Packet | None:
+    """What a packet says, None where it is not about IPv4 on Ethernet."""
     if len(data) < _ARP.size:
         return None
     hardware, protocol, hlen, plen, _, mac, sender, _, target = _ARP.unpack_from(data)
@@ -232,13 +238,18 @@ def _parse(data: bytes) -> Packet | None:
     return Packet(mac.hex(":"), IPv4Address(sender), IPv4Address(target))
 
 
-def _build(message: Message, mac: bytes) -> tuple[bytes, ...]:
-    address = message.address.packed
-
-    def packet(operation: int, sender: bytes, target_mac: bytes) -> bytes:
-        return _ARP.pack(1, 0x0800, 6, 4, operation, mac, sender, target_mac, address)
-
+def _build(message: Message, mac: str) -> tuple[bytes, ...]:
+    address = message.address
     if isinstance(message, Announcement):
+        own = bytes.fromhex(mac.replace(":", ""))
         # Some stacks take only the one, some only the other.
-        return packet(_REQUEST, address, bytes(6)), packet(_REPLY, address, mac)
-    return (packet(_REQUEST, bytes(4), bytes(6)),)
+        return request(mac, address, address), _packet(_REPLY, own, address, own, address)
+    return (request(mac, IPv4Address(0), address),)
+
+
+def _packet(
+    operation: int, mac: bytes, sender: IPv4Address, target_mac: bytes, target: IPv4Address
+) -> bytes:
+    return _ARP.pack(
+        *(1, 0x0800, 6, 4, operation, mac, sender.packed, target_mac, target.packed),
+    )

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NoReturn
 from vm_onetoone_nat import __version__, config, journal
 from vm_onetoone_nat.errors import ConfigError, PrivilegeError, VmNatError
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.state import DEFAULT_FWMARK
+from vm_onetoone_nat.state import DEFAULT_FWMARK, Cause, Configuration, Mapping
 
 if TYPE_CHECKING:
+    from vm_onetoone_nat.diagnosis import Diagnosis
     from vm_onetoone_nat.reconcile import Look
     from vm_onetoone_nat.report import Report
 
@@ -82,7 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="what a reconcile would change; exit 2 if anything")
     status = commands.add_parser("status", help="the state of every mapping")
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
-    for command in (plan, status):
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="why a guest cannot be reached, and what to do; exit 1 if anything is wrong",
+    )
+    diagnose.add_argument("target", metavar="TARGET", help="a guest, or one of its addresses")
+    for command in (plan, status, diagnose):
         command.add_argument("--json", action="store_true", help="for programs")
     cleanup = commands.add_parser("cleanup", help="remove everything of ours from the kernel")
     cleanup.add_argument(
@@ -118,7 +124,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from vm_onetoone_nat.plan import describe
 
-    seen = _look(arguments.config)
+    seen = _look(config.load(arguments.config))
     changes = describe(seen.plan)
     if arguments.json:
         print(json.dumps({"changes": changes}, indent=2))
@@ -149,13 +155,60 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _status_lines(arguments: argparse.Namespace) -> list[str]:
     from vm_onetoone_nat.report import to_json
-    from vm_onetoone_nat.table import WIDTH, render
+    from vm_onetoone_nat.table import render
 
     report, note = _report(arguments.config)
     if arguments.json:
         return [to_json(report)]
-    width = shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
-    return [*note, *render(report, width, colour=_colour())]
+    return [*note, *render(report, _width(), colour=_colour())]
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from vm_onetoone_nat.checklist import render, to_json
+
+    diagnoses = _diagnoses(arguments.config, arguments.target)
+    if arguments.json:
+        print(to_json(arguments.target, diagnoses))
+    else:
+        for diagnosis in diagnoses:
+            print("\n".join(render(diagnosis, width=_width(), colour=_colour())))
+    return 1 if any(diagnosis.first is not None for diagnosis in diagnoses) else 0
+
+
+def _diagnoses(path: Path, target: str) -> "list[Diagnosis]":
+    """Of each mapping that the target means; of a fault before there is one, of that."""
+    from vm_onetoone_nat.diagnosis import Diagnosis, diagnose, failed
+    from vm_onetoone_nat.examine import ask_daemon, examine
+    from vm_onetoone_nat.instance import runtime_path
+    from vm_onetoone_nat.reconcile import settled
+    from vm_onetoone_nat.status_socket import socket_path
+
+    _require_net_admin()
+    try:
+        configuration = config.load(path)
+        seen = _look(configuration)
+        config.check_host(path, configuration, seen.observed.addresses)
+    except ConfigError as error:
+        check = failed("configuration", Cause.CONFIGURATION, "; ".join(error.problems))
+        return [Diagnosis(target, (check,))]
+    daemon = ask_daemon(socket_path(runtime_path()))
+    statuses = [s for s in settled(seen) if _means(target, s.mapping, seen)]
+    refused = [u for u in seen.desired.unmapped if target in (u.domain, u.external)]
+    return [
+        *(diagnose(examine(seen, s, daemon, configuration.fwmark)) for s in statuses),
+        *(
+            Diagnosis(u.domain, (failed("mapping", Cause.CLAIM_REFUSED, u.reason),))
+            for u in refused
+        ),
+    ] or [Diagnosis(target, (failed("mapping", Cause.NO_MAPPING, f"no mapping is of '{target}'"),))]
+
+
+def _means(target: str, mapping: Mapping, seen: "Look") -> bool:
+    """Whether a mapping is of that guest, by name or UUID, or of that address."""
+    if target in (str(mapping.external), str(mapping.internal), mapping.domain):
+        return True
+    domain = seen.guests.domain(target) if seen.guests is not None else None
+    return domain is not None and mapping.domain in (domain.name, domain.uuid)
 
 
 def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
@@ -170,12 +223,19 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
         return from_json(ask(socket_path(runtime_path()))), ()
     except NotRunning as error:
         absent = error.message
-    seen = _look(path)
+    seen = _look(config.load(path))
     counters = read_counters()
     entries = [mapped(status, None, counters) for status in settled(seen)]
     entries += [unmapped(guest) for guest in seen.desired.unmapped]
     report = Report(seen.observed.uplink or "", seen.libvirt, tuple(entries))
     return report, (f"{absent}: this is what the kernel has now",)
+
+
+def _width() -> int:
+    """How wide a line may be, in characters."""
+    from vm_onetoone_nat.table import WIDTH
+
+    return shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
 
 
 def _colour() -> bool:
@@ -218,18 +278,18 @@ _COMMANDS = {
     "check": _check,
     "plan": _plan,
     "status": _status,
+    "diagnose": _diagnose,
     "cleanup": _cleanup,
 }
 
 
-def _look(path: Path) -> "Look":
+def _look(configuration: Configuration) -> "Look":
     from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.kernel import Kernel
     from vm_onetoone_nat.libvirt_source import LibvirtOnce
     from vm_onetoone_nat.reconcile import look
 
-    configuration = config.load(path)
     _require_net_admin()
     kernel = Kernel(runtime_path(), state_directory())
     libvirt = LibvirtOnce(configuration.libvirt_uri, guest_agent=configuration.guest_agent)

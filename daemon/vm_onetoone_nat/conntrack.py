@@ -11,6 +11,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.state import Translation
+from vm_onetoone_nat.traffic import Tracked
 
 _ENOENT = 2
 
@@ -46,6 +47,21 @@ def expose(translations: tuple[Translation, ...], hosts: tuple[IPv4Address, ...]
     leaves by an address of `hosts`. Not the guest's TCP connections: they end by themselves, and
     their peers know them by the old address.
     """
+    return _delete(translations, _shadows(hosts))
+
+
+def track(translation: Translation, hosts: tuple[IPv4Address, ...]) -> Tracked:
+    """The entries of one translation, those counted that `expose` would delete. KernelError."""
+    shadows = _shadows(hosts)
+    with NFCTSocket() as netlink:
+        try:
+            found = {str(e): shadows(e, pair) for e, pair in _entries(netlink, (translation,))}
+        except NetlinkError as error:
+            raise _failure(error) from error
+    return Tracked(len(found), sum(found.values()))
+
+
+def _shadows(hosts: tuple[IPv4Address, ...]) -> Callable[[_Entry, Translation], bool]:
     behind = {str(host) for host in hosts}
 
     def shadows(entry: _Entry, pair: Translation) -> bool:
@@ -54,7 +70,11 @@ def expose(translations: tuple[Translation, ...], hosts: tuple[IPv4Address, ...]
         outbound = entry.original.saddr == internal and entry.reply.daddr in behind
         return bool(inbound or (outbound and entry.original.proto != IPPROTO_TCP))
 
-    return _delete(translations, shadows)
+    return shadows
+
+
+def _failure(error: NetlinkError) -> KernelError:
+    return KernelError(f"connection tracking: {os.strerror(error.code)}")
 
 
 def _delete(
@@ -71,7 +91,7 @@ def _delete(
                     if error.code != _ENOENT:
                         raise
         except NetlinkError as error:
-            raise KernelError(f"connection tracking: {os.strerror(error.code)}") from error
+            raise _failure(error) from error
     return len(ended)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import nftables
@@ -11,6 +12,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.firewall import Ruleset, lookups, parse_chain, parse_collection
 from vm_onetoone_nat.plan import Transaction
 from vm_onetoone_nat.ruleset import (
     FORWARD_CHAINS,
@@ -57,6 +59,20 @@ class _Context:
             raise _UnreadableListing("libnftables printed a listing that is not JSON") from error
         return listing
 
+    def text(self, what: Json) -> str:
+        """The same listing as `nft` prints it, with handles. Raises KernelError."""
+        self._nftables.set_json_output(False)
+        try:
+            ((kind, value),) = what.items()
+            code, output, error = self._nftables.cmd(
+                f"list {kind} {value['family']} {value['table']} {value['name']}"
+            )
+        finally:
+            self._nftables.set_json_output(True)
+        if code != 0:
+            raise KernelError(f"nftables cannot be listed: {_one_line(error)}")
+        return str(output)
+
     def run(self, commands: Sequence[Json]) -> tuple[int, str, str]:
         """Exit code, errors, output."""
         code, output, error = self._nftables.cmd(json.dumps({"nftables": commands}))
@@ -69,6 +85,30 @@ def read_counters() -> Counters | None:
         return parse_counters(_Context(stateless=False).list(_OUR_TABLE))
     except KernelError:
         return None
+
+
+def read_others() -> Ruleset:
+    """The chains of all tables but ours that IPv4 packets may pass. Raises KernelError."""
+    context = _Context(stateless=True)
+    names = parse_chains(context.list({"chains": None}))
+    chains, sets = {}, {}
+    for name in names:
+        if name.table == TABLE or name.family not in ("ip", "inet", "bridge", "netdev"):
+            continue
+        reference = {"family": name.family, "table": name.table, "name": name.name}
+        try:
+            chain = parse_chain(
+                name, context.list({"chain": reference}), context.text({"chain": reference})
+            )
+        except _UnreadableListing:
+            continue
+        chains[name] = chain
+        for looked_up in sorted(s for rule in chain.rules for s in lookups(rule.expression)):
+            for kind in ("set", "map"):
+                with suppress(KernelError):
+                    listing = context.list({kind: {**reference, "name": looked_up}})
+                    sets[name.family, name.table, looked_up] = parse_collection(listing)
+    return Ruleset(chains, sets)
 
 
 class Nft:

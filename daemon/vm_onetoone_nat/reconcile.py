@@ -144,6 +144,8 @@ def settled(seen: Look) -> tuple[MappingStatus, ...]:
     else:
         lacking = {m.external for m in _lacking(seen)}
         cause, reason = Cause.RULES_MISSING, "not in the kernel: see 'plan' for what is missing"
+        if not seen.plan.transaction:
+            cause = Cause.EXTERNAL_MISSING
     return tuple(
         MappingStatus(s.mapping, MappingState.ERROR, reason, cause)
         if s.state is MappingState.ACTIVE and s.mapping.external in lacking

@@ -22,6 +22,10 @@ class NotRunning(VmNatError):
     """No daemon answers at the socket."""
 
 
+class Silent(NotRunning):
+    """A daemon has the socket, and says nothing."""
+
+
 def socket_path(runtime: Path) -> Path:
     """Where the daemon listens."""
     return runtime / "status.sock"
@@ -83,9 +87,9 @@ def ask(path: Path) -> str:
                 hint="run it with sudo, or 'sudo adduser USER vm-onetoone-nat' and log in again",
             ) from error
         except TimeoutError as error:
-            raise NotRunning("the daemon does not answer") from error
+            raise Silent("the daemon does not answer") from error
         except OSError as error:
             raise NotRunning("the daemon is not running") from error
     if not parts:
-        raise NotRunning("the daemon does not answer")
+        raise Silent("the daemon does not answer")
     return b"".join(parts).decode()

@@ -110,14 +110,14 @@ def _figures(entry: Entry, traffic: Traffic | None) -> tuple[str, str]:
 def _fit(cells: tuple[str, ...], widths: list[int]) -> list[str]:
     fitted = []
     for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        text = _printable(cell)
+        text = printable(cell)
         if len(text) > width:
             text = f"{text[: width - 1]}…"
         fitted.append(text.rjust(width) if column in _FIGURES else text.ljust(width))
     return fitted
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A guest's name is whatever somebody gave it: no escape sequence of it gets to a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
@@ -126,7 +126,7 @@ def _reason(entry: Entry, indent: int, width: int) -> Iterator[str]:
     if entry.reason:
         prefix = " " * indent
         yield from textwrap.wrap(
-            _printable(entry.reason),
+            printable(entry.reason),
             max(width, indent + 20),
             initial_indent=prefix,
             subsequent_indent=prefix,

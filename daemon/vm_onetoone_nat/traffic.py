@@ -29,6 +29,14 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracked:
+    """The entries of a mapping in connection tracking, and how many flows go past it."""
+
+    entries: int
+    elsewhere: int
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
     """The traffic of connections to each external address, and from each internal one."""
 

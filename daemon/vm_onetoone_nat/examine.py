@@ -1,0 +1,237 @@
+"""Gathers what `diagnosis` decides by: from libvirt, the kernel, the daemon, the guest, the LAN."""
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from socket import AF_INET
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from vm_onetoone_nat import conntrack
+from vm_onetoone_nat.diagnosis import Answers, Daemon, Evidence, Routes, Sysctls
+from vm_onetoone_nat.discovery import interfaces
+from vm_onetoone_nat.links import Link, links
+from vm_onetoone_nat.nft import read_counters, read_others
+from vm_onetoone_nat.path import Route, obstructions
+from vm_onetoone_nat.probes import connects, echoes, who_has
+from vm_onetoone_nat.reconcile import Look
+from vm_onetoone_nat.report import Report, from_json
+from vm_onetoone_nat.state import (
+    AddressSource,
+    Interface,
+    Mapping,
+    MappingState,
+    MappingStatus,
+    Network,
+    Translation,
+)
+from vm_onetoone_nat.status_socket import NotRunning, Silent, ask
+
+_NO_ADDRESS = IPv4Address(0)
+_ANYWHERE = IPv4Network("0.0.0.0/0")
+_SOME_HOSTS = 8
+"""So many of the LAN's hosts are asked whether they hear this one."""
+_USUAL_PORTS = (22, 80, 443, 3389)
+_SYSCTL = Path("/proc/sys/net")
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSeen:
+    """Whether the daemon answers, and what."""
+
+    state: Daemon
+    report: Report | None = None
+
+    def knows(self, mapping: Mapping) -> bool:
+        """Whether it has this mapping as the configuration has it now."""
+        written = mapping.source is AddressSource.CONFIGURATION
+        internal = str(mapping.internal) if mapping.internal is not None else None
+        return self.report is not None and any(
+            entry.external == str(mapping.external)
+            and entry.domain == mapping.domain
+            and (not written or entry.internal == internal)
+            for entry in self.report.entries
+        )
+
+
+def ask_daemon(socket: Path) -> DaemonSeen:
+    """Ask the daemon at its socket. Raises PrivilegeError, UnreadableReport."""
+    try:
+        return DaemonSeen(Daemon.RUNNING, from_json(ask(socket)))
+    except Silent:
+        return DaemonSeen(Daemon.SILENT)
+    except NotRunning:
+        return DaemonSeen(Daemon.STOPPED)
+
+
+def examine(look: Look, status: MappingStatus, daemon: DaemonSeen, fwmark: int) -> Evidence:
+    """Everything about one mapping. Raises KernelError; needs CAP_NET_ADMIN and CAP_NET_RAW."""
+    with IPRoute() as netlink:
+        return _Examination(netlink, look, status, daemon, fwmark).evidence()
+
+
+class _Examination:
+    def __init__(
+        self, netlink: IPRoute, look: Look, status: MappingStatus, daemon: DaemonSeen, fwmark: int
+    ) -> None:
+        self._netlink = netlink
+        self._look = look
+        self._observed = look.observed
+        self._status = status
+        self._mapping = status.mapping
+        self._daemon = daemon
+        self._fwmark = fwmark
+        self._links = {link.name: link for link in links(netlink).values()}
+        guests = look.guests
+        self._network = guests.network(self._mapping.network) if guests is not None else None
+
+    def evidence(self) -> Evidence:
+        uplink, bridge = self._uplink, self._bridge
+        nics = self._interfaces()
+        found = Evidence(
+            look=self._look,
+            status=self._status,
+            daemon=self._daemon.state,
+            reloaded=self._daemon.knows(self._mapping),
+            guest_macs=frozenset(nic.mac for nic in nics),
+            plugged=not nics or any(nic.plugged for nic in nics),
+            elsewhere=self._elsewhere(nics),
+            uplink_runs=uplink is not None and uplink.running,
+            wireless=uplink is not None and _is_wireless(uplink),
+            sysctls=_sysctls([link.name for link in (uplink, bridge) if link is not None]),
+        )
+        internal, network = self._mapping.internal, self._network
+        # An error may be that the kernel lacks a part of the mapping: then all else still counts.
+        there = self._status.state in (MappingState.ACTIVE, MappingState.ERROR)
+        if not there or internal is None or network is None or uplink is None or bridge is None:
+            return found
+        routes = self._routes(internal, uplink)
+        pair = Translation(self._mapping.external, internal)
+        hosts = [a.interface for a in self._observed.addresses if a.ifname == uplink.name]
+        own = [interface for interface in hosts if interface.ip != pair.external]
+        counters = read_counters()
+        lan = next((i.network for i in own if pair.external in i.network), _ANYWHERE)
+        route = Route(uplink.name, bridge.name, lan, pair.external, internal, self._fwmark)
+        return replace(
+            found,
+            answers=self._answers(internal, network, uplink, bridge),
+            routes=routes,
+            obstructions=tuple(obstructions(read_others(), route)),
+            tracked=conntrack.track(pair, tuple(i.ip for i in own)),
+            traffic=counters.of(self._mapping) if counters is not None else None,
+        )
+
+    @property
+    def _uplink(self) -> Link | None:
+        return self._links.get(self._observed.uplink or "")
+
+    @property
+    def _bridge(self) -> Link | None:
+        return self._links.get((self._network.bridge or "") if self._network is not None else "")
+
+    def _interfaces(self) -> tuple[Interface, ...]:
+        guests = self._look.guests
+        domain = guests.domain(self._mapping.domain) if guests is not None else None
+        if domain is None or self._network is None:
+            return ()
+        return interfaces(domain, self._network, self._mapping.mac)
+
+    def _elsewhere(self, nics: tuple[Interface, ...]) -> tuple[IPv4Address, ...]:
+        """Other addresses that the guest is known by than the mapping's."""
+        if self._network is None:
+            return ()
+        macs = {nic.mac for nic in nics}
+        given = (*self._network.reservations, *self._network.leases)
+        known = {address for mac, address in given if mac in macs}
+        known |= {n.address for mac in macs for n in self._observed.neighbours_by_mac.get(mac, ())}
+        return tuple(sorted(known - {self._mapping.internal}))
+
+    def _routes(self, internal: IPv4Address, uplink: Link) -> Routes:
+        on_link = [a.interface.network for a in self._observed.addresses if a.ifname == uplink.name]
+        hosts = (*sorted(self._observed.routers), *self._lan_hosts(uplink))
+        lan_host = next((h for h in hosts if any(h in network for network in on_link)), None)
+        return Routes(
+            to_guest=self._output(internal),
+            lan_host=lan_host,
+            to_lan=self._output(lan_host) if lan_host is not None else None,
+        )
+
+    def _output(self, destination: IPv4Address) -> str | None:
+        """The interface through which this host sends to an address."""
+        try:
+            (route, *_) = self._netlink.route("get", dst=str(destination))
+        except NetlinkError:
+            return None
+        index = route.get_attr("RTA_OIF")
+        return next((link.name for link in self._links.values() if link.index == index), None)
+
+    def _lan_hosts(self, uplink: Link) -> tuple[IPv4Address, ...]:
+        """Hosts of the LAN with which this one has had to do."""
+        entries: Any = self._netlink.get_neighbours(family=AF_INET, ifindex=uplink.index)
+        found = {IPv4Address(entry.get_attr("NDA_DST")) for entry in entries}
+        ours = {a.interface.ip for a in self._observed.addresses}
+        found = {a for a in found - ours - self._observed.routers if not a.is_multicast}
+        return tuple(sorted(found))[:_SOME_HOSTS]
+
+    def _answers(
+        self, internal: IPv4Address, network: Network, uplink: Link, bridge: Link
+    ) -> Answers:
+        external = self._mapping.external
+        own = [a.interface for a in self._observed.addresses if a.ifname == uplink.name]
+        host = next((i.ip for i in own if i.ip != external), _NO_ADDRESS)
+        gateway = next((g.ip for g in network.gateways if internal in g.network), _NO_ADDRESS)
+        claimants = who_has(uplink, [external], _NO_ADDRESS)[external] if uplink.has_arp else set()
+        guest = who_has(bridge, [internal], gateway)[internal] if bridge.running else set()
+        near = bool(guest) and self._reached(gateway, internal)
+        routers = [r for r in self._observed.routers if any(r in i.network for i in own)]
+        hosts = self._lan_hosts(uplink) if _is_wireless(uplink) else ()
+        heard = who_has(uplink, [*routers, *hosts], host) if hosts else {}
+        return Answers(
+            claimants=frozenset(claimants),
+            guest=frozenset(guest),
+            near=near,
+            far=near and self._reached(host, internal),
+            router=any(heard[r] for r in routers) if heard and routers else None,
+            neighbours=tuple((h, bool(heard[h])) for h in hosts),
+        )
+
+    def _reached(self, source: IPv4Address, internal: IPv4Address) -> bool:
+        """Whether the guest answers anything that is sent from an address of this host."""
+        tcp = [s.first for s in self._mapping.allow or () if s.protocol == "tcp"]
+        return echoes(source, internal) or connects(source, internal, tcp or _USUAL_PORTS)
+
+
+def _is_wireless(link: Link) -> bool:
+    return Path("/sys/class/net", link.name, "phy80211").exists()
+
+
+def _sysctls(names: list[str]) -> Sysctls:
+    def of(name: str, key: str) -> int:
+        try:
+            return int((_SYSCTL / "ipv4/conf" / name / key).read_text())
+        except OSError:
+            return 0
+
+    def most(name: str, key: str) -> int:
+        """What counts for an interface: its own or that of all, whichever is more."""
+        return max(of(name, key), of("all", key))
+
+    return Sysctls(
+        strict=frozenset(name for name in names if most(name, "rp_filter") == 1),
+        unrouted=tuple(name for name in names if not of(name, "forwarding")),
+        arp_ignore=most(names[0], "arp_ignore") if names else 0,
+        tracking_full=_is_tracking_full(),
+    )
+
+
+def _is_tracking_full() -> bool:
+    try:
+        count, most = (
+            int((_SYSCTL / "netfilter" / name).read_text())
+            for name in ("nf_conntrack_count", "nf_conntrack_max")
+        )
+    except OSError:
+        return False
+    return count >= most > 0

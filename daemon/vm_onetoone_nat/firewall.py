@@ -1,0 +1,344 @@
+"""What other programs' rules do with a guest's packets, as far as the rules alone tell.
+
+Pure. Each question has three answers: a packet matches, does not, or it depends (None) on what is
+not known of it, as its port. Only what is certain is a verdict. Rules are in libnftables' JSON.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+from typing import Any
+
+from vm_onetoone_nat.state import ChainName
+
+Json = dict[str, Any]
+SetName = tuple[str, str, str]
+"""Family, table, name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule, as JSON and as `nft` prints it."""
+
+    expression: tuple[Json, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain with its rules in order; one without a `hook` is jumped to."""
+
+    name: ChainName
+    rules: tuple[Rule, ...]
+    kind: str | None = None
+    hook: str | None = None
+    priority: int = 0
+    drops: bool = False
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """All chains, and the elements of the named sets that their rules look up."""
+
+    chains: Mapping[ChainName, Chain]
+    sets: Mapping[SetName, Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What is known of a packet at one hook; None is what is not known.
+
+    `state` and `status` are those of its connection, `mark` that of the packet.
+    """
+
+    iifname: str | None = None
+    oifname: str | None = None
+    saddr: IPv4Network | None = None
+    daddr: IPv4Network | None = None
+    mark: int = 0
+    state: str = "new"
+    status: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Where a packet ends for certain, or is `translated`; `rule` is as `nft` prints it."""
+
+    chain: ChainName
+    rule: str
+    translated: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.rule!r} in chain {self.chain}"
+
+
+def judge(ruleset: Ruleset, chain: Chain, packet: Packet) -> Verdict | None:
+    """What certainly happens to a packet in a base chain, None where it passes or that depends."""
+    walk = _Walk(ruleset, packet)
+    end = walk.through(chain)
+    if isinstance(end, Verdict):
+        return end
+    if end is None and chain.drops and not walk.doubtful:
+        return Verdict(chain.name, "policy drop")
+    return None
+
+
+_PASSED = "accepted, or nobody knows"
+_End = Verdict | str | None
+"""A verdict; _PASSED; None for the end of the chain."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    ruleset: Ruleset
+    packet: Packet
+    doubtful: bool = False
+    """Whether the packet may have been accepted, or have gone elsewhere, before this rule."""
+    seen: set[ChainName] = field(default_factory=set)
+
+    def through(self, chain: Chain) -> _End:
+        self.seen.add(chain.name)
+        for rule in chain.rules:
+            matches, action = self._read(chain, rule)
+            if matches is False or action is None:
+                continue
+            end = self._act(chain, rule, action, certain=matches is True)
+            if end == _RETURNED:
+                return None
+            if end is not None:
+                return end
+        return None
+
+    def _act(self, chain: Chain, rule: Rule, action: Json, *, certain: bool) -> _End:
+        ((verb, value),) = action.items()
+        if verb in ("jump", "goto"):
+            return self._jump(chain, verb, value["target"], certain=certain)
+        if not certain:
+            # What may have been refused is not certain to be; what may be accepted, neither.
+            self.doubtful |= verb in ("accept", "return", "queue")
+            return None
+        if verb in ("accept", "queue"):
+            return _PASSED
+        if verb == "return":
+            return _RETURNED
+        if self.doubtful:
+            return _PASSED
+        return Verdict(chain.name, rule.text, translated=verb not in ("drop", "reject"))
+
+    def _jump(self, chain: Chain, verb: str, target: str, *, certain: bool) -> _End:
+        name = ChainName(chain.name.family, chain.name.table, target)
+        if name not in self.ruleset.chains or name in self.seen:
+            self.doubtful = True
+            return None
+        before = self.doubtful
+        self.doubtful |= not certain
+        end = self.through(self.ruleset.chains[name])
+        self.seen.discard(name)
+        if certain:
+            # What comes back from a goto goes on after the jump that led here.
+            return _RETURNED if end is None and verb == "goto" else end
+        self.doubtful = before or end == _PASSED or self.doubtful
+        return None
+
+    def _read(self, chain: Chain, rule: Rule) -> tuple[bool | None, Json | None]:
+        """Whether a rule matches, and its last word."""
+        matches: bool | None = True
+        for statement in rule.expression:
+            ((kind, value),) = statement.items()
+            if kind == "match":
+                matches = _both(matches, self._matches(chain, value))
+            elif kind == "vmap":
+                found, verdict = self._looked_up(chain, value)
+                return _both(matches, found), verdict
+            elif kind == "xt" and value["name"] in _TARGETS:
+                return matches, {_TARGETS[value["name"]]: {}}
+            elif kind in _VERDICTS:
+                return matches, {kind: value if value is not None else {}}
+            elif kind not in _NEUTRAL:
+                matches = _both(matches, None)
+            if matches is False:
+                return False, None
+        return matches, None
+
+    def _looked_up(self, chain: Chain, value: Json) -> tuple[bool | None, Json | None]:
+        """The verdict that a map has for the packet; where that depends, any may be."""
+        data = value["data"]
+        entries = data["set"] if isinstance(data, dict) else self._elements(chain, data)
+        if entries is None:
+            return None, {"accept": {}}
+        known = _known(value["key"], self.packet)
+        for entry in entries:
+            key, verdict = entry
+            found = _within(known, _bare(key), lambda name: self._elements(chain, name))
+            if found is not False:
+                ((verb, target),) = verdict.items()
+                return found, {verb: target if target is not None else {}}
+        return False, None
+
+    def _matches(self, chain: Chain, match: Json) -> bool | None:
+        known = _known(match["left"], self.packet)
+        if known is _NEVER:
+            return False
+        found = _within(known, match["right"], lambda name: self._elements(chain, name))
+        if match["op"] in ("==", "in"):
+            return found
+        if match["op"] == "!=":
+            return None if found is None else not found
+        return None
+
+    def _elements(self, chain: Chain, reference: str) -> Sequence[Any] | None:
+        name = (chain.name.family, chain.name.table, reference.removeprefix("@"))
+        return self.ruleset.sets.get(name)
+
+
+_PRINTED = re.compile(r"^\s*(.*?) # handle (\d+)$", re.MULTILINE)
+_RETURNED = "returned"
+_VERDICTS = {
+    *("accept", "drop", "reject", "queue", "jump", "goto", "return"),
+    *("dnat", "snat", "masquerade", "redirect"),
+}
+_TARGETS = {
+    "REJECT": "reject",
+    **{name: name.lower() for name in ("DNAT", "SNAT", "MASQUERADE", "REDIRECT")},
+}
+"""Targets of iptables; of its matches, libnftables tells the names alone."""
+_NEUTRAL = {"counter", "log", "comment", "notrack", "mangle"}
+_NEVER = object()
+
+
+def lookups(expression: Iterable[Json]) -> set[str]:
+    """The names of the sets and maps that an expression looks up."""
+    found = set()
+    for part in _strings(list(expression)):
+        if part.startswith("@"):
+            found.add(part.removeprefix("@"))
+    return found
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
+
+
+def _both(one: bool | None, other: bool | None) -> bool | None:
+    if one is False or other is False:
+        return False
+    return None if one is None or other is None else True
+
+
+def _known(left: Any, packet: Packet) -> Any:
+    """What the packet has where a match looks: None if that is not known, _NEVER if it has none."""
+    match left:
+        case {"meta": {"key": "iifname" | "iif"}}:
+            return packet.iifname
+        case {"meta": {"key": "oifname" | "oif"}}:
+            return packet.oifname
+        case {"meta": {"key": "mark"}}:
+            return packet.mark
+        case {"&": [{"meta": {"key": "mark"}}, int(mask)]}:
+            return packet.mark & mask
+        case {"meta": {"key": "nfproto"}}:
+            return "ipv4"
+        case {"meta": {"key": "protocol"}}:
+            return "ip"
+        case {"payload": {"protocol": "ip", "field": "saddr"}}:
+            return packet.saddr
+        case {"payload": {"protocol": "ip", "field": "daddr"}}:
+            return packet.daddr
+        case {"payload": {"protocol": "ip6" | "arp"}}:
+            return _NEVER
+        case {"ct": {"key": "state"}}:
+            return frozenset({packet.state})
+        case {"ct": {"key": "status"}}:
+            return packet.status
+    return None
+
+
+def _within(known: Any, right: Any, elements: Any) -> bool | None:
+    """Whether what is known is, or is in, the right side of a match."""
+    if known is None:
+        return None
+    right = _bare(right)
+    if isinstance(right, str) and right.startswith("@"):
+        listed = elements(right)
+        return None if listed is None else _any(_within(known, e, elements) for e in listed)
+    if isinstance(right, list):
+        return _any(_within(known, each, elements) for each in right)
+    if isinstance(right, dict) and "set" in right:
+        return _within(known, right["set"], elements)
+    if isinstance(known, IPv4Network):
+        return _covers(right, known)
+    if isinstance(known, frozenset):
+        return right in known
+    if isinstance(known, str) and isinstance(right, str) and right.endswith("*"):
+        return known.startswith(right[:-1])
+    if isinstance(right, (str, int)):
+        return bool(known == right)
+    return None
+
+
+def _bare(item: Any) -> Any:
+    """A value without what an element of a set has beside it; the key of an entry of a map."""
+    while isinstance(item, dict) and "elem" in item:
+        item = item["elem"]["val"]
+    return item
+
+
+def _any(answers: Iterable[bool | None]) -> bool | None:
+    unknown = False
+    for answer in answers:
+        if answer:
+            return True
+        unknown |= answer is None
+    return None if unknown else False
+
+
+def _covers(right: Any, known: IPv4Network) -> bool | None:
+    match right:
+        case {"prefix": {"addr": str(address), "len": int(length)}}:
+            text = f"{address}/{length}"
+        case str(address):
+            text = address
+        case _:
+            return None
+    try:
+        network = IPv4Network(text, strict=False)
+    except ValueError:
+        return None
+    if known.subnet_of(network):
+        return True
+    return None if known.overlaps(network) else False
+
+
+def parse_chain(name: ChainName, listing: Sequence[Json], text: str) -> Chain:
+    """A chain, from the objects of `list chain …` and from what `nft -a` prints for it."""
+    by_handle = {int(handle): rule for rule, handle in _PRINTED.findall(text)}
+    declared: Json = next((e["chain"] for e in listing if "chain" in e), {})
+    return Chain(
+        name,
+        tuple(
+            Rule(tuple(rule.get("expr", ())), by_handle.get(rule["handle"], "a rule"))
+            for entry in listing
+            if (rule := entry.get("rule")) is not None
+        ),
+        kind=declared.get("type"),
+        hook=declared.get("hook"),
+        priority=declared.get("prio", 0),
+        drops=declared.get("policy") == "drop",
+        device=declared.get("dev"),
+    )
+
+
+def parse_collection(listing: Sequence[Json]) -> Sequence[Any]:
+    """The elements of a set or map, from the objects of `list set …`."""
+    for entry in listing:
+        for kind in ("set", "map"):
+            if kind in entry:
+                elements: Sequence[Any] = entry[kind].get("elem", ())
+                return elements
+    return ()

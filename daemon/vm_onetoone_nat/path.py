@@ -1,0 +1,103 @@
+"""The hooks of the kernel that a guest's packets pass, and what other programs do at each. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+
+from vm_onetoone_nat.firewall import Chain, Packet, Ruleset, Verdict, judge
+
+# Our own chains' priorities: what stands before them sees packets as they were.
+_DNAT, _SNAT, _MARK = -105, 95, -5
+_ANYWHERE = IPv4Network("0.0.0.0/0")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Between which interfaces and addresses a mapping's packets go."""
+
+    uplink: str
+    bridge: str
+    lan: IPv4Network
+    external: IPv4Address
+    internal: IPv4Address
+    fwmark: int
+
+
+@dataclass(frozen=True, slots=True)
+class Obstruction:
+    """Which packets of a mapping come to what end."""
+
+    packets: str
+    verdict: Verdict
+
+
+def obstructions(ruleset: Ruleset, route: Route) -> Iterator[Obstruction]:
+    """What certainly happens to packets that a mapping needs, in the order of their way."""
+    for name, hooks in _WAYS.items():
+        for family, hook in hooks:
+            for chain in _at(ruleset, family, hook):
+                for packet in _packets(name, hook, chain, route):
+                    verdict = judge(ruleset, chain, packet)
+                    if verdict is not None and _matters(chain, verdict):
+                        yield Obstruction(name, verdict)
+
+
+_INBOUND, _ANSWERS, _OUTBOUND = "from the LAN", "the guest's answers", "the guest's own"
+
+_WAYS = {
+    _INBOUND: (
+        *(("netdev", "ingress"), ("ip", "prerouting"), ("ip", "forward"), ("ip", "postrouting")),
+        *(("bridge", "output"), ("bridge", "postrouting")),
+    ),
+    _ANSWERS: (
+        *(("bridge", "prerouting"), ("bridge", "input"), ("ip", "prerouting"), ("ip", "forward")),
+        ("ip", "postrouting"),
+    ),
+    _OUTBOUND: (("ip", "prerouting"), ("ip", "forward"), ("ip", "postrouting")),
+}
+
+
+def _at(ruleset: Ruleset, family: str, hook: str) -> list[Chain]:
+    families = ("ip", "inet") if family == "ip" else (family,)
+    found = [c for c in ruleset.chains.values() if c.hook == hook and c.name.family in families]
+    return sorted(found, key=lambda chain: chain.priority)
+
+
+def _packets(way: str, hook: str, chain: Chain, route: Route) -> Iterator[Packet]:
+    """The packet of that way as a chain sees it."""
+    external, internal = IPv4Network(route.external), IPv4Network(route.internal)
+    translated = frozenset({"dnat"}) if way != _OUTBOUND else frozenset()
+    marked = hook == "postrouting" or (hook == "forward" and chain.priority > _MARK)
+    mark = route.fwmark if marked else 0
+    forwarded = hook in ("forward", "postrouting")
+    if chain.name.family == "netdev" and chain.device != route.uplink:
+        return
+    if way == _INBOUND:
+        before = hook == "ingress" or (hook == "prerouting" and chain.priority <= _DNAT)
+        packet = Packet(
+            iifname=route.uplink,
+            saddr=route.lan,
+            daddr=external if before else internal,
+            status=frozenset() if before else translated,
+        )
+    else:
+        there = route.lan if way == _ANSWERS else _ANYWHERE
+        packet = Packet(iifname=route.bridge, saddr=internal, daddr=there, status=translated)
+        if way == _ANSWERS:
+            packet = replace(packet, state="established")
+    if forwarded:
+        oifname = route.bridge if way == _INBOUND else route.uplink
+        # From postrouting on, the interface of arrival is no longer told.
+        iifname = packet.iifname if hook == "forward" else None
+        packet = replace(packet, iifname=iifname, oifname=oifname)
+    if chain.name.family == "bridge":
+        packet = replace(packet, iifname=None, oifname=None)
+    yield replace(packet, mark=mark)
+
+
+def _matters(chain: Chain, verdict: Verdict) -> bool:
+    """Whether it harms: another translation does only where it comes before ours."""
+    if not verdict.translated:
+        return True
+    first = {"prerouting": _DNAT, "postrouting": _SNAT}.get(chain.hook or "")
+    return first is not None and chain.priority <= first
