@@ -18,7 +18,7 @@ _ICMP = struct.Struct("!BBHHH")
 
 
 def who_has(
-    link: Link, addresses: Iterable[IPv4Address], sender: IPv4Address, seconds: float = 1.0
+    link: Link, addresses: Iterable[IPv4Address], sender: IPv4Address, seconds: float = 0.6
 ) -> dict[IPv4Address, frozenset[str]]:
     """Ask on a link for addresses; the MACs that answered for each within that time.
 
