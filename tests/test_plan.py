@@ -525,8 +525,8 @@ def expected_lines(planned: Plan) -> list[str]:
         ),
         *(f"+ address {a.interface} on {a.ifname}" for a in planned.add_addresses),
         *(f"- address {a.interface} on {a.ifname}" for a in planned.delete_addresses),
-        *(f"+ element {_element_text(e)}" for e in transaction.add_elements),
-        *(f"- element {_element_text(e)}" for e in transaction.delete_elements),
+        *(f"+ {_element_text(e)}" for e in transaction.add_elements),
+        *(f"- {_element_text(e)}" for e in transaction.delete_elements),
         *(f"- accept in {_chain_text(c)}, handle {h}" for c, h in transaction.delete_accepts),
         *(
             f"+ accept of mark 0x{mark:08x} at the head of {_chain_text(c)}"
@@ -539,8 +539,17 @@ def expected_lines(planned: Plan) -> list[str]:
 
 
 def _element_text(element: Element) -> str:
-    value = f" : {element.value}" if element.value else ""
-    return f"@{element.container} {{ {element.key}{value} }}"
+    words = {
+        "external": "dnat {0} to {value}",
+        "internal": "snat {0} to {value}",
+        "inbound": "forward connections to {0}",
+        "outbound": "forward connections from {0}",
+        "allowed": "allow {2} {3} from {1} to {0}",
+        "uplink": "uplink {0}",
+        "hairpin": "hairpin {0}",
+    }[element.container]
+    limit = ", as allowed" if element.value == "goto restrict" else ""
+    return words.format(*element.key.split(" . "), value=element.value) + limit
 
 
 def _chain_text(chain: ChainName) -> str:

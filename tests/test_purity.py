@@ -13,7 +13,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 PURE = (
     *("state", "errors", "plan", "ruleset", "desired", "discovery", "mappings", "fights", "acd"),
     *("reconcile", "history", "report", "table", "traffic"),
-    *("firewall", "path", "diagnosis", "remedies", "checklist"),
+    *("firewall", "path", "diagnosis", "remedies", "checklist", "changes"),
 )
 SYSTEM = ("libvirt", "pyroute2", "nftables", "systemd", "pydantic")
 OF_THE_SYSTEM = {"os", "subprocess", "socket", "pathlib", "io", "shutil", "tempfile", "time"}

@@ -122,17 +122,18 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.plan import describe
+    from dataclasses import asdict
 
-    seen = _look(config.load(arguments.config))
-    changes = describe(seen.plan)
+    from vm_onetoone_nat.changes import changes, render
+
+    found = changes(_look(config.load(arguments.config)))
     if arguments.json:
-        print(json.dumps({"changes": changes}, indent=2))
-    elif changes:
-        print("\n".join(changes))
+        print(json.dumps({"changes": [asdict(change) for change in found]}, indent=2))
+    elif found:
+        print("\n".join(render(found)))
     else:
         print("converged: nothing to change")
-    return CHANGES_PENDING if changes else 0
+    return CHANGES_PENDING if found else 0
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -58,10 +58,8 @@ class Fights:
         contested = {c for c, _ in transaction.insert_accepts} - set(in_peace)
         transaction = replace(
             transaction,
-            add_elements=tuple(e for e in transaction.add_elements if f"element {e}" not in held),
-            delete_elements=tuple(
-                e for e in transaction.delete_elements if f"element {e}" not in held
-            ),
+            add_elements=tuple(e for e in transaction.add_elements if str(e) not in held),
+            delete_elements=tuple(e for e in transaction.delete_elements if str(e) not in held),
             insert_accepts=tuple(a for a in transaction.insert_accepts if a[0] in in_peace),
             delete_accepts=tuple(a for a in transaction.delete_accepts if a[0] not in contested),
         )
@@ -121,7 +119,7 @@ def _objects(plan: Plan) -> list[str]:
         elements = [_TABLE]
     else:
         changed = (*transaction.add_elements, *transaction.delete_elements)
-        elements = [f"element {element}" for element in changed]
+        elements = [str(element) for element in changed]
     return [
         *([_FORWARDING] if plan.enable_ip_forward else []),
         *elements,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.state import (
+    TABLE,
     Address,
     Allocation,
     ChainName,
@@ -122,31 +123,67 @@ def removal(observed: Observed, fwmark: int) -> Plan:
     )
 
 
-def describe(planned: Plan) -> tuple[str, ...]:
-    """The plan as lines for a person, `+` for what comes and `-` for what goes."""
+@dataclass(frozen=True, slots=True)
+class OurTable:
+    """Our nftables table, as something to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write of a plan: what `comes` or goes, in words.
+
+    `about` is the object that it is for, or a reason where every such write has the same.
+    """
+
+    comes: bool
+    what: str
+    about: Address | Element | Translation | ChainName | OurTable | str
+
+    def __str__(self) -> str:
+        return f"{'+' if self.comes else '-'} {self.what}"
+
+
+def writes(planned: Plan) -> tuple[Write, ...]:
+    """Every write of a plan, in order."""
     transaction = planned.transaction
-    lines = []
+    found = []
     if planned.allocations is not None:
-        lines.append(f"+ record of {len(planned.allocations)} allocated addresses")
+        what = f"record of {len(planned.allocations)} allocated addresses"
+        found.append(Write(True, what, "guests keep their addresses over a restart"))
     if planned.enable_ip_forward:
-        lines.append("+ sysctl net.ipv4.ip_forward = 1")
-    lines += [f"- address {a}" for a in planned.delete_addresses]
-    lines += [f"- hairpin on bridge port {name}" for name in planned.clear_hairpins]
+        why = "without it the host forwards nothing"
+        found.append(Write(True, "sysctl net.ipv4.ip_forward = 1", why))
+    found += [Write(False, f"address {a}", a) for a in planned.delete_addresses]
+    found += [Write(False, f"hairpin on bridge port {h}", HAIRPIN) for h in planned.clear_hairpins]
     if transaction.remove_table:
-        lines.append("- table inet vm_onetoone_nat")
+        found.append(Write(False, f"table inet {TABLE}", OurTable()))
     if transaction.install is not None:
-        lines.append(f"+ table inet vm_onetoone_nat, mark {transaction.install:#010x}")
-    lines += [f"- element {e}" for e in transaction.delete_elements]
-    lines += [f"+ element {e}" for e in transaction.add_elements]
-    lines += [f"- accept in {name}, handle {handle}" for name, handle in transaction.delete_accepts]
-    lines += [
-        f"+ accept of mark {fwmark:#010x} at the head of {name}"
+        what = f"table inet {TABLE}, mark {transaction.install:#010x}"
+        found.append(Write(True, what, OurTable()))
+    found += [Write(False, str(e), e) for e in transaction.delete_elements]
+    found += [Write(True, str(e), e) for e in transaction.add_elements]
+    found += [
+        Write(False, f"accept in {name}, handle {handle}", name)
+        for name, handle in transaction.delete_accepts
+    ]
+    found += [
+        Write(True, f"accept of mark {fwmark:#010x} at the head of {name}", name)
         for name, fwmark in transaction.insert_accepts
     ]
-    lines += [f"+ hairpin on bridge port {name}" for name in planned.set_hairpins]
-    lines += [f"+ address {a}" for a in planned.add_addresses]
-    lines += [f"- connections of {t.external} and {t.internal}" for t in planned.forget]
-    return tuple(lines)
+    found += [Write(True, f"hairpin on bridge port {h}", HAIRPIN) for h in planned.set_hairpins]
+    found += [Write(True, f"address {a}", a) for a in planned.add_addresses]
+    found += [
+        Write(False, f"connections of {t.external} and {t.internal}", t) for t in planned.forget
+    ]
+    return tuple(found)
+
+
+HAIRPIN = "by it a guest reaches itself at its external address, with br_netfilter"
+
+
+def describe(planned: Plan) -> tuple[str, ...]:
+    """The plan as lines for a person, `+` for what comes and `-` for what goes."""
+    return tuple(str(write) for write in writes(planned))
 
 
 def _hairpin_records(observed: Observed, desired: Desired) -> frozenset[Element]:

@@ -239,8 +239,21 @@ class Element:
     value: str = ""
 
     def __str__(self) -> str:
-        data = f" : {self.value}" if self.value else ""
-        return f"@{self.container} {{ {self.key}{data} }}"
+        """What it does, in the words of those who read rules."""
+        match self.container:
+            case "external":
+                return f"dnat {self.key} to {self.value}"
+            case "internal":
+                return f"snat {self.key} to {self.value}"
+            case "inbound":
+                limit = ", as allowed" if self.value == "goto restrict" else ""
+                return f"forward connections to {self.key}{limit}"
+            case "outbound":
+                return f"forward connections from {self.key}"
+            case "allowed":
+                external, source, protocol, ports = self.key.split(" . ")
+                return f"allow {protocol} {ports} from {source} to {external}"
+        return f"{self.container} {self.key}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,0 +1,105 @@
+"""Why each write of a plan is to be made, in words for a person. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import singledispatchmethod
+from ipaddress import IPv4Address
+
+from vm_onetoone_nat.plan import HAIRPIN, OurTable, Write, writes
+from vm_onetoone_nat.reconcile import Look
+from vm_onetoone_nat.state import (
+    Address,
+    ChainName,
+    Element,
+    MappingState,
+    MappingStatus,
+    Translation,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A write as `plan` shows it, `+` for what comes and `-` for what goes, and why."""
+
+    change: str
+    why: str
+
+
+def changes(seen: Look) -> tuple[Change, ...]:
+    """Every write of the plan, in the order in which they would be made."""
+    reasons = _Reasons(seen)
+    return tuple(Change(str(write), reasons.of(write)) for write in writes(seen.plan))
+
+
+def render(found: Iterable[Change]) -> list[str]:
+    """The changes below their reasons."""
+    by_reason: dict[str, list[str]] = {}
+    for change in found:
+        by_reason.setdefault(change.why, []).append(change.change)
+    return [line for why, lines in by_reason.items() for line in (f"{why}:", *lines)]
+
+
+class _Reasons:
+    def __init__(self, seen: Look) -> None:
+        self._seen = seen
+        statuses = seen.desired.statuses
+        self._by_external = {s.mapping.external: s for s in statuses}
+        self._by_internal = {s.mapping.internal: s for s in statuses if s.mapping.internal}
+
+    def of(self, write: Write) -> str:
+        return self._why(write.about, write.comes)
+
+    @singledispatchmethod
+    def _why(self, about: object, comes: bool) -> str:
+        raise TypeError(about)
+
+    @_why.register
+    def _(self, about: str, comes: bool) -> str:
+        return about
+
+    @_why.register
+    def _(self, about: Address, comes: bool) -> str:
+        return self._mapping(self._by_external.get(about.interface.ip), comes)
+
+    @_why.register
+    def _(self, about: Translation, comes: bool) -> str:
+        return self._mapping(self._by_external.get(about.external), comes)
+
+    @_why.register
+    def _(self, about: ChainName, comes: bool) -> str:
+        if comes:
+            return f"chain {about} would refuse guests"
+        return f"chain {about} needs one rule of ours, at its head"
+
+    @_why.register
+    def _(self, about: OurTable, comes: bool) -> str:
+        observed = self._seen.observed.table
+        if observed is None:
+            return "our table is not there"
+        if observed.fwmark not in (None, self._seen.desired.fwmark):
+            return "'settings.fwmark' is another"
+        return "our table was changed by somebody else"
+
+    @_why.register
+    def _(self, about: Element, comes: bool) -> str:
+        if about.container == "uplink":
+            return "the uplink is that of the default route, or the configured one"
+        if about.container == "hairpin":
+            return HAIRPIN
+        address = IPv4Address(about.key.partition(" . ")[0])
+        known = self._by_external if about.container in _BY_EXTERNAL else self._by_internal
+        return self._mapping(known.get(address), comes)
+
+    def _mapping(self, status: MappingStatus | None, comes: bool) -> str:
+        if status is None:
+            return "no mapping asks for it any more"
+        mapping = status.mapping
+        name = mapping.domain or f"network {mapping.network}"
+        if status.state is not MappingState.ACTIVE:
+            return f"{name} is {status.state.value}, {status.reason}"
+        if comes:
+            return f"{name} is to be reached by {mapping.external}"
+        return f"{name} is at {mapping.internal}, by {mapping.external}, as the configuration says"
+
+
+_BY_EXTERNAL = ("external", "inbound", "allowed")
