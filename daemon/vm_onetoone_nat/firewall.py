@@ -7,7 +7,7 @@ not known of it, as its port. Only what is certain is a verdict. Rules are in li
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vm_onetoone_nat.state import ChainName
@@ -35,7 +35,7 @@ class Chain:
     hook: str | None = None
     priority: int = 0
     drops: bool = False
-    device: str | None = None
+    devices: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,8 @@ class _Walk:
     packet: Packet
     doubtful: bool = False
     """Whether the packet may have been accepted, or have gone elsewhere, before this rule."""
+    branch: int = 0
+    """How many jumps to here are such that only some packets make them."""
     seen: set[ChainName] = field(default_factory=set)
 
     def through(self, chain: Chain) -> _End:
@@ -115,15 +117,13 @@ class _Walk:
         ((verb, value),) = action.items()
         if verb in ("jump", "goto"):
             return self._jump(chain, verb, value["target"], certain=certain)
-        if not certain:
-            # What may have been refused is not certain to be; what may be accepted, neither.
-            self.doubtful |= verb in ("accept", "return", "queue")
-            return None
-        if verb in ("accept", "queue"):
-            return _PASSED
-        if verb == "return":
+        if certain and verb == "return":
             return _RETURNED
-        if self.doubtful:
+        if not certain or self.branch:
+            # What may have been accepted may have gone; what may have been refused changes nothing.
+            self.doubtful |= verb in ("accept", "return", "queue")
+            return _RETURNED if certain else None
+        if verb in ("accept", "queue") or self.doubtful:
             return _PASSED
         return Verdict(chain.name, rule.text, translated=verb not in ("drop", "reject"))
 
@@ -132,15 +132,15 @@ class _Walk:
         if name not in self.ruleset.chains or name in self.seen:
             self.doubtful = True
             return None
-        before = self.doubtful
-        self.doubtful |= not certain
+        self.branch += not certain
         end = self.through(self.ruleset.chains[name])
+        self.branch -= not certain
         self.seen.discard(name)
-        if certain:
-            # What comes back from a goto goes on after the jump that led here.
-            return _RETURNED if end is None and verb == "goto" else end
-        self.doubtful = before or end == _PASSED or self.doubtful
-        return None
+        if not certain:
+            self.doubtful |= verb == "goto"
+            return None
+        # What comes back from a goto goes on after the jump that led here.
+        return _RETURNED if end is None and verb == "goto" else end
 
     def _read(self, chain: Chain, rule: Rule) -> tuple[bool | None, Json | None]:
         """Whether a rule matches, and its last word."""
@@ -194,6 +194,7 @@ class _Walk:
 
 
 _PRINTED = re.compile(r"^\s*(.*?) # handle (\d+)$", re.MULTILINE)
+_DEVICES = re.compile(r"hook \w+ devices? (.*?) priority")
 _RETURNED = "returned"
 _VERDICTS = {
     *("accept", "drop", "reject", "queue", "jump", "goto", "return"),
@@ -302,22 +303,30 @@ def _covers(right: Any, known: IPv4Network) -> bool | None:
     match right:
         case {"prefix": {"addr": str(address), "len": int(length)}}:
             text = f"{address}/{length}"
-        case str(address):
-            text = address
+        case {"range": [str(start), str(end)]}:
+            return _inside(known, IPv4Address(start), IPv4Address(end))
+        case str(text):
+            pass
         case _:
             return None
     try:
         network = IPv4Network(text, strict=False)
     except ValueError:
         return None
-    if known.subnet_of(network):
+    return _inside(known, network.network_address, network.broadcast_address)
+
+
+def _inside(known: IPv4Network, first: IPv4Address, last: IPv4Address) -> bool | None:
+    start, end = known.network_address, known.broadcast_address
+    if first <= start and end <= last:
         return True
-    return None if known.overlaps(network) else False
+    return False if end < first or last < start else None
 
 
 def parse_chain(name: ChainName, listing: Sequence[Json], text: str) -> Chain:
     """A chain, from the objects of `list chain …` and from what `nft -a` prints for it."""
     by_handle = {int(handle): rule for rule, handle in _PRINTED.findall(text)}
+    found = _DEVICES.search(text)
     declared: Json = next((e["chain"] for e in listing if "chain" in e), {})
     return Chain(
         name,
@@ -330,7 +339,8 @@ def parse_chain(name: ChainName, listing: Sequence[Json], text: str) -> Chain:
         hook=declared.get("hook"),
         priority=declared.get("prio", 0),
         drops=declared.get("policy") == "drop",
-        device=declared.get("dev"),
+        # libnftables 1.0.6 leaves the devices out of its JSON.
+        devices=frozenset(re.findall(r'"([^"]+)"', found[1])) if found else frozenset(),
     )
 
 

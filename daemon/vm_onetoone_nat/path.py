@@ -70,7 +70,7 @@ def _packets(way: str, hook: str, chain: Chain, route: Route) -> Iterator[Packet
     marked = hook == "postrouting" or (hook == "forward" and chain.priority > _MARK)
     mark = route.fwmark if marked else 0
     forwarded = hook in ("forward", "postrouting")
-    if chain.name.family == "netdev" and chain.device != route.uplink:
+    if chain.name.family == "netdev" and route.uplink not in chain.devices:
         return
     if way == _INBOUND:
         before = hook == "ingress" or (hook == "prerouting" and chain.priority <= _DNAT)
