@@ -1,0 +1,78 @@
+"""The daemon as a process of its own, as it is installed, and what it costs."""
+
+import socket
+import sys
+import time
+from pathlib import Path
+
+from lab import wait_for
+from running import Daemon
+
+from .laptop import Laptop, external, internal
+
+
+class Product(Daemon):
+    """`vm-onetoone-nat run` under a service manager that this class plays."""
+
+    def __init__(self, host: Laptop, directory: Path, *, verbose: bool = False) -> None:
+        super().__init__(host, directory)
+        self._program = [str(Path(sys.executable).with_name("vm-onetoone-nat"))]
+        if verbose:
+            self._program.append("--verbose")
+        path = host.path("/run/lab/notify")
+        path.unlink(missing_ok=True)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(path))
+
+    def map(self, count: int, *, detect: bool = False, **keys: str) -> None:
+        """Write a configuration of that many mappings; `keys` are format strings of `n`."""
+        lines = ["[settings]", f"conflict_detection = {str(detect).lower()}"]
+        if uri := keys.pop("uri", None):
+            lines.append(f'libvirt_uri = "{uri}"')
+        for n in range(1, count + 1):
+            lines += ["[[mapping]]", f'external = "{external(n)}"', f'internal = "{internal(n)}"']
+            lines += [f'{key} = "{value.format(n=n)}"' for key, value in keys.items()]
+        self.host.path(self.config).write_text("\n".join(lines) + "\n")
+
+    def begin(self) -> float:
+        """Start it, and wait until it is ready: how long that took, in seconds."""
+        began = time.monotonic()
+        self.start(env={"NOTIFY_SOCKET": "/run/lab/notify"})
+        return self.ready() - began
+
+    def reload_at(self) -> float:
+        """SIGHUP: when it was sent."""
+        began = time.monotonic()
+        self.reload()
+        return began
+
+    def ready(self, timeout: float = 120) -> float:
+        """Wait until it tells that it is ready: when that was, on the monotonic clock."""
+        self._notify.settimeout(timeout)
+        while True:
+            if self._notify.recv(4096).startswith(b"READY=1"):
+                return time.monotonic()
+
+    def end(self) -> None:
+        """Stop it, and remove all that is its own."""
+        if self.process is not None and not self.ended:
+            self.stop()
+        done = self.command("cleanup")
+        assert done.returncode == 0, done.stderr
+        self._notify.close()
+
+    @property
+    def pid(self) -> int:
+        """Its pid as this process sees it."""
+        assert self.process is not None
+        process = self.process
+        return wait_for(lambda: process.inner_pid or 0, 10, "the daemon has started")
+
+    def resident(self) -> dict[str, int]:
+        """Its memory in bytes, by /proc/PID/status: VmRSS now, VmHWM at most, and its parts."""
+        status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in status)
+        return {
+            name: int(fields[name].split()[0]) * 1024
+            for name in ("VmRSS", "VmHWM", "RssAnon", "RssFile")
+        }
