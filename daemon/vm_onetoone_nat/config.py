@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import ENOENT
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from vm_onetoone_nat.errors import ConfigError
@@ -170,11 +170,13 @@ def _contradictions(written: list[_Written]) -> Iterator[str]:
                     f"mapping[{other.index}]{other.elsewhere(here)}; write another address"
                 )
     internals = [(w, w.table.internal) for w in written if w.table.internal is not None]
+    inside: dict[IPv4Network, tuple[_Written, IPv4Address] | None] = {}
     for here in written:
         external, lan = here.table.external, here.table.external.lan
-        inside = next(((w, a) for w, a in internals if a in lan), None)
-        if inside is not None:
-            other, address = inside
+        if lan not in inside:
+            inside[lan] = next(((w, a) for w, a in internals if a in lan), None)
+        if (found := inside[lan]) is not None:
+            other, address = found
             yield (
                 f"{here.place(here.file)}.external: '{external}' is in the same subnet {lan} as "
                 f"mapping[{other.index}].internal '{address}'{other.elsewhere(here)}; write an "
