@@ -24,6 +24,7 @@ from vm_onetoone_nat.state import (
     MappingStatus,
     Observed,
     Service,
+    interface,
 )
 
 Refused = ReadOnly[IPv4Address, str]
@@ -191,8 +192,7 @@ def _contested(wished: MappingStatus, observed: Observed) -> MappingStatus:
     external, uplink = wished.mapping.external, observed.uplink
     claim = observed.claims.get(external)
     if claim is None and observed.asked is not None and external not in observed.asked:
-        there = any(a.ifname == uplink and a.interface.ip == external for a in observed.addresses)
-        claim = None if there else Claim(external)
+        claim = None if external in observed.uplink_ips else Claim(external)
     if claim is None:
         return wished
     if claim.mac is None:
@@ -282,9 +282,8 @@ def _external_state(
     if external in observed.routers:
         reason = f"external {external} is the router of the LAN"
         return _Finding(ERROR, reason, Cause.EXTERNAL_IS_ROUTER)
-    for address in observed.addresses:
-        foreign = address.interface.ip == external and not address.owned
-        if foreign and (address.primary or address.ifname != observed.uplink):
+    for address in observed.host_addresses_by_ip.get(external, ()):
+        if address.primary or address.ifname != observed.uplink:
             reason = f"external {external} is the host's own address on {address.ifname}"
             return _Finding(ERROR, reason, Cause.EXTERNAL_IS_OWN)
     return None if mapping.prefixlen == 32 else _subnet_state(mapping, observed)
@@ -293,17 +292,17 @@ def _external_state(
 def _subnet_state(mapping: Mapping, observed: Observed) -> _Finding | None:
     """Whether the external address is one that a host of the uplink's subnet can have."""
     external = mapping.external
-    subnets = _uplink_subnets(observed)
+    subnets = observed.uplink_subnets
     if not subnets:
         reason = f"uplink {observed.uplink} has no IPv4 address"
         return _Finding(ERROR, reason, Cause.UPLINK_WITHOUT_ADDRESS)
-    if not any(external in subnet.network for subnet in subnets):
-        listed = ", ".join(str(subnet.network) for subnet in subnets)
+    if not any(external in subnet for subnet in subnets):
+        listed = ", ".join(map(str, subnets))
         reason = f"external {external} is outside the uplink's subnet {listed}"
         return _Finding(ERROR, reason, Cause.EXTERNAL_OUTSIDE_SUBNET)
-    interface = _external_interface(mapping, observed)
-    if not is_host(external, interface.network):
-        reason = f"external {external} is no host address of {interface.network}"
+    lan = _external_interface(mapping, observed).network
+    if not is_host(external, lan):
+        reason = f"external {external} is no host address of {lan}"
         return _Finding(ERROR, reason, Cause.EXTERNAL_IS_NO_HOST)
     return None
 
@@ -318,32 +317,20 @@ def _was_active(mapping: Mapping, observed: Observed) -> bool:
     return observed.translated(mapping.external) is not None or anothers
 
 
-def _uplink_subnets(observed: Observed) -> tuple[IPv4Interface, ...]:
-    return tuple(
-        a.interface
-        for a in observed.addresses
-        if a.ifname == observed.uplink and not a.owned and a.interface.network.prefixlen < 32
-    )
-
-
 def _external_interface(mapping: Mapping, observed: Observed) -> IPv4Interface:
     """The external address with its prefix: its own, or else that of the subnet it lies in."""
     prefixlen = mapping.prefixlen
     if prefixlen is None:
-        prefixlen = next(
-            subnet.network.prefixlen
-            for subnet in _uplink_subnets(observed)
-            if mapping.external in subnet.network
-        )
-    return IPv4Interface((mapping.external, prefixlen))
+        prefixlen = next(s.prefixlen for s in observed.uplink_subnets if mapping.external in s)
+    return interface(mapping.external, prefixlen)
 
 
 def _address(mapping: Mapping, observed: Observed) -> Address:
     assert observed.uplink is not None, "an active mapping has an uplink"
-    interface = _external_interface(mapping, observed)
-    network = interface.network
+    external = _external_interface(mapping, observed)
+    network = external.network
     broadcast = network.broadcast_address if network.prefixlen < 31 else None
-    return Address(observed.uplink, interface, broadcast, owned=True)
+    return Address(observed.uplink, external, broadcast, owned=True)
 
 
 def _hairpins(active: list[Mapping], observed: Observed) -> frozenset[str]:

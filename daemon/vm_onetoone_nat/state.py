@@ -6,11 +6,25 @@ All are frozen; addresses are `ipaddress` objects. Nothing here touches the syst
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 TABLE = "vm_onetoone_nat"
 DEFAULT_FWMARK = 0x00100000
+
+_VALUES = 1 << 14
+
+
+@lru_cache(_VALUES)
+def address(text: str) -> IPv4Address:
+    """The address that a text is, made once: each pass reads the same thousands again."""
+    return IPv4Address(text)
+
+
+@lru_cache(_VALUES)
+def interface(ip: IPv4Address, prefixlen: int) -> IPv4Interface:
+    """An address with its prefix, made once."""
+    return IPv4Interface((ip, prefixlen))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -409,6 +423,30 @@ class Observed:
     def claims(self) -> dict[IPv4Address, Claim]:
         """`contested`, by address."""
         return {claim.address: claim for claim in self.contested}
+
+    @cached_property
+    def host_addresses(self) -> tuple[Address, ...]:
+        """The addresses that are not ours."""
+        return tuple(a for a in self.addresses if not a.owned)
+
+    @cached_property
+    def host_addresses_by_ip(self) -> dict[IPv4Address, list[Address]]:
+        """The addresses that are not ours, by the address alone."""
+        found: dict[IPv4Address, list[Address]] = {}
+        for address in self.host_addresses:
+            found.setdefault(address.interface.ip, []).append(address)
+        return found
+
+    @cached_property
+    def uplink_ips(self) -> frozenset[IPv4Address]:
+        """All addresses on the uplink, ours and others."""
+        return frozenset(a.interface.ip for a in self.addresses if a.ifname == self.uplink)
+
+    @cached_property
+    def uplink_subnets(self) -> tuple[IPv4Network, ...]:
+        """The subnets in which the uplink has an address that is not ours."""
+        on_uplink = (a.interface.network for a in self.host_addresses if a.ifname == self.uplink)
+        return tuple(subnet for subnet in on_uplink if subnet.prefixlen < 32)
 
     @cached_property
     def neighbours_by_mac(self) -> dict[str, list[Neighbour]]:
