@@ -2,17 +2,19 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from errno import EADDRNOTAVAIL, EEXIST, ENODEV
 from ipaddress import IPv4Address, IPv4Interface
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
-from socket import AF_INET
 from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
+from vm_onetoone_nat import ifaddr
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.files import replace_text
 from vm_onetoone_nat.links import Link, links
@@ -21,22 +23,22 @@ from vm_onetoone_nat.state import Address
 PROTOCOL = 118
 """Our number in IFA_PROTO, the field that tells who added an address; the kernel's own end at 3."""
 
-# pyroute2 0.7 knows the attributes up to IFA_FLAGS, the ninth, and sends no other.
-ifaddrmsg.nla_map += (
-    ("IFA_RT_PRIORITY", "uint32"),
-    ("IFA_TARGET_NETNSID", "uint32"),
-    ("IFA_PROTO", "uint8"),
-)[len(ifaddrmsg.nla_map) - 9 :]
-
-_NOPREFIXROUTE = 0x200  # IFA_F_NOPREFIXROUTE: the uplink's own route to the subnet is enough
-_SCOPE_GLOBAL = 0
 _MAIN_TABLE = 254
+
+_MOST_AT_ONCE = 128
+"""Messages in one datagram: errors of all of them fit into the socket's buffer."""
+_DATAGRAM = 1 << 16
+"""Bytes of the kernel's at once; it sends 32 KiB at most (af_netlink.c)."""
+_ATTEMPTS = 5
+"""How often a listing is read that changes meanwhile."""
 
 
 def host_addresses() -> tuple[Address, ...]:
     """All addresses of this host, for a process without privileges; none is taken for ours."""
     with IPRoute() as netlink:
-        return Addresses(netlink, Path(os.devnull), protocol_kept=True).observe(links(netlink))
+        addresses = Addresses(netlink, Path(os.devnull), protocol_kept=True)
+        with closing(addresses):
+            return addresses.observe(links(netlink))
 
 
 class Addresses:
@@ -50,30 +52,39 @@ class Addresses:
         self, netlink: IPRoute, record: Path, *, protocol_kept: bool | None = None
     ) -> None:
         self._netlink = netlink
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.bind((0, 0))
         self._record = record
         self._protocol_kept = (
             _kernel_release() >= (5, 18) if protocol_kept is None else protocol_kept
         )
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    @property
+    def portid(self) -> int:
+        """The netlink port that changes addresses: the sender of notifications about them."""
+        port: int = self._socket.getsockname()[0]
+        return port
 
     def observe(self, links: Mapping[int, Link]) -> tuple[Address, ...]:
         """All IPv4 addresses of these interfaces, in the kernel's order."""
         recorded = set() if self._protocol_kept else self._recorded()
         found: list[Address] = []
         with_primary: set[str] = set()
-        for message in self._netlink.get_addr(family=AF_INET):
-            link = links.get(message["index"])
-            local = message.get_attr("IFA_LOCAL")
-            if link is None or local is None:
+        for entry in self._list():
+            link = links.get(entry.ifindex)
+            if link is None:
                 continue
             ifname = link.name
-            interface = IPv4Interface((local, message["prefixlen"]))
-            broadcast = message.get_attr("IFA_BROADCAST")
-            owned = message.get_attr("IFA_PROTO") == PROTOCOL or (ifname, interface) in recorded
+            owned = entry.protocol == PROTOCOL or (ifname, entry.interface) in recorded
             found.append(
                 Address(
                     ifname,
-                    interface,
-                    IPv4Address(broadcast) if broadcast is not None else None,
+                    entry.interface,
+                    entry.broadcast,
                     owned=owned,
                     primary=not owned and ifname not in with_primary,
                 )
@@ -84,7 +95,7 @@ class Addresses:
 
     def default_routes(self) -> tuple[Any, ...]:
         """The IPv4 default routes, for `routers` and `uplink`."""
-        return tuple(self._netlink.get_default_routes(family=AF_INET, table=_MAIN_TABLE))
+        return tuple(self._netlink.get_default_routes(family=socket.AF_INET, table=_MAIN_TABLE))
 
     @staticmethod
     def routers(routes: tuple[Any, ...]) -> frozenset[IPv4Address]:
@@ -117,42 +128,65 @@ class Addresses:
             return None if link is None else link.name
         return next((a.ifname for a in addresses if a.owned), None)
 
-    def add(self, address: Address) -> None:
-        """Add one address as ours. Raises KernelError; one that is there already is no error."""
-        if not self._protocol_kept:
-            self._write_record(self._recorded() | {(address.ifname, address.interface)})
-        self._change("add", address, proto=PROTOCOL, flags=_NOPREFIXROUTE, scope=_SCOPE_GLOBAL)
+    def add(self, addresses: Iterable[Address]) -> None:
+        """Add addresses as ours, in this order; one that is there already is no error.
 
-    def delete(self, address: Address) -> None:
-        """Delete one address. Raises KernelError; one that is gone already is no error.
-
-        Others in its subnet stay, also where it was the first of them.
+        Raises KernelError, when all others have been added.
         """
-        with _promote_secondaries(address.ifname):
-            self._change("del", address)
+        wanted = tuple(addresses)
         if not self._protocol_kept:
-            self._write_record(self._recorded() - {(address.ifname, address.interface)})
+            self._write_record(self._recorded() | _records(wanted))
+        failures: list[str] = []
+        for ifname, batch in _batches(wanted):
+            try:
+                index = socket.if_nametoindex(ifname)
+            except OSError:
+                failures.append(f"interface {ifname} is gone")
+                continue
+            messages = ifaddr.additions(
+                index, ((a.interface, a.broadcast) for a in batch), PROTOCOL
+            )
+            failures += _failed("added", batch, self._request(messages, len(batch)), EEXIST)
+        _raise_any(failures)
 
-    def _change(self, command: str, address: Address, **more: int) -> None:
-        arguments: dict[str, Any] = {
-            "address": str(address.interface.ip),
-            "prefixlen": address.interface.network.prefixlen,
-            **more,
-        }
-        if address.broadcast is not None and command == "add":
-            arguments["broadcast"] = str(address.broadcast)
-        done = {"add": _EEXIST, "del": _EADDRNOTAVAIL}[command]
-        try:
-            (index,) = self._netlink.link_lookup(ifname=address.ifname) or (None,)
-            if index is not None:
-                self._netlink.addr(command, index=index, **arguments)
-            elif command == "add":
-                raise KernelError(f"interface {address.ifname} is gone")
-        except NetlinkError as error:
-            if error.code not in done:
-                raise KernelError(
-                    f"address {address} could not be {_PAST[command]}: {os.strerror(error.code)}"
-                ) from error
+    def delete(self, addresses: Iterable[Address]) -> None:
+        """Delete addresses; one that is gone already is no error. Raises KernelError as `add`.
+
+        Others in their subnets stay, also where one of these was the first.
+        """
+        unwanted = tuple(addresses)
+        failures: list[str] = []
+        for ifname, batch in _batches(unwanted):
+            with _promote_secondaries(ifname), suppress(OSError):  # the interface is gone
+                messages = ifaddr.deletions(
+                    socket.if_nametoindex(ifname), (a.interface for a in batch)
+                )
+                results = self._request(messages, len(batch))
+                failures += _failed("deleted", batch, results, EADDRNOTAVAIL)
+        if not self._protocol_kept:
+            self._write_record(self._recorded() - _records(unwanted))
+        _raise_any(failures)
+
+    def _list(self) -> tuple[ifaddr.Entry, ...]:
+        """All addresses at one moment. Raises KernelError."""
+        for _ in range(_ATTEMPTS):
+            answers: list[ifaddr.Answer] = []
+            self._socket.send(ifaddr.listing())
+            while not answers or not answers[-1].done:
+                answers.append(ifaddr.parse(self._socket.recv(_DATAGRAM)))
+                if any(answers[-1].results.values()):
+                    raise KernelError("addresses cannot be listed")
+            if not any(answer.interrupted for answer in answers):
+                return tuple(entry for answer in answers for entry in answer.entries)
+        raise KernelError("addresses change all the time, and cannot be listed")
+
+    def _request(self, messages: bytes, count: int) -> Mapping[int, int]:
+        """Send messages with numbers up to `count`; the results of the last, and of failures."""
+        results: dict[int, int] = {}
+        self._socket.send(messages)
+        while count - 1 not in results:
+            results.update(ifaddr.parse(self._socket.recv(_DATAGRAM)).results)
+        return results
 
     def _recorded(self) -> set[tuple[str, IPv4Interface]]:
         try:
@@ -197,9 +231,29 @@ def _promote_secondaries(ifname: str) -> Iterator[None]:
                 setting.write_text("0\n")
 
 
-_EEXIST = frozenset({17})
-_EADDRNOTAVAIL = frozenset({99, 19})  # the address, or its interface, went before us
-_PAST = {"add": "added", "del": "deleted"}
+def _batches(addresses: tuple[Address, ...]) -> Iterator[tuple[str, tuple[Address, ...]]]:
+    """The addresses in their order, in parts that are of one interface and fit one datagram."""
+    for ifname, each in groupby(addresses, attrgetter("ifname")):
+        while batch := tuple(islice(each, _MOST_AT_ONCE)):
+            yield ifname, batch
+
+
+def _failed(
+    verb: str, batch: tuple[Address, ...], results: Mapping[int, int], already: int
+) -> Iterator[str]:
+    """What went wrong. That the interface went meanwhile has a notification of its own."""
+    for number, error in results.items():
+        if error not in (0, already) and not (error == ENODEV and verb == "deleted"):
+            yield f"address {batch[number]} could not be {verb}: {os.strerror(error)}"
+
+
+def _raise_any(failures: list[str]) -> None:
+    if failures:
+        raise KernelError("; ".join(failures))
+
+
+def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPv4Interface]]:
+    return {(a.ifname, a.interface) for a in addresses}
 
 
 def _kernel_release() -> tuple[int, int]:

@@ -322,7 +322,7 @@ def _external_interface(mapping: Mapping, observed: Observed) -> IPv4Interface:
     prefixlen = mapping.prefixlen
     if prefixlen is None:
         prefixlen = next(s.prefixlen for s in observed.uplink_subnets if mapping.external in s)
-    return interface(mapping.external, prefixlen)
+    return interface(mapping.external.packed, prefixlen)
 
 
 def _address(mapping: Mapping, observed: Observed) -> Address:

@@ -50,13 +50,13 @@ class Kernel:
     def close(self) -> None:
         """Close the sockets."""
         self._netlink.close()
+        self._addresses.close()
         self._nft.close()
 
     @property
     def portid(self) -> int:
         """The netlink port that changes addresses: the sender of notifications about them."""
-        (answer, *_) = self._netlink.get_links()
-        return int(answer["header"]["pid"])
+        return self._addresses.portid
 
     @property
     def generation(self) -> int:
@@ -152,16 +152,16 @@ class Kernel:
             failures.attempt(self._allocations.write, plan.allocations)
         if plan.enable_ip_forward:
             failures.attempt(_enable_ip_forward)
-        for address in plan.delete_addresses:
-            failures.attempt(self._addresses.delete, address)
+        if plan.delete_addresses:
+            failures.attempt(self._addresses.delete, plan.delete_addresses)
         for name in plan.clear_hairpins:
             failures.attempt(self._bridge.set_hairpin, name, False)
         if plan.transaction:
             self._nft.apply(plan.transaction)
         for name in plan.set_hairpins:
             failures.attempt(self._bridge.set_hairpin, name, True)
-        for address in plan.add_addresses:
-            failures.attempt(self._addresses.add, address)
+        if plan.add_addresses:
+            failures.attempt(self._addresses.add, plan.add_addresses)
         if plan.forget:
             failures.attempt(conntrack.forget, plan.forget)
         if plan.expose:

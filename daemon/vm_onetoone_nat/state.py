@@ -22,9 +22,9 @@ def address(text: str) -> IPv4Address:
 
 
 @lru_cache(_VALUES)
-def interface(ip: IPv4Address, prefixlen: int) -> IPv4Interface:
-    """An address with its prefix, made once."""
-    return IPv4Interface((ip, prefixlen))
+def interface(packed: bytes, prefixlen: int) -> IPv4Interface:
+    """The address of four bytes with its prefix, made once as `address`."""
+    return IPv4Interface((packed, prefixlen))
 
 
 @dataclass(frozen=True, slots=True, order=True)
