@@ -121,6 +121,7 @@ class Nft:
         self._netlink.bind()
         self.generation = 0
         """The ruleset's generation when `observe` began: whatever is later may be unseen."""
+        self._listed: tuple[int, Table] | None = None
 
     def close(self) -> None:
         """Close the socket."""
@@ -161,11 +162,23 @@ class Nft:
             )
 
     def _table(self) -> Table:
+        """Our table; not listed again while the ruleset is of the same generation.
+
+        Every transaction of anybody in this network namespace begins a new one, and nothing but a
+        transaction changes a table like ours: its elements have no timeout, no rule adds any, and
+        it has no owner with whom it would go. That it is still there `observe` has just listed.
+        """
+        if self._listed is not None and self._listed[0] == self.generation:
+            return self._listed[1]
+        self._listed = None
         try:
-            return parse_table(self._context.list(_OUR_TABLE))
+            table = parse_table(self._context.list(_OUR_TABLE))
         except _UnreadableListing:
             # Not as we wrote it, whatever it is: it is to be replaced.
             return Table(intact=False)
+        if table.intact and self._generation() == self.generation:
+            self._listed = self.generation, table
+        return table
 
     def _chain(self, name: ChainName) -> list[Json]:
         reference = {"family": name.family, "table": name.table, "name": name.name}

@@ -17,7 +17,7 @@ The first four count: NAT is looked up once for a connection, forwarding for eac
 
 import json
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Any
 
 from vm_onetoone_nat.plan import Transaction
@@ -30,6 +30,7 @@ from vm_onetoone_nat.state import (
     ForeignChain,
     Obstacle,
     Table,
+    address,
 )
 
 Json = dict[str, Any]
@@ -348,7 +349,7 @@ def _uncounted(item: Any) -> Any:
 def _plain(text: str) -> bool:
     """Whether the text is one address."""
     try:
-        IPv4Address(text)
+        address(text)
     except ValueError:
         return False
     return True

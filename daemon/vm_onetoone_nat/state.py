@@ -281,9 +281,7 @@ class Translation:
 def translations(elements: Iterable[Element]) -> frozenset[Translation]:
     """What these elements of our table translate."""
     return frozenset(
-        Translation(IPv4Address(e.key), IPv4Address(e.value))
-        for e in elements
-        if e.container == "external"
+        Translation(address(e.key), address(e.value)) for e in elements if e.container == "external"
     )
 
 

@@ -1,0 +1,85 @@
+"""When our table is listed again: the kernel's generation decides, and nothing else."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from vm_onetoone_nat.nft import Nft
+from vm_onetoone_nat.ruleset import table_commands
+from vm_onetoone_nat.state import DEFAULT_FWMARK
+
+CHAIN = {"chain": {"family": "inet", "table": "vm_onetoone_nat", "name": "admit"}}
+INTACT = [command["add"] for command in table_commands(DEFAULT_FWMARK)]
+
+
+class Ruleset:
+    """The kernel's answers; `listed` counts how often our table was asked for."""
+
+    def __init__(self) -> None:
+        self.table: list[dict[str, Any]] = INTACT
+        self.generation = 1
+        self.listed = 0
+        self.changes_meanwhile = False
+
+    def list(self, what: dict[str, Any]) -> list[dict[str, Any]]:
+        if "chains" in what:
+            return [CHAIN] if self.table else []
+        self.listed += 1
+        self.generation += self.changes_meanwhile
+        return self.table
+
+
+@pytest.fixture
+def ruleset(monkeypatch: pytest.MonkeyPatch) -> Ruleset:
+    ruleset = Ruleset()
+    monkeypatch.setattr("vm_onetoone_nat.nft._Context.list", lambda _self, what: ruleset.list(what))
+    monkeypatch.setattr(Nft, "_generation", lambda _self: ruleset.generation)
+    return ruleset
+
+
+@pytest.fixture
+def nft(ruleset: Ruleset) -> Iterator[Nft]:
+    with closing(Nft()) as nft:
+        yield nft
+
+
+def test_same_generation_is_listed_once(nft: Nft, ruleset: Ruleset) -> None:
+    """Nobody has written since: what was listed still is."""
+    before = nft.observe()
+    assert before[0] is not None and before[0].intact
+    assert nft.observe() == before
+    assert ruleset.listed == 1
+
+
+def test_new_generation_is_listed(nft: Nft, ruleset: Ruleset) -> None:
+    """Somebody has written: the table is listed anew, and is what it is."""
+    nft.observe()
+    ruleset.generation, ruleset.table = 2, INTACT[:-1]
+    table, _, _ = nft.observe()
+    assert table is not None and not table.intact
+
+
+def test_change_during_the_listing(nft: Nft, ruleset: Ruleset) -> None:
+    """A listing of which it is not certain what generation it is of is not kept."""
+    ruleset.changes_meanwhile = True
+    nft.observe()
+    ruleset.changes_meanwhile = False
+    nft.observe()
+    nft.observe()
+    assert ruleset.listed == 2
+
+
+def test_strange_table_is_listed_each_time(nft: Nft, ruleset: Ruleset) -> None:
+    """A table that is not as we write it may change without a transaction, as with its owner."""
+    ruleset.table = INTACT[:-1]
+    nft.observe()
+    nft.observe()
+    assert ruleset.listed == 2
+
+
+def test_table_that_is_gone(nft: Nft, ruleset: Ruleset) -> None:
+    """Whether there is a table at all is looked at each time."""
+    nft.observe()
+    ruleset.table = []
+    assert nft.observe()[0] is None
