@@ -2,8 +2,10 @@
 
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 from lab import wait_for
 from running import Daemon
@@ -23,6 +25,8 @@ class Product(Daemon):
         path.unlink(missing_ok=True)
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(path))
+        self._ready: SimpleQueue[float] = SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
 
     def map(self, count: int, *, detect: bool = False, **keys: str) -> None:
         """Write a configuration of that many mappings; `keys` are format strings of `n`."""
@@ -48,10 +52,7 @@ class Product(Daemon):
 
     def ready(self, timeout: float = 120) -> float:
         """Wait until it tells that it is ready: when that was, on the monotonic clock."""
-        self._notify.settimeout(timeout)
-        while True:
-            if self._notify.recv(4096).startswith(b"READY=1"):
-                return time.monotonic()
+        return self._ready.get(timeout=timeout)
 
     def end(self) -> None:
         """Stop it, and remove all that is its own."""
@@ -59,7 +60,6 @@ class Product(Daemon):
             self.stop()
         done = self.command("cleanup")
         assert done.returncode == 0, done.stderr
-        self._notify.close()
 
     @property
     def pid(self) -> int:
@@ -76,3 +76,9 @@ class Product(Daemon):
             name: int(fields[name].split()[0]) * 1024
             for name in ("VmRSS", "VmHWM", "RssAnon", "RssFile")
         }
+
+    def _listen(self) -> None:
+        """Take all that it says at once: who speaks to a service manager waits for it."""
+        while True:
+            if self._notify.recv(4096).startswith(b"READY=1"):
+                self._ready.put(time.monotonic())

@@ -138,29 +138,29 @@ class TestDefinitions:
         """It is read once, again after a change, and again after some minutes."""
         now = [100.0]
         definitions = Definitions(lambda: now[0])
-        first = definitions.of(domain)
-        assert definitions.of(domain) == first
+        first = definitions.of(domain, domain.UUIDString())
+        assert definitions.of(domain, domain.UUIDString()) == first
         assert domain.read == 1
         definitions.changed(domain.UUIDString())
-        assert definitions.of(domain) == first
+        assert definitions.of(domain, domain.UUIDString()) == first
         assert domain.read == 2
         now[0] += Definitions.LONGEST_SECONDS
-        assert definitions.of(domain) == first
+        assert definitions.of(domain, domain.UUIDString()) == first
         assert domain.read == 3
 
     def test_changed_meanwhile(self, domain: CountedDomain) -> None:
         """What changed while it was read is read again."""
         definitions = Definitions()
         domain.meanwhile = lambda: definitions.changed(domain.UUIDString())
-        definitions.of(domain)
+        definitions.of(domain, domain.UUIDString())
         domain.meanwhile = lambda: None
-        definitions.of(domain)
+        definitions.of(domain, domain.UUIDString())
         assert domain.read == 2
 
     def test_unreadable(self, domain: CountedDomain) -> None:
         """XML that makes no sense is a fault of that domain."""
         domain.text = "<domain>&undefined;</domain>"
-        definition = Definitions().of(domain)
+        definition = Definitions().of(domain, domain.UUIDString())
         assert definition.fault.startswith("its definition cannot be read: undefined entity")
 
     def test_bad_metadata(self, domain: CountedDomain) -> None:
@@ -170,7 +170,7 @@ class TestDefinitions:
             '<interface><mac address="52:54:00:AA:00:01"/><source network="default"/></interface>'
             "</devices></domain>"
         )
-        definition = Definitions().of(domain)
+        definition = Definitions().of(domain, domain.UUIDString())
         assert definition.interfaces == (Interface("52:54:00:aa:00:01", "default"),)
         assert definition.fault == "metadata: unknown element <x>; write <mapping external=...>"
 

@@ -76,9 +76,9 @@ class Definitions:
         self._changes = 0
         self._lock = threading.Lock()
 
-    def of(self, domain: Any) -> Definition:
-        """The definition of a domain; the live one of a guest that runs."""
-        uuid, now = domain.UUIDString(), self._clock()
+    def of(self, domain: Any, uuid: str) -> Definition:
+        """The definition of a domain with that UUID; the live one of a guest that runs."""
+        now = self._clock()
         with self._lock:
             at, known = self._read.get(uuid, (0.0, None))
             changes = self._changes
@@ -105,10 +105,8 @@ def read_guests(connection: Any, definitions: Definitions, agents: Agents | None
     """
     try:
         every = connection.listAllDomains()
-        running = {d.UUIDString() for d in connection.listAllDomains(_RUNNING)}
-        domains = tuple(
-            _domain(d, _listed_state(d, running), definitions.of(d), agents) for d in every
-        )
+        running = {d.ID() for d in connection.listAllDomains(_RUNNING)}
+        domains = tuple(_domain(d, _listed_state(d, running), definitions, agents) for d in every)
         networks = tuple(_network(n) for n in connection.listAllNetworks())
     except libvirt.libvirtError as error:
         raise LibvirtUnavailable(f"libvirt: {error.get_error_message()}") from error
@@ -390,15 +388,17 @@ def _close(connection: Any) -> None:
 
 
 def _domain(
-    domain: Any, state: DomainState, definition: Definition, agents: Agents | None
+    domain: Any, state: DomainState, definitions: Definitions, agents: Agents | None
 ) -> Domain:
+    uuid = domain.UUIDString()
+    definition = definitions.of(domain, uuid)
     interfaces = definition.interfaces
     if agents is not None and definition.agent:
-        told = agents.addresses(domain.UUIDString())
+        told = agents.addresses(uuid)
         interfaces = tuple(replace(nic, addresses=told.get(nic.mac, ())) for nic in interfaces)
     return Domain(
         domain.name(),
-        domain.UUIDString(),
+        uuid,
         state,
         interfaces,
         definition.claims,
@@ -440,15 +440,16 @@ def _interface(element: ElementTree.Element) -> Interface:
     )
 
 
-def _listed_state(domain: Any, running: set[str]) -> DomainState:
+def _listed_state(domain: Any, running: set[int]) -> DomainState:
     """The state of a listed domain, asked one by one only where the lists do not tell.
 
     Two lists are not one moment: a guest that resumed between them is in neither, and must not be
     taken for one that stopped.
     """
-    if domain.ID() == -1:
+    number = domain.ID()
+    if number == -1:
         return DomainState.OFF
-    if domain.UUIDString() in running:
+    if number in running:
         return DomainState.RUNNING
     # A paused one may be about to go on elsewhere, which only its own answer tells.
     return _state(domain)
