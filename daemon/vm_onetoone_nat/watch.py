@@ -1,8 +1,6 @@
 """Kernel notifications that ask for another look: interfaces, addresses, routes, rules."""
 
-import ctypes
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +11,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink import NETLINK_NETFILTER, rtnl
 from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
+
+from vm_onetoone_nat.socket_filter import NEW_GENERATION, generations_only, nothing_of_our_own
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,8 @@ _RTNETLINK_GROUPS = (
     rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_NEIGH
 ) | 1 << 23  # RTNLGRP_IPV4_NETCONF: ip_forward
 _NFTABLES_GROUP = 1 << 6  # NFNLGRP_NFTABLES
-NEW_GENERATION = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 _MAIN_TABLE = 254
 _REOPEN_SECONDS = 0.1
-_SO_ATTACH_FILTER = 26
 
 
 class Watch:
@@ -77,6 +75,7 @@ class Watch:
 
     def _rtnetlink(self, listening: threading.Event) -> None:
         with IPRoute() as netlink:
+            nothing_of_our_own(netlink, self._portid)
             netlink.bind(groups=_RTNETLINK_GROUPS)
             self._macs = _known_neighbours()
             listening.set()
@@ -88,7 +87,7 @@ class Watch:
     def _nftables(self, listening: threading.Event) -> None:
         with NetlinkSocket(family=NETLINK_NETFILTER) as netlink:
             netlink.register_policy({NEW_GENERATION: nft_gen_msg})
-            _receive_only(netlink, NEW_GENERATION)
+            generations_only(netlink)
             netlink.bind(groups=_NFTABLES_GROUP)
             listening.set()
             while True:
@@ -151,33 +150,3 @@ def _known_neighbours() -> dict[str, str]:
             for entry in netlink.get_neighbours(family=AF_INET)
             if (mac := entry.get_attr("NDA_LLADDR")) is not None
         }
-
-
-class _Instruction(ctypes.Structure):
-    _fields_ = (
-        ("code", ctypes.c_ushort),
-        ("jt", ctypes.c_ubyte),
-        ("jf", ctypes.c_ubyte),
-        ("k", ctypes.c_uint),
-    )
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.POINTER(_Instruction)))
-
-
-def _receive_only(netlink: NetlinkSocket, kind: int) -> None:
-    """Let the kernel drop every message of another type, and not wake us for it (socket(7)).
-
-    A transaction is told element by element, and then by its generation, which is enough.
-    """
-    load_half_word, jump_if_equal, return_constant = 0x28, 0x15, 0x06
-    instructions = (_Instruction * 4)(
-        _Instruction(load_half_word, 0, 0, 4),  # nlmsg_type, in host order
-        _Instruction(jump_if_equal, 0, 1, socket.htons(kind)),
-        _Instruction(return_constant, 0, 0, 0xFFFFFFFF),
-        _Instruction(return_constant, 0, 0, 0),
-    )
-    netlink.setsockopt(
-        socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(_Program(len(instructions), instructions))
-    )
