@@ -69,6 +69,7 @@ class Runner:
             log.debug("pass: %s", ", ".join(sorted(causes)))
             self._begun.append(self._clock())
             again = self._reconcile(causes)
+            log.debug("the pass took %.1f ms", 1000 * (self._clock() - self._begun[-1]))
             if again is None:
                 again = _RETRY_SECONDS[min(self._failed, len(_RETRY_SECONDS) - 1)]
                 self._failed += 1

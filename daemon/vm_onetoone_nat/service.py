@@ -1,5 +1,6 @@
 """The daemon: what is wired to what, signals, reloading."""
 
+import gc
 import logging
 import os
 import signal
@@ -92,6 +93,8 @@ class Service:
             len(self._configuration.mappings),
             extra=entry(Event.STARTED),
         )
+        # What is loaded by now stays: the collector need not go through it during a pass.
+        gc.freeze()
         self._watch.start()
         self._arp.start()
         self._source.start()
