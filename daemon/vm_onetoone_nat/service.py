@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from math import inf
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 _RELOAD = "reload"
 _START = "start"
 _LEASE_SECONDS = 1.0
+_FIRST_LOOK_SECONDS = 3.0
 
 
 class Service:
@@ -64,6 +66,7 @@ class Service:
         self._kernel = Kernel(runtime, state, self._arp)
         self._source = self._connect(configuration)
         self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
+        self._looked = threading.Event()
         self._history = History(time.monotonic())
         self._status = StatusSocket(socket_path(runtime), self._tell)
         self._fights = Fights()
@@ -136,10 +139,12 @@ class Service:
             )
         except KernelError as error:
             self._history.failed(began, time.monotonic())
+            self._looked.set()
             self._say_failures((str(error),))
             self._notify.ready(f"Cannot read the kernel's state: {error}")
             return None
         self._history.passed(began, time.monotonic(), causes, outcome)
+        self._looked.set()
         for written in outcome.written:
             desired = outcome.look.desired
             for fight in self._fights.written(time.monotonic(), written, desired, causes):
@@ -203,7 +208,8 @@ class Service:
         )
 
     def _tell(self) -> str:
-        """What the status socket answers, in a thread of its own."""
+        """What the status socket answers, in a thread of its own; not before the first pass."""
+        self._looked.wait(_FIRST_LOOK_SECONDS)
         counters = read_counters()
         return to_json(self._history.report(time.monotonic(), os.getpid(), __version__, counters))
 
