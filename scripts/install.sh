@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 . scripts/requirements.sh
+. scripts/files.sh
 
 name=vm-onetoone-nat
 venv=/opt/$name
@@ -10,15 +11,7 @@ command=/usr/local/bin/$name
 settings=/etc/$name
 state=/var/lib/$name
 unit=$name.service
-
-# What is installed below /usr/local/lib, and from which file of systemd/.
-declare -A files=(
-    [systemd/system/$unit]=$name.service
-    [sysusers.d/$name.conf]=$name.sysusers
-    [tmpfiles.d/$name.conf]=$name.tmpfiles
-    [sysctl.d/50-$name.conf]=$name.sysctl
-    [systemd/catalog/$name.catalog]=$name.catalog
-)
+prefix=/usr/local
 
 usage() {
     cat <<END
@@ -52,15 +45,9 @@ install_venv() {
     "$venv/bin/python3" -m compileall -q "$venv/lib"
 }
 
-install_files() {
-    local file
-    for file in "${!files[@]}"; do
-        install -D -m 0644 "systemd/${files[$file]}" "/usr/local/lib/$file"
-    done
-    install -d /usr/local/bin
-    ln -sfn "$venv/bin/$name" "$command"
+install_settings() {
     install -d "$settings" "$settings/conf.d"
-    [ -e "$settings/config.toml" ] || install -m 0644 config.example.toml "$settings/config.toml"
+    [ -e "$settings/config.toml" ] || install -m 0644 "$configuration" "$settings/config.toml"
 }
 
 install_all() {
@@ -70,12 +57,15 @@ install_all() {
     install_if_new_enough python3-pyroute2 0.7.7
     say "installing to $venv"
     install_venv
-    install_files
+    install_files "$prefix"
+    install -d "$prefix/bin"
+    ln -sfn "$venv/bin/$name" "$command"
+    install_settings
     systemd-sysusers "$name.conf"
     systemd-tmpfiles --create "$name.conf"
     reload_systemd
     if booted; then
-        sysctl -q -p "/usr/local/lib/sysctl.d/50-$name.conf"
+        sysctl -q -p "$prefix/lib/sysctl.d/50-$name.conf"
         # An upgrade: the new daemon adopts what is in the kernel, and no packet is lost.
         systemctl try-restart "$unit"
     fi
@@ -88,15 +78,12 @@ END
 }
 
 uninstall() {
-    local file
-    if booted && [ -e "/usr/local/lib/systemd/system/$unit" ]; then
+    if booted && [ -e "$prefix/lib/systemd/system/$unit" ]; then
         systemctl disable --now --quiet "$unit"
     fi
     # Whatever a daemon that had crashed has left in the kernel.
     [ ! -x "$command" ] || "$command" cleanup
-    for file in "${!files[@]}"; do
-        rm -f "/usr/local/lib/$file"
-    done
+    remove_files "$prefix"
     rm -f "$command"
     rm -rf "$venv" "/run/$name"
     ! getent passwd "$name" >/dev/null || userdel "$name"

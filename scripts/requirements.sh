@@ -8,6 +8,11 @@ daemon_packages=(python3 python3-venv python3-libvirt python3-nftables python3-s
 # What an installation builds the package with, so that it needs no index for that.
 build_packages=(python3-setuptools python3-wheel)
 
+# What builds the Debian packages and the wheel.
+package_packages=(
+    python3 python3-pip python3-setuptools python3-wheel dpkg-dev debhelper dh-python fakeroot lintian
+)
+
 # The lab's parts: a libvirtd without its system service, an emulator, and what looks at packets.
 lab_packages=(
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-config-network libvirt-clients

@@ -1,0 +1,30 @@
+# What is installed beside the Python package, for bash to source: install.sh puts it below
+# /usr/local, the Debian packages below /usr.
+
+# Each file, and where it goes below that prefix.
+declare -A installed_files=(
+    [systemd/vm-onetoone-nat.service]=lib/systemd/system/vm-onetoone-nat.service
+    [systemd/vm-onetoone-nat.sysusers]=lib/sysusers.d/vm-onetoone-nat.conf
+    [systemd/vm-onetoone-nat.tmpfiles]=lib/tmpfiles.d/vm-onetoone-nat.conf
+    [systemd/vm-onetoone-nat.sysctl]=lib/sysctl.d/50-vm-onetoone-nat.conf
+    [systemd/vm-onetoone-nat.catalog]=lib/systemd/catalog/vm-onetoone-nat.catalog
+)
+
+# The example, which becomes the configuration where there is none.
+configuration=config.example.toml
+
+# Installs the files below PREFIX.
+install_files() {
+    local prefix=$1 file
+    for file in "${!installed_files[@]}"; do
+        install -D -m 0644 "$file" "$prefix/${installed_files[$file]}"
+    done
+}
+
+# Removes them again.
+remove_files() {
+    local prefix=$1 file
+    for file in "${!installed_files[@]}"; do
+        rm -f "$prefix/${installed_files[$file]}"
+    done
+}
