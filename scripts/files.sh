@@ -8,6 +8,14 @@ declare -A installed_files=(
     [systemd/vm-onetoone-nat.tmpfiles]=lib/tmpfiles.d/vm-onetoone-nat.conf
     [systemd/vm-onetoone-nat.sysctl]=lib/sysctl.d/50-vm-onetoone-nat.conf
     [systemd/vm-onetoone-nat.catalog]=lib/systemd/catalog/vm-onetoone-nat.catalog
+    [completion/vm-onetoone-nat.bash]=share/bash-completion/completions/vm-onetoone-nat
+    [completion/_vm-onetoone-nat]=share/zsh/${zsh_functions:-site-functions}/_vm-onetoone-nat
+)
+
+# The same for manual pages, which scdoc makes.
+declare -A manual_pages=(
+    [docs/vm-onetoone-nat.8.scd]=share/man/man8/vm-onetoone-nat.8
+    [docs/vm-onetoone-nat.toml.5.scd]=share/man/man5/vm-onetoone-nat.toml.5
 )
 
 # The example, which becomes the configuration where there is none.
@@ -19,12 +27,15 @@ install_files() {
     for file in "${!installed_files[@]}"; do
         install -D -m 0644 "$file" "$prefix/${installed_files[$file]}"
     done
+    for file in "${!manual_pages[@]}"; do
+        scdoc <"$file" | install -D -m 0644 /dev/stdin "$prefix/${manual_pages[$file]}"
+    done
 }
 
 # Removes them again.
 remove_files() {
     local prefix=$1 file
-    for file in "${!installed_files[@]}"; do
-        rm -f "$prefix/${installed_files[$file]}"
+    for file in "${installed_files[@]}" "${manual_pages[@]}"; do
+        rm -f "$prefix/$file"
     done
 }

@@ -5,12 +5,13 @@
 
 daemon_packages=(python3 python3-venv python3-libvirt python3-nftables python3-systemd)
 
-# What an installation builds the package with, so that it needs no index for that.
-build_packages=(python3-setuptools python3-wheel)
+# What an installation builds the package with, so that it needs no index for that; and manual pages.
+build_packages=(python3-setuptools python3-wheel scdoc)
 
 # What builds the Debian packages and the wheel.
 package_packages=(
     python3 python3-pip python3-setuptools python3-wheel dpkg-dev debhelper dh-python fakeroot lintian
+    scdoc
 )
 
 # The lab's parts: a libvirtd without its system service, an emulator, and what looks at packets.
@@ -18,7 +19,7 @@ lab_packages=(
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-config-network libvirt-clients
     qemu-system-x86 dnsmasq-base nftables iptables iproute2 procps util-linux
     iputils-ping iputils-arping curl conntrack tcpdump kmod busybox-static cpio
-    debootstrap systemd-container strace faketime
+    debootstrap systemd-container strace faketime scdoc groff-base zsh
 )
 
 say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
