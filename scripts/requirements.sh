@@ -3,7 +3,9 @@
 # Distribution packages first: libvirt, nftables and systemd bindings must match the host's own
 # libraries. None of these starts a service or changes the host's network.
 
-daemon_packages=(python3 python3-venv python3-libvirt python3-nftables python3-systemd)
+daemon_packages=(
+    python3 python3-venv python3-libvirt python3-nftables python3-prometheus-client python3-systemd
+)
 
 # What an installation builds the package with, so that it needs no index for that; and manual pages.
 build_packages=(python3-setuptools python3-wheel scdoc)

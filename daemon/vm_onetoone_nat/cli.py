@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="what a reconcile would change; exit 2 if anything")
     status = commands.add_parser("status", help="the state of every mapping")
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    commands.add_parser(
+        "metrics", help="figures for Prometheus, once; or by HTTP on systemd's sockets"
+    )
     diagnose = commands.add_parser(
         "diagnose",
         help="why a guest cannot be reached, and what to do; exit 1 if anything is wrong",
@@ -232,6 +235,29 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
     return report, (f"{absent}: this is what the kernel has now",)
 
 
+def _metrics(_arguments: argparse.Namespace) -> int:
+    from vm_onetoone_nat.exporter import inherited_sockets, serve
+    from vm_onetoone_nat.instance import runtime_path
+    from vm_onetoone_nat.metrics import application, exposition
+    from vm_onetoone_nat.report import from_json
+    from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
+
+    path = socket_path(runtime_path())
+
+    def told() -> "Report | None":
+        try:
+            return from_json(ask(path))
+        except NotRunning:
+            return None
+
+    listeners = inherited_sockets()
+    if listeners:
+        serve(listeners, application(told))
+    else:
+        print(exposition(told), end="")
+    return 0
+
+
 def _width() -> int:
     """How wide a line may be, in characters."""
     from vm_onetoone_nat.table import WIDTH
@@ -279,6 +305,7 @@ _COMMANDS = {
     "check": _check,
     "plan": _plan,
     "status": _status,
+    "metrics": _metrics,
     "diagnose": _diagnose,
     "cleanup": _cleanup,
 }

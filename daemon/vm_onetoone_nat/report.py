@@ -9,6 +9,9 @@ from vm_onetoone_nat.errors import VmNatError
 from vm_onetoone_nat.state import MappingState, MappingStatus, Unmapped
 from vm_onetoone_nat.traffic import Counters, Traffic
 
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Upper bounds of the duration of passes that are counted, in seconds."""
+
 
 class UnreadableReport(VmNatError):
     """The daemon's answer is none that this program understands."""
@@ -47,12 +50,8 @@ class Passes:
     failed: int = 0
     wrote: int = 0
     seconds: float = 0.0
-    within: tuple[int, ...] = ()
+    within: tuple[int, ...] = (0,) * len(BOUNDS)
     repairs: ReadOnly[str, int] = field(default_factory=dict)
-
-
-BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Upper bounds of the duration of passes that are counted, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def from_json(text: str) -> Report:
             entries=tuple(_entry(each) for each in document["mappings"]),
             daemon=_running(document["daemon"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableReport(
             "the daemon's answer cannot be read",
             hint="it may be of another version: 'systemctl restart vm-onetoone-nat'",
@@ -151,5 +150,7 @@ def _entry(value: dict[str, Any]) -> Entry:
 def _running(value: dict[str, Any] | None) -> Running | None:
     if value is None:
         return None
-    passes = {**value["passes"], "within": tuple(value["passes"]["within"])}
-    return Running(**{**value, "passes": Passes(**passes)})
+    passes = Passes(**{**value["passes"], "within": tuple(value["passes"]["within"])})
+    if len(passes.within) != len(BOUNDS):
+        raise ValueError("durations are counted by other bounds")
+    return Running(**{**value, "passes": passes})
