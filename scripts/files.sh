@@ -4,6 +4,8 @@
 # Each file, and where it goes below that prefix.
 declare -A installed_files=(
     [systemd/vm-onetoone-nat.service]=lib/systemd/system/vm-onetoone-nat.service
+    [systemd/vm-onetoone-nat-metrics.service]=lib/systemd/system/vm-onetoone-nat-metrics.service
+    [systemd/vm-onetoone-nat-metrics.socket]=lib/systemd/system/vm-onetoone-nat-metrics.socket
     [systemd/vm-onetoone-nat.sysusers]=lib/sysusers.d/vm-onetoone-nat.conf
     [systemd/vm-onetoone-nat.tmpfiles]=lib/tmpfiles.d/vm-onetoone-nat.conf
     [systemd/vm-onetoone-nat.sysctl]=lib/sysctl.d/50-vm-onetoone-nat.conf

@@ -67,7 +67,7 @@ install_all() {
     if booted; then
         sysctl -q -p "$prefix/lib/sysctl.d/50-$name.conf"
         # An upgrade: the new daemon adopts what is in the kernel, and no packet is lost.
-        systemctl try-restart "$unit"
+        systemctl try-restart "$unit" "$name-metrics.service"
     fi
     say "installed: $("$command" --version)"
     cat <<END
@@ -80,6 +80,10 @@ END
 uninstall() {
     if booted && [ -e "$prefix/lib/systemd/system/$unit" ]; then
         systemctl disable --now --quiet "$unit"
+    fi
+    if booted && [ -e "$prefix/lib/systemd/system/$name-metrics.socket" ]; then
+        # The service goes with its socket.
+        systemctl disable --now --quiet "$name-metrics.socket"
     fi
     # Whatever a daemon that had crashed has left in the kernel.
     [ ! -x "$command" ] || "$command" cleanup
