@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 15.0
 """A client has so long for all of its request and the answer."""
-_AT_ONCE = 8
+_AT_ONCE = 32
 """So many clients of a socket are answered at once; the next wait."""
 
 
@@ -29,11 +29,17 @@ def inherited_sockets() -> list[socket.socket]:
     return [socket.socket(fileno=descriptor) for descriptor in descriptors]
 
 
-def serve(listeners: list[socket.socket], application: WSGIApplication) -> None:
+def serve(
+    listeners: list[socket.socket],
+    application: WSGIApplication,
+    patience: float = _PATIENCE_SECONDS,
+) -> None:
     """Answer on each of the sockets, until the process ends."""
     threads = [
         # Without an interval it wakes for those who connect only.
-        threading.Thread(target=_Server(each, application).serve_forever, args=(None,), daemon=True)
+        threading.Thread(
+            target=_Server(each, application, patience).serve_forever, args=(None,), daemon=True
+        )
         for each in listeners
     ]
     for thread in threads:
@@ -50,13 +56,16 @@ class _Handler(WSGIRequestHandler):
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, application: WSGIApplication) -> None:
+    def __init__(
+        self, listener: socket.socket, application: WSGIApplication, patience: float
+    ) -> None:
         # Not that of the classes between, which make a socket of their own.
         BaseServer.__init__(self, ("", 0), _Handler)
         self.socket = listener
         self.server_name, self.server_port = "localhost", 0
         self.setup_environ()
         self.set_app(application)
+        self._patience = patience
         self._slots = threading.BoundedSemaphore(_AT_ONCE)
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
@@ -73,7 +82,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        timer = threading.Timer(_PATIENCE_SECONDS, _hang_up, (request,))
+        timer = threading.Timer(self._patience, _hang_up, (request,))
         timer.daemon = True
         try:
             timer.start()
