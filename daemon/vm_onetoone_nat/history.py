@@ -1,19 +1,17 @@
 """What the daemon remembers of itself for those who ask: never what it decides by. Pure."""
 
 from collections.abc import Mapping as ReadOnly
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
+from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import Outcome
 from vm_onetoone_nat.report import BOUNDS, Passes, Report, Running, mapped, unmapped
-from vm_onetoone_nat.state import Desired, MappingState
+from vm_onetoone_nat.state import MappingState
 from vm_onetoone_nat.traffic import Counters
 
 _Subject = tuple[IPv4Address, str | None]
 """A mapping, over every change of the rest of it: its external address and its guest."""
-
-
-_NO_PASSES = Passes(within=(0,) * len(BOUNDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +20,7 @@ class _Moment:
 
     outcome: Outcome | None = None
     since: tuple[tuple[_Subject, MappingState, float], ...] = ()
-    passes: Passes = _NO_PASSES
+    passes: Passes = field(default_factory=Passes)
 
 
 class History:
@@ -34,17 +32,17 @@ class History:
     def __init__(self, now: float) -> None:
         self._started = now
         self._moment = _Moment()
-        self._desired: Desired | None = None
+        self._held: tuple[object, ...] | None = None
 
     def passed(self, began: float, now: float, causes: frozenset[str], outcome: Outcome) -> None:
         """A pass is over; it may have failed."""
         desired = outcome.look.desired
-        same = self._desired is not None and self._desired.content == desired.content
-        self._desired = desired
+        again = self._held == desired.content
+        self._held = None if outcome.failures else desired.content
         passes = self._timed(now - began, failed=bool(outcome.failures))
         if outcome.written:
             passes = replace(passes, wrote=passes.wrote + 1)
-            if same:
+            if again and any(map(_restores, outcome.written)):
                 passes = replace(passes, repairs=_counted(passes.repairs, causes))
         before = {(subject, state): at for subject, state, at in self._moment.since}
         since = []
@@ -84,6 +82,11 @@ class History:
                 for count, bound in zip(passes.within, BOUNDS, strict=True)
             ),
         )
+
+
+def _restores(plan: Plan) -> bool:
+    """Whether the kernel was not as it had been left: not what is only recorded or forgotten."""
+    return replace(plan, allocations=None, forget=(), expose=(), hosts=()) != Plan()
 
 
 def _counted(repairs: ReadOnly[str, int], causes: frozenset[str]) -> dict[str, int]:
