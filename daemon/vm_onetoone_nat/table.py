@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator
+from unicodedata import combining, east_asian_width
 
 from vm_onetoone_nat.report import Entry, Report
 from vm_onetoone_nat.state import MappingState
@@ -29,8 +30,8 @@ def render(report: Report, width: int = WIDTH, *, colour: bool = False) -> list[
 
     A guest's name is shortened before the table becomes wider. A reason stands below its mapping.
     """
-    rows = [_cells(entry) for entry in report.entries]
-    widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+    rows = [tuple(map(printable, _cells(entry))) for entry in report.entries]
+    widths = [max(map(_columns, column)) for column in zip(_HEADINGS, *rows, strict=True)]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= width else " "
     excess = sum(widths) + len(gap) * (len(widths) - 1) - width
     if excess > 0:
@@ -48,7 +49,7 @@ def render(report: Report, width: int = WIDTH, *, colour: bool = False) -> list[
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units at most, in five characters at most."""
+    """A time in its two largest units at most; in five characters at most, up to 27 years."""
     whole = int(seconds)
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if minutes < 1:
@@ -78,7 +79,7 @@ def _summary(report: Report) -> str:
     active, total = report.count(MappingState.ACTIVE), len(report.entries)
     parts = [
         f"{active} of {total} active",
-        f"uplink {report.uplink or 'missing'}",
+        f"uplink {printable(report.uplink or 'missing')}",
         f"libvirt {'connected' if report.libvirt else 'disconnected'}",
     ]
     if report.daemon is not None:
@@ -110,11 +111,17 @@ def _figures(entry: Entry, traffic: Traffic | None) -> tuple[str, str]:
 def _fit(cells: tuple[str, ...], widths: list[int]) -> list[str]:
     fitted = []
     for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        text = printable(cell)
-        if len(text) > width:
-            text = f"{text[: width - 1]}…"
-        fitted.append(text.rjust(width) if column in _FIGURES else text.ljust(width))
+        text = cell
+        while _columns(text) > width:
+            text = f"{text.removesuffix('…')[:-1]}…"
+        blank = " " * (width - _columns(text))
+        fitted.append(f"{blank}{text}" if column in _FIGURES else f"{text}{blank}")
     return fitted
+
+
+def _columns(text: str) -> int:
+    """How wide a terminal shows it: Chinese, Japanese and Korean characters are two wide."""
+    return sum(2 if east_asian_width(c) in "WF" else not combining(c) for c in text)
 
 
 def printable(text: str) -> str:

@@ -11,6 +11,9 @@ from typing import Any
 
 from vm_onetoone_nat.state import Mapping
 
+_COUNTED = ("external", "internal", "inbound", "outbound")
+"""The maps and sets of our table that have an address as key, and count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -56,6 +59,8 @@ def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
     for entry in listing:
         for kind in ("set", "map"):
             collection = entry.get(kind, {})
+            if collection.get("name") not in _COUNTED:
+                continue
             for item in collection.get("elem", ()):
                 match item[0] if isinstance(item, list) else item:
                     case {
