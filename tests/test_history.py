@@ -6,7 +6,7 @@ from fakes import FORWARD, FakeKernel, FakeLibvirt, laptop, running_guests
 from lab.addresses import UPLINK, external, guest_name, internal
 from vm_onetoone_nat.history import History
 from vm_onetoone_nat.reconcile import reconcile
-from vm_onetoone_nat.report import BOUNDS, Passes
+from vm_onetoone_nat.report import BOUNDS, Passes, Report
 from vm_onetoone_nat.state import Configuration, DomainState, Mapping
 from vm_onetoone_nat.traffic import Counters, Traffic
 
@@ -31,9 +31,15 @@ class Passing:
         outcome = reconcile(configuration, self.libvirt, self.kernel)
         self.history.passed(now - took, now, frozenset(causes), outcome)
 
+    def report(self, now: float, counters: Counters | None = None) -> Report:
+        """What is told then."""
+        report = self.history.report(now, 4711, "1.2.3", counters)
+        assert report is not None
+        return report
+
     def passes(self) -> Passes:
         """What is told of the passes."""
-        daemon = self.history.report(1000.0, 1, "1", None).daemon
+        daemon = self.report(1000.0).daemon
         assert daemon is not None
         return daemon.passes
 
@@ -41,17 +47,21 @@ class Passing:
         """The state of each guest, and for how long it has been in it."""
         return {
             entry.domain or "": (entry.state.value, entry.seconds)
-            for entry in self.history.report(now, 1, "1", None).entries
+            for entry in self.report(now).entries
         }
 
 
 def test_before_the_first_pass() -> None:
-    """Nothing is known then but how long the daemon has been running."""
-    report = History(10.0).report(12.5, 4711, "1.2.3", None)
-    assert (report.uplink, report.libvirt, report.entries) == ("", False, ())
-    assert report.daemon is not None
-    assert (report.daemon.pid, report.daemon.version, report.daemon.seconds) == (4711, "1.2.3", 2.5)
-    assert report.daemon.passes == Passes()
+    """Nothing is told before a pass has seen how things are; then how long the daemon has run."""
+    passing = Passing()
+    assert passing.history.report(1.0, 4711, "1.2.3", None) is None
+    passing.history.failed(1, 2)
+    assert passing.history.report(2.0, 4711, "1.2.3", None) is None
+    passing.pass_at(3, "retry")
+    daemon = passing.report(4.5).daemon
+    assert daemon is not None
+    assert (daemon.pid, daemon.version, daemon.seconds) == (4711, "1.2.3", 4.5)
+    assert (daemon.passes.total, daemon.passes.failed) == (2, 1)
 
 
 def test_time_in_state() -> None:
@@ -154,11 +164,11 @@ def test_report() -> None:
     passing.pass_at(1, "start")
     came, went = Traffic(1, 2, 3), Traffic(4, 5, 6)
     nobody: dict[IPv4Address, Traffic] = {}
-    report = passing.history.report(2, 1, "1", Counters({external(1): came}, nobody))
+    report = passing.report(2, Counters({external(1): came}, nobody))
     assert (report.uplink, report.libvirt) == (UPLINK, True)
     assert [entry.inbound for entry in report.entries] == [came, Traffic()]
-    report = passing.history.report(2, 1, "1", Counters(nobody, {internal(1): went}))
+    report = passing.report(2, Counters(nobody, {internal(1): went}))
     assert [entry.outbound for entry in report.entries] == [went, Traffic()]
     passing.libvirt.reachable = False
     passing.pass_at(3, "libvirt lost")
-    assert not passing.history.report(3, 1, "1", None).libvirt
+    assert not passing.report(3).libvirt

@@ -56,12 +56,14 @@ class History:
         """A pass is over that could not even see how things are."""
         self._moment = replace(self._moment, passes=self._timed(now - began, failed=True))
 
-    def report(self, now: float, pid: int, version: str, counters: Counters | None) -> Report:
-        """How things were after the last pass; nothing is known before the first."""
+    def report(
+        self, now: float, pid: int, version: str, counters: Counters | None
+    ) -> Report | None:
+        """How things were after the last pass that saw them; None before the first."""
         moment = self._moment
-        running = Running(pid, version, now - self._started, moment.passes)
         if moment.outcome is None:
-            return Report("", False, (), running)
+            return None
+        running = Running(pid, version, now - self._started, moment.passes)
         look = moment.outcome.look
         entries = [
             mapped(status, now - at, counters)

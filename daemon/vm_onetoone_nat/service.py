@@ -211,7 +211,8 @@ class Service:
         """What the status socket answers, in a thread of its own; not before the first pass."""
         self._looked.wait(_FIRST_LOOK_SECONDS)
         counters = read_counters()
-        return to_json(self._history.report(time.monotonic(), os.getpid(), __version__, counters))
+        report = self._history.report(time.monotonic(), os.getpid(), __version__, counters)
+        return to_json(report) if report is not None else ""
 
     def _is_guest(self, address: str, mac: str) -> bool:
         return mac in self._macs or address in self._internals
