@@ -5,6 +5,7 @@ Owner and group of the daemon may connect; nothing that they send is read.
 
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from vm_onetoone_nat.errors import PrivilegeError, VmNatError
 log = logging.getLogger(__name__)
 
 _MODE = 0o660
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 5
+_PATIENCE = struct.pack("@ll", _PATIENCE_SECONDS, 0)  # struct timeval
 
 
 class NotRunning(VmNatError):
@@ -66,6 +68,8 @@ class StatusSocket:
 
 class _Server(ThreadingUnixStreamServer):
     daemon_threads = True
+    # Who comes while so many wait is told that the daemon does not answer.
+    request_queue_size = 128
 
     def handle_error(self, _request: object, _client: object) -> None:
         # Who went away before the end of the answer, most likely.
@@ -75,9 +79,12 @@ class _Server(ThreadingUnixStreamServer):
 def ask(path: Path) -> str:
     """What the daemon answers. Raises NotRunning, PrivilegeError."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_PATIENCE_SECONDS)
         try:
+            # Blocking, with the kernel's own limit: by Python's, connect(2) to a socket where
+            # others wait would fail at once.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
             connection.connect(str(path))
+            connection.settimeout(_PATIENCE_SECONDS)
             parts = []
             while part := connection.recv(1 << 16):
                 parts.append(part)
@@ -86,7 +93,7 @@ def ask(path: Path) -> str:
                 "this is told to root and to members of the group vm-onetoone-nat only",
                 hint="run it with sudo, or 'sudo adduser USER vm-onetoone-nat' and log in again",
             ) from error
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise Silent("the daemon does not answer") from error
         except OSError as error:
             raise NotRunning("the daemon is not running") from error
