@@ -1,0 +1,44 @@
+"""`diagnose` as the tests ask it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lab import Namespace
+from running import Daemon
+
+PORT = 7000
+
+
+def diagnose(daemon: Daemon, target: object) -> dict[str, Any]:
+    """What `diagnose --json` says, whose exit code must fit it."""
+    done = daemon.command("diagnose", "--json", str(target))
+    assert done.stderr == ""
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if found["healthy"] else 1)
+    assert (found["cause"] is None) == found["healthy"]
+    return found
+
+
+def cause(daemon: Daemon, target: object) -> str | None:
+    """The cause that is named first; with it come a text and a remedy."""
+    found = diagnose(daemon, target)
+    if not found["healthy"]:
+        assert found["text"] and found["remedy"]
+        assert "{" not in found["remedy"]
+    named: str | None = found["cause"]
+    return named
+
+
+@contextmanager
+def refusing(guest: Namespace, what: str = "meta l4proto { tcp, udp, icmp }") -> Iterator[None]:
+    """The guest drops that."""
+    chain = "type filter hook input priority 0;"
+    guest.run(
+        "nft", "-f", "-", input=f"table ip own {{\n chain in {{\n {chain}\n {what} drop\n }}\n}}"
+    )
+    try:
+        yield
+    finally:
+        guest.run("nft", "delete", "table", "ip", "own")
