@@ -84,7 +84,7 @@ def test_help() -> None:
     """--help names every command, on standard output, and exits with 0."""
     done = command("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for name in ("run", "check", "plan", "status", "cleanup"):
+    for name in ("run", "check", "plan", "status", "metrics", "cleanup"):
         assert f"  {name} " in done.stdout
 
 
