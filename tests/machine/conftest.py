@@ -35,7 +35,7 @@ def machine(request: pytest.FixtureRequest, roots: dict[Suite, Path]) -> Iterato
     """A machine with the product installed, as an image is built, and booted for the first time."""
     with Lan("machines-lan") as lan, Machine(lan, roots[request.param]) as machine:
         sources = machine.path(SOURCES)
-        for name in ("daemon", "scripts", "systemd"):
+        for name in ("completion", "daemon", "docs", "scripts", "systemd"):
             ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(CHECKOUT / name, sources / name, ignore=ignore)
         for name in ("pyproject.toml", "README.md", "config.example.toml"):
