@@ -313,8 +313,8 @@ def _rules(evidence: Evidence, _step: str) -> _Found:
         return None
     inbound, outbound = evidence.traffic
     return (
-        f"in place; connections so far: {inbound.connections} from the LAN, "
-        f"{outbound.connections} of the guest's own"
+        f"in place; connections: {inbound.connections} from the LAN, "
+        f"{outbound.connections} of its own"
     )
 
 
