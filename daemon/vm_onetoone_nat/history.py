@@ -37,18 +37,18 @@ class History:
     def passed(self, began: float, now: float, causes: frozenset[str], outcome: Outcome) -> None:
         """A pass is over; it may have failed."""
         desired = outcome.look.desired
-        again = self._held == desired.content
+        again = bool(outcome.written) and self._held == desired.content
         self._held = None if outcome.failures else desired.content
         passes = self._timed(now - began, failed=bool(outcome.failures))
         if outcome.written:
             passes = replace(passes, wrote=passes.wrote + 1)
             if again and any(map(_restores, outcome.written)):
                 passes = replace(passes, repairs=_counted(passes.repairs, causes))
-        before = {(subject, state): at for subject, state, at in self._moment.since}
+        known = {(subject, state): at for subject, state, at in self._moment.since}
         since = []
         for status in outcome.statuses:
             subject = status.mapping.external, status.mapping.domain
-            at = before.get((subject, status.state), now)
+            at = known.get((subject, status.state), now)
             since.append((subject, status.state, at))
         self._moment = _Moment(outcome, tuple(since), passes)
 

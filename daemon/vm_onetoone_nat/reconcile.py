@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from ipaddress import IPv4Address
 from typing import Protocol
 
@@ -49,7 +50,7 @@ class Look:
         return self.guests is not None and self.guests.current
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outcome:
     """What a pass did. `failures` is empty where the kernel now holds the desired state."""
 
@@ -57,7 +58,7 @@ class Outcome:
     written: tuple[Plan, ...] = ()
     failures: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def statuses(self) -> tuple[MappingStatus, ...]:
         """The state of each mapping, as the kernel has it after the pass."""
         return settled(self.look)
@@ -134,6 +135,8 @@ def remove(fwmark: int, kernel: KernelSide) -> Plan:
 
 def settled(seen: Look) -> tuple[MappingStatus, ...]:
     """The statuses, with an error for each active mapping that the kernel does not hold whole."""
+    if not seen.plan:
+        return seen.desired.statuses
     lacking = {m.external for m in seen.desired.active}
     if seen.plan.enable_ip_forward:
         cause, reason = Cause.IP_FORWARD, "net.ipv4.ip_forward is off"
@@ -158,6 +161,8 @@ def _lacking(seen: Look) -> tuple[Mapping, ...]:
     """The active mappings of which the plan still has to write a part."""
     addresses = {a.interface.ip for a in seen.plan.add_addresses}
     elements = set(seen.plan.transaction.add_elements)
+    if not addresses and not elements:
+        return ()
     return tuple(
         m
         for m in seen.desired.active
