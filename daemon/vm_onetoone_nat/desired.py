@@ -6,6 +6,7 @@ Pure: the same arguments give the same answer, and nothing is remembered between
 from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from vm_onetoone_nat.discovery import doubtful, is_host, why_unknown
@@ -24,6 +25,7 @@ from vm_onetoone_nat.state import (
     MappingStatus,
     Observed,
     Service,
+    element,
     interface,
 )
 
@@ -115,20 +117,21 @@ def _desired(
 def _remembered(mappings: Iterable[Mapping], observed: Observed) -> Iterator[Element]:
     """The elements that the kernel has of mappings: each begins with an address of one."""
     addresses = {str(address) for m in mappings for address in (m.external, m.internal)}
-    for element in observed.table.elements if observed.table is not None else ():
-        if element.key.partition(" . ")[0] in addresses:
-            yield element
+    for each in observed.table.elements if observed.table is not None else ():
+        if each.key.partition(" . ")[0] in addresses:
+            yield each
 
 
+@lru_cache(1 << 14)
 def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
     """The elements of our table that one active mapping with a known guest address consists of."""
     external, internal = str(mapping.external), str(mapping.internal)
     restricted = mapping.allow is not None or mapping.allowed_sources is not None
     translation = (
-        Element("external", external, internal),
-        Element("internal", internal, external),
-        Element("inbound", external, "goto restrict" if restricted else "goto admit"),
-        Element("outbound", internal),
+        element("external", external, internal),
+        element("internal", internal, external),
+        element("inbound", external, "goto restrict" if restricted else "goto admit"),
+        element("outbound", internal),
     )
     if not restricted:
         return translation
@@ -137,7 +140,7 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
     if sources is None:
         sources = (IPv4Network("0.0.0.0/0"),)
     return translation + tuple(
-        Element(
+        element(
             "allowed",
             f"{external} . {source} . {service.protocol} . {service.first}-{service.last}",
         )

@@ -31,6 +31,7 @@ from vm_onetoone_nat.state import (
     Obstacle,
     Table,
     address,
+    element,
 )
 
 Json = dict[str, Any]
@@ -287,8 +288,8 @@ def _mangled_mark(expression: Sequence[Json]) -> int | None:
 def _element_commands(verb: str, elements: Iterable[Element]) -> list[Json]:
     """One command for each container, so that 1,000 mappings are a handful of commands."""
     by_container: dict[str, list[Any]] = {}
-    for element in elements:
-        by_container.setdefault(element.container, []).append(_element_json(element))
+    for each in elements:
+        by_container.setdefault(each.container, []).append(_element_json(each))
     return [
         {verb: {"element": {**_OURS, "name": name, "elem": items}}}
         for name, items in by_container.items()
@@ -322,17 +323,17 @@ def _parse_element(container: str, item: Any) -> Element | None:
     """An element in a form that we write, else None: it takes somebody else to put one there."""
     match container, _uncounted(item):
         case (("external" | "internal"), [str(key), str(value)]) if _plain(key) and _plain(value):
-            return Element(container, key, value)
+            return element(container, key, value)
         case "inbound", [str(key), {"goto": {"target": str(target)}}] if _plain(key):
-            return Element(container, key, f"goto {target}")
+            return element(container, key, f"goto {target}")
         case "outbound", str(key) if _plain(key):
-            return Element(container, key)
+            return element(container, key)
         case (("uplink" | "hairpin"), str(key)):
-            return Element(container, key)
+            return element(container, key)
         case "allowed", {"concat": [str(external), source, protocol, ports]} if _plain(external):
             parts = (_source_text(source), _protocol_text(protocol), _ports_text(ports))
             if None not in parts:
-                return Element(container, " . ".join((external, *map(str, parts))))
+                return element(container, " . ".join((external, *map(str, parts))))
     return None
 
 

@@ -12,6 +12,8 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 TABLE = "vm_onetoone_nat"
 DEFAULT_FWMARK = 0x00100000
 
+# Values that each pass over thousands of mappings reads or makes again. Where a class has a hash of
+# its own, it is of numbers: ipaddress's goes by way of text.
 _VALUES = 1 << 14
 
 
@@ -81,6 +83,9 @@ class Mapping:
     origin: Origin = Origin.CONFIGURATION
     source: AddressSource | None = None
     remembered: bool = False
+
+    def __hash__(self) -> int:
+        return hash((int(self.external), self.network, self.domain))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -240,6 +245,9 @@ class Address:
     owned: bool = False
     primary: bool = False
 
+    def __hash__(self) -> int:
+        return hash((self.ifname, int(self.interface)))
+
     def __str__(self) -> str:
         return f"{self.interface} on {self.ifname}"
 
@@ -270,12 +278,28 @@ class Element:
         return f"{self.container} {self.key}"
 
 
+@lru_cache(4 * _VALUES)
+def element(container: str, key: str, value: str = "") -> Element:
+    """An element, made once: those that are listed and those that are desired are then compared
+    without a look inside."""
+    return Element(container, key, value)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Translation:
     """A pair of addresses that the kernel translates into each other."""
 
     external: IPv4Address
     internal: IPv4Address
+
+    def __hash__(self) -> int:
+        return hash((int(self.external), int(self.internal)))
+
+
+@lru_cache(_VALUES)
+def translation(external: str, internal: str) -> Translation:
+    """The translation between two addresses, made once."""
+    return Translation(address(external), address(internal))
 
 
 def translations(elements: Iterable[Element]) -> frozenset[Translation]:
