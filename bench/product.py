@@ -33,19 +33,27 @@ class Product(Daemon):
         lines = ["[settings]", f"conflict_detection = {str(detect).lower()}"]
         if uri := keys.pop("uri", None):
             lines.append(f'libvirt_uri = "{uri}"')
-        for n in range(1, count + 1):
-            lines += ["[[mapping]]", f'external = "{external(n)}"', f'internal = "{internal(n)}"']
-            lines += [f'{key} = "{value.format(n=n)}"' for key, value in keys.items()]
         self.host.path(self.config).write_text("\n".join(lines) + "\n")
+        for n in range(1, count + 1):
+            self.add(n, **{key: value.format(n=n) for key, value in keys.items()})
+
+    def add(self, n: int, **keys: str) -> None:
+        """Write one mapping more."""
+        lines = ["[[mapping]]", f'external = "{external(n)}"', f'internal = "{internal(n)}"']
+        lines += [f'{key} = "{value}"' for key, value in keys.items()]
+        with self.host.path(self.config).open("a") as file:
+            file.write("\n".join(lines) + "\n")
 
     def begin(self) -> float:
         """Start it, and wait until it is ready: how long that took, in seconds."""
+        self._forget()
         began = time.monotonic()
         self.start(env={"NOTIFY_SOCKET": "/run/lab/notify"})
         return self.ready() - began
 
     def reload_at(self) -> float:
         """SIGHUP: when it was sent."""
+        self._forget()
         began = time.monotonic()
         self.reload()
         return began
@@ -76,6 +84,11 @@ class Product(Daemon):
             name: int(fields[name].split()[0]) * 1024
             for name in ("VmRSS", "VmHWM", "RssAnon", "RssFile")
         }
+
+    def _forget(self) -> None:
+        """What it told before what comes now."""
+        while not self._ready.empty():
+            self._ready.get()
 
     def _listen(self) -> None:
         """Take all that it says at once: who speaks to a service manager waits for it."""

@@ -1,0 +1,85 @@
+"""The other sides: what people do today, and the least that the same state costs."""
+
+import time
+from pathlib import Path
+
+from lab.addresses import UPLINK
+from vm_onetoone_nat.state import DEFAULT_FWMARK, TABLE
+
+from .laptop import Laptop, external, internal
+
+# The script of the network's hook: one `ip` and three `iptables` for each pair.
+_HOOK = f"""
+while read -r external prefix internal; do
+    ip address add "$external/$prefix" brd + dev {UPLINK} scope global noprefixroute
+    iptables -t nat -I PREROUTING -d "$external" -j DNAT --to-destination "$internal"
+    iptables -t nat -I POSTROUTING -s "$internal" -j SNAT --to-source "$external"
+    iptables -I FORWARD -d "$internal" -m conntrack --ctstate NEW -j ACCEPT
+done
+"""
+
+
+class Side:
+    """A way to install mappings, timed as a whole, that can be undone."""
+
+    def __init__(self, host: Laptop) -> None:
+        self.host = host
+        self._before = host.run("iptables-save").stdout
+
+    def install(self, count: int) -> float:
+        """Install so many mappings on a host without any: the seconds it took."""
+        began = time.monotonic()
+        self._install(count)
+        return time.monotonic() - began
+
+    def remove(self) -> None:
+        """Put back what was there before."""
+        self.host.run("iptables-restore", input=self._before)
+        self.host.run("sh", "-c", f"nft delete table inet {TABLE} 2>/dev/null || true")
+        self.host.lease()
+
+    def prepare(self, count: int) -> None:
+        """What has to be there before."""
+
+    def _install(self, count: int) -> None:
+        raise NotImplementedError
+
+
+class Hook(Side):
+    """The shell script."""
+
+    name = "hook"
+
+    def _install(self, count: int) -> None:
+        pairs = "".join(
+            f"{external(n).ip} {external(n).network.prefixlen} {internal(n)}\n"
+            for n in range(1, count + 1)
+        )
+        self.host.run("sh", "-ec", _HOOK, input=pairs, timeout=600)
+
+
+class Limit(Side):
+    """The daemon's own final state, by one `ip -batch` and one `nft -f`."""
+
+    name = "limit"
+
+    def capture(self, directory: Path) -> None:
+        """Take the state from a host that the daemon has converged."""
+        table = self.host.run("nft", "--stateless", "list", "table", "inet", TABLE).stdout
+        mark = f"{DEFAULT_FWMARK:#x}"
+        accept = f"insert rule ip filter FORWARD meta mark and {mark} == {mark} accept\n"
+        (directory / "limit.nft").write_text(table + accept)
+        self._directory = directory
+
+    def prepare(self, count: int) -> None:
+        lines = (
+            f"address add {external(n)} brd + dev {UPLINK} scope global noprefixroute\n"
+            for n in range(1, count + 1)
+        )
+        (self._directory / "limit.ip").write_text("".join(lines))
+
+    def _install(self, count: int) -> None:
+        self.host.run(
+            *("sh", "-ec", 'nft -f "$1/limit.nft"; ip -batch "$1/limit.ip"'),
+            *("limit", str(self._directory)),
+        )
