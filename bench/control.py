@@ -27,8 +27,10 @@ PASSES = "passes for 1,000 events"
 MEMORY = "resident memory"
 START = "start until ready, adopting"
 
-_QUIET_SECONDS = 0.4
+_QUIET_SECONDS = 0.25
 """So long after the last write nothing more is going on."""
+
+_PASSES = 20
 
 _TEST_URI = "test+unix:///default"
 _TEST_NETWORK = NETWORK.replace("default", "bench")
@@ -121,7 +123,7 @@ def changes(figures: Figures, count: int, rounds: int) -> None:
             product.begin()
             _settle(observer)
             figures.add(CHANGE, "this", count, "ms", _single(observer, names[-1], rounds))
-            figures.add(PASS, "this", count, "ms", _converged(host, product, observer, rounds))
+            figures.add(PASS, "this", count, "ms", _converged(host, product, observer))
             if count == 1000:
                 _burst(figures, product, observer, names)
                 memory = product.resident()["VmRSS"] / 1e6
@@ -178,10 +180,10 @@ def _single(
         yield 1000 * (_last(seen) - event)
 
 
-def _converged(host: Laptop, product: Product, observer: Observer, rounds: int) -> Iterator[float]:
+def _converged(host: Laptop, product: Product, observer: Observer) -> Iterator[float]:
     """How long a pass takes that finds nothing to write, by the daemon's own log, in ms."""
     took = re.compile(r"the pass took ([0-9.]+) ms")
-    for number in range(rounds):
+    for number in range(_PASSES):
         before = len(product.log())
         # News of a link, and nothing to do about it.
         host.run("ip", "link", "set", LIBVIRT_BRIDGE, "txqueuelen", str(1000 + number))

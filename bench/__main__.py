@@ -1,0 +1,45 @@
+"""Measures everything, prints it, and writes the table and the plot; see docs/performance.md."""
+
+import argparse
+import time
+from pathlib import Path
+
+from . import control, datapath, report
+from .figures import Figures
+
+_RESULTS = Path("build/bench.json")
+
+
+def main() -> None:
+    """The whole of it, or, with --report, the table and plot of the last run alone."""
+    parser = argparse.ArgumentParser(prog="bench/run.sh", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it runs")
+    parser.add_argument("--report", action="store_true", help="from the last run's figures")
+    arguments = parser.parse_args()
+    if arguments.report:
+        figures = Figures.read(_RESULTS)
+    else:
+        began = time.monotonic()
+        figures = Figures()
+        _measure(figures, quick=arguments.quick)
+        figures.write(_RESULTS)
+        print(f"measured in {time.monotonic() - began:.0f} s; raw figures in {_RESULTS}")
+    plot = Path("build" if arguments.quick else "docs") / "performance.svg"
+    report.write(figures, plot, Path("build/performance.md"))
+
+
+def _measure(figures: Figures, *, quick: bool) -> None:
+    sizes = (10, 100) if quick else (10, 100, 1000, 4000)
+    most = 100 if quick else 1000
+    rounds = 2 if quick else 3
+    control.install(figures, tuple(sorted({*sizes, *(() if quick else (250,))})), rounds)
+    control.detection(figures, most, rounds)
+    for count in sizes:
+        # A hundred at 1,000, so that there is a 99th percentile.
+        control.changes(figures, count, rounds=4 if quick else 50 if count == most else 8)
+    control.real_changes(figures, most, rounds=2 if quick else 5)
+    datapath.datapath(figures, most, rounds=2 if quick else 5)
+
+
+if __name__ == "__main__":
+    main()

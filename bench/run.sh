@@ -1,0 +1,15 @@
+#!/bin/bash
+# Measures the daemon beside what people use today and beside the limit, in network namespaces; the
+# table is printed and written to build/performance.md, the plot to docs/performance.svg.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+. scripts/requirements.sh
+
+require_root
+install_packages "${daemon_packages[@]}" "${lab_packages[@]}" gcc libc6-dev python3-matplotlib
+make_venv .venv -e '.[test]'
+mkdir -p build
+gcc -O2 -Wall -Wextra -o build/load bench/load.c
+
+say "measuring; nothing else should run on this machine"
+PYTHONPATH=tests exec .venv/bin/python -m bench "$@"
