@@ -76,9 +76,12 @@ class Arp:
         with self._lock:
             if self._link is None or (link.index, link.mac) != (self._link.index, self._link.mac):
                 return Contested((), frozenset())  # nothing is known of this network yet
-            asked = frozenset(self._detector.addresses)
-            claims = (self._detector.contested(address) for address in sorted(asked))
-            return Contested(tuple(claim for claim in claims if claim is not None), asked)
+            contested = sorted(self._detector.verdicts(), key=int)
+            claims = (self._detector.contested(address) for address in contested)
+            return Contested(
+                tuple(claim for claim in claims if claim is not None),
+                frozenset(self._detector.addresses),
+            )
 
     def update(
         self,

@@ -3,8 +3,10 @@
 Pure. An empty plan means that the kernel is converged and that nothing may be written.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from operator import attrgetter
 
 from vm_onetoone_nat.state import (
     TABLE,
@@ -89,15 +91,15 @@ def plan(observed: Observed, desired: Desired) -> Plan:
         clear_hairpins=tuple(sorted((recorded - wanted) & observed.hairpins)),
         transaction=Transaction(
             install=desired.fwmark if replace else None,
-            delete_elements=() if replace else tuple(sorted(present - elements)),
-            add_elements=tuple(sorted(elements if replace else elements - present)),
+            delete_elements=() if replace else _in_order(present - elements),
+            add_elements=_in_order(elements if replace else elements - present),
             delete_accepts=deleted,
             insert_accepts=inserted,
         ),
         set_hairpins=tuple(sorted(wanted - observed.hairpins)),
         delete_addresses=_stale_addresses(observed, desired),
-        forget=tuple(sorted(translations(present - elements))),
-        expose=tuple(sorted(begun)),
+        forget=_by_external(translations(present - elements)),
+        expose=_by_external(begun),
         hosts=_uplink_hosts(observed) if begun else (),
     )
 
@@ -119,7 +121,7 @@ def removal(observed: Observed, fwmark: int) -> Plan:
             ),
         ),
         delete_addresses=tuple(a for a in observed.addresses if a.owned),
-        forget=tuple(sorted(translations(present))),
+        forget=_by_external(translations(present)),
     )
 
 
@@ -184,6 +186,17 @@ HAIRPIN = "by it a guest reaches itself at its external address, with br_netfilt
 def describe(planned: Plan) -> tuple[str, ...]:
     """The plan as lines for a person, `+` for what comes and `-` for what goes."""
     return tuple(str(write) for write in writes(planned))
+
+
+# By keys, as of thousands: comparing the values themselves is a call for each two of them.
+
+
+def _in_order(elements: Iterable[Element]) -> tuple[Element, ...]:
+    return tuple(sorted(elements, key=attrgetter("container", "key", "value")))
+
+
+def _by_external(pairs: Iterable[Translation]) -> tuple[Translation, ...]:
+    return tuple(sorted(pairs, key=lambda pair: (int(pair.external), int(pair.internal))))
 
 
 def _hairpin_records(observed: Observed, desired: Desired) -> frozenset[Element]:

@@ -218,7 +218,7 @@ class Service:
         return mac in self._macs or address in self._internals
 
     def _say(self, outcome: Outcome, causes: frozenset[str]) -> None:
-        for written in outcome.written:
+        for written in outcome.written if log.isEnabledFor(logging.DEBUG) else ():
             for line in describe(written):
                 log.debug("%s (%s)", line, ", ".join(sorted(causes)))
         if any(w.enable_ip_forward for w in outcome.written) and outcome.look.observed.ip_forward:
