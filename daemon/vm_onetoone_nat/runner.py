@@ -6,7 +6,6 @@ them all; a pass that failed is repeated with growing delay until one succeeds.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from queue import Empty, SimpleQueue
@@ -17,9 +16,10 @@ RESYNC_SECONDS = 300.0
 TICK_SECONDS = 10.0
 """How often `tick` is called while nothing happens."""
 
-PASSES = 2
-WITHIN_SECONDS = 0.25
-"""So many passes may begin within that time; what comes in faster waits for the next one."""
+PASSES = 4
+EVERY_SECONDS = 0.25
+"""So many passes may begin at once after a rest, as a guest that starts shows its interface some
+times before libvirt tells of it; then one in that time, and what comes in faster waits for it."""
 
 _RETRY_SECONDS = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 
@@ -52,7 +52,8 @@ class Runner:
         # SimpleQueue, since its put() may be called from a signal handler.
         self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._failed = 0
-        self._begun: deque[float] = deque(maxlen=PASSES)
+        # When all passes that have begun would have, had they come one by one.
+        self._paid = -inf
 
     def notify(self, cause: str) -> None:
         """Ask for another look. From any thread, and from a signal handler."""
@@ -67,9 +68,10 @@ class Runner:
         causes: frozenset[str] | None = frozenset({"start"})
         while causes is not None:
             log.debug("pass: %s", ", ".join(sorted(causes)))
-            self._begun.append(self._clock())
+            began = self._clock()
+            self._paid = max(self._paid, began) + EVERY_SECONDS
             again = self._reconcile(causes)
-            log.debug("the pass took %.1f ms", 1000 * (self._clock() - self._begun[-1]))
+            log.debug("the pass took %.1f ms", 1000 * (self._clock() - began))
             if again is None:
                 again = _RETRY_SECONDS[min(self._failed, len(_RETRY_SECONDS) - 1)]
                 self._failed += 1
@@ -96,7 +98,7 @@ class Runner:
     def _gather(self, first: str | None) -> frozenset[str] | None:
         """All that waits, and all that comes until a pass may begin; None to stop."""
         waiting = {first}
-        earliest = self._begun[0] + WITHIN_SECONDS if len(self._begun) == PASSES else -inf
+        earliest = self._paid - (PASSES - 1) * EVERY_SECONDS
         while None not in waiting:
             pause = earliest - self._clock()
             try:
