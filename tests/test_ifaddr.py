@@ -2,7 +2,8 @@
 
 from ipaddress import IPv4Address, IPv4Interface
 
-from vm_onetoone_nat.ifaddr import Entry, additions, deletions, parse
+from vm_onetoone_nat.ifaddr import Entry, additions, deletions, entries
+from vm_onetoone_nat.rtnetlink import parse
 
 ONE, OTHER = IPv4Interface("192.168.1.101/24"), IPv4Interface("192.168.1.102/24")
 BROADCAST = IPv4Address("192.168.1.255")
@@ -21,7 +22,7 @@ END = bytes.fromhex("14000000 0300 0200 07000000 00000000 00000000")
 def test_listed_address() -> None:
     """An address of a listing is read with its interface, broadcast and protocol."""
     answer = parse(LISTED + END)
-    assert answer.entries == (Entry(3, ONE, BROADCAST, 118),)
+    assert tuple(entries(answer)) == (Entry(3, ONE, BROADCAST, 118),)
     assert answer.done
     assert not answer.interrupted
 
@@ -35,7 +36,10 @@ def test_interrupted_listing() -> None:
 def test_additions_are_read_as_they_were_written() -> None:
     """What asks the kernel for an address says what the kernel would list."""
     messages = additions(3, [(ONE, BROADCAST), (OTHER, None)], 118)
-    assert parse(messages).entries == (Entry(3, ONE, BROADCAST, 118), Entry(3, OTHER, None, 118))
+    assert tuple(entries(parse(messages))) == (
+        Entry(3, ONE, BROADCAST, 118),
+        Entry(3, OTHER, None, 118),
+    )
 
 
 def test_last_message_is_answered() -> None:

@@ -1,29 +1,32 @@
-"""The host's IPv4 addresses and its uplink, through rtnetlink (pyroute2)."""
+"""The host's IPv4 addresses and its uplink, through rtnetlink."""
 
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from errno import EADDRNOTAVAIL, EEXIST, ENODEV
-from ipaddress import IPv4Address, IPv4Interface
+from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT
+from ipaddress import IPv4Interface
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pyroute2 import IPRoute
 
-from vm_onetoone_nat import ifaddr
+from vm_onetoone_nat import ifaddr, routes, rtnetlink
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.files import replace_text
 from vm_onetoone_nat.links import Link, links
+from vm_onetoone_nat.routes import DefaultRoute
 from vm_onetoone_nat.state import Address
+
+T = TypeVar("T")
 
 PROTOCOL = 118
 """Our number in IFA_PROTO, the field that tells who added an address; the kernel's own end at 3."""
 
-_MAIN_TABLE = 254
+_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 
 _MOST_AT_ONCE = 128
 """Messages in one datagram: errors of all of them fit into the socket's buffer."""
@@ -36,7 +39,7 @@ _ATTEMPTS = 5
 def host_addresses() -> tuple[Address, ...]:
     """All addresses of this host, for a process without privileges; none is taken for ours."""
     with IPRoute() as netlink:
-        addresses = Addresses(netlink, Path(os.devnull), protocol_kept=True)
+        addresses = Addresses(Path(os.devnull), protocol_kept=True)
         with closing(addresses):
             return addresses.observe(links(netlink))
 
@@ -48,11 +51,9 @@ class Addresses:
     silently: there, `record` names the addresses that are ours, written ahead of each.
     """
 
-    def __init__(
-        self, netlink: IPRoute, record: Path, *, protocol_kept: bool | None = None
-    ) -> None:
-        self._netlink = netlink
+    def __init__(self, record: Path, *, protocol_kept: bool | None = None) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         self._socket.bind((0, 0))
         self._record = record
         self._protocol_kept = (
@@ -74,7 +75,7 @@ class Addresses:
         recorded = set() if self._protocol_kept else self._recorded()
         found: list[Address] = []
         with_primary: set[str] = set()
-        for entry in self._list():
+        for entry in self._list(ifaddr.LISTING, ifaddr.entries):
             link = links.get(entry.ifindex)
             if link is None:
                 continue
@@ -93,23 +94,16 @@ class Addresses:
                 with_primary.add(ifname)
         return tuple(found)
 
-    def default_routes(self) -> tuple[Any, ...]:
-        """The IPv4 default routes, for `routers` and `uplink`."""
-        return tuple(self._netlink.get_default_routes(family=socket.AF_INET, table=_MAIN_TABLE))
-
-    @staticmethod
-    def routers(routes: tuple[Any, ...]) -> frozenset[IPv4Address]:
-        """The next hops of these routes."""
-        hops = (h for route in routes for h in (route, *(route.get_attr("RTA_MULTIPATH") or ())))
-        found = (hop.get_attr("RTA_GATEWAY") for hop in hops)
-        return frozenset(IPv4Address(gateway) for gateway in found if gateway)
+    def default_routes(self) -> tuple[DefaultRoute, ...]:
+        """The IPv4 default routes of the main table."""
+        return self._list(routes.LISTING, routes.default_routes)
 
     @staticmethod
     def uplink(
         configured: str | None,
         links: Mapping[int, Link],
         addresses: tuple[Address, ...],
-        routes: tuple[Any, ...],
+        routes: tuple[DefaultRoute, ...],
     ) -> str | None:
         """The configured interface, or that of the best IPv4 default route; None without one.
 
@@ -118,11 +112,7 @@ class Addresses:
         """
         if configured is not None:
             return configured if any(link.name == configured for link in links.values()) else None
-        outputs = [
-            (route.get_attr("RTA_PRIORITY") or 0, index)
-            for route in routes
-            if (index := _output_interface(route)) is not None
-        ]
+        outputs = [(route.priority, route.hops[0].ifindex) for route in routes if route.hops]
         if outputs:
             link = links.get(min(outputs)[1])
             return None if link is None else link.name
@@ -167,25 +157,28 @@ class Addresses:
             self._write_record(self._recorded() - _records(unwanted))
         _raise_any(failures)
 
-    def _list(self) -> tuple[ifaddr.Entry, ...]:
-        """All addresses at one moment. Raises KernelError."""
+    def _list(
+        self, request: bytes, read: Callable[[rtnetlink.Answer], Iterator[T]]
+    ) -> tuple[T, ...]:
+        """All that there is at one moment. Raises KernelError."""
         for _ in range(_ATTEMPTS):
-            answers: list[ifaddr.Answer] = []
-            self._socket.send(ifaddr.listing())
+            answers: list[rtnetlink.Answer] = []
+            self._socket.send(request)
             while not answers or not answers[-1].done:
-                answers.append(ifaddr.parse(self._socket.recv(_DATAGRAM)))
-                if any(answers[-1].results.values()):
-                    raise KernelError("addresses cannot be listed")
+                answers.append(rtnetlink.parse(self._socket.recv(_DATAGRAM)))
+                # A table without a route yet is not there.
+                for error in set(answers[-1].results.values()) - {0, ENOENT}:
+                    raise KernelError(f"the kernel cannot be listed: {os.strerror(error)}")
             if not any(answer.interrupted for answer in answers):
-                return tuple(entry for answer in answers for entry in answer.entries)
-        raise KernelError("addresses change all the time, and cannot be listed")
+                return tuple(found for answer in answers for found in read(answer))
+        raise KernelError("addresses and routes change all the time, and cannot be listed")
 
     def _request(self, messages: bytes, count: int) -> Mapping[int, int]:
-        """Send messages with numbers up to `count`; the results of the last, and of failures."""
+        """Send so many requests; the results of the last, and of failures."""
         results: dict[int, int] = {}
         self._socket.send(messages)
         while count - 1 not in results:
-            results.update(ifaddr.parse(self._socket.recv(_DATAGRAM)).results)
+            results.update(rtnetlink.parse(self._socket.recv(_DATAGRAM)).results)
         return results
 
     def _recorded(self) -> set[tuple[str, IPv4Interface]]:
@@ -259,11 +252,3 @@ def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPv4Interface]]:
 def _kernel_release() -> tuple[int, int]:
     major, minor, *_ = os.uname().release.split(".")
     return int(major), int("".join(c for c in minor if c.isdigit()))
-
-
-def _output_interface(route: Any) -> int | None:
-    """The interface of a route, or of the first hop of a multipath route."""
-    index: int | None = route.get_attr("RTA_OIF")
-    if index is None and (hops := route.get_attr("RTA_MULTIPATH")):
-        index = hops[0]["oif"]
-    return index

@@ -41,7 +41,7 @@ class Kernel:
         self._arp = arp
         self._claims = arp or RecordedClaims(claims_path(runtime))
         self._links: dict[int, Link] = {}
-        self._addresses = Addresses(self._netlink, runtime / "addresses.json")
+        self._addresses = Addresses(runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
         self._allocations = Allocations(state / "allocations.json")
         self._nft = Nft()
@@ -94,7 +94,7 @@ class Kernel:
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
             contested=contested.claims,
             asked=contested.asked,
-            routers=self._addresses.routers(routes),
+            routers=frozenset(h.gateway for r in routes for h in r.hops if h.gateway is not None),
             neighbours=neighbours,
             allocations=self._allocations.read(),
             recorded=self._allocations.recorded,
