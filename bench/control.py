@@ -28,7 +28,7 @@ MEMORY = "resident memory"
 START = "start until ready, adopting"
 
 _QUIET_SECONDS = 0.25
-"""So long after the last write nothing more is going on."""
+"""So long after the last write nothing more is going on; a pass takes less."""
 
 _PASSES = 20
 
@@ -63,9 +63,12 @@ def install(figures: Figures, counts: tuple[int, ...], rounds: int) -> None:
                     _settle(observer)
                     reloads.append(_written(observer, count, product.reload_at))
                     host.stop_network()
+                    _wait(observer, "address removed", count)
                     _settle(observer)
                     host.start_network()
-                    began, seen = _network_started(observer, count)
+                    # And the bridge's own.
+                    seen = _wait(observer, "address added", count + 1)
+                    (began,) = (each.at for each in seen if each.what == "network started")
                     times["this"].append(_last(seen) - began)
                     memory.append(product.resident()["VmRSS"] / 1e6)
                 limit.capture(directory)
@@ -196,33 +199,19 @@ def _written(observer: Observer, count: int, begin: Callable[[], float]) -> floa
     """The seconds from the beginning of something until so many mappings are in the kernel."""
     observer.take()
     began = begin()
+    return _last(_wait(observer, "address added", count)) - began
+
+
+def _wait(observer: Observer, what: str, count: int) -> list[Seen]:
+    """All that is seen until so many of one kind have been."""
     seen: list[Seen] = []
 
     def complete() -> bool:
         seen.extend(observer.take())
-        return _added(seen) >= count
+        return sum(each.what == what for each in seen) >= count
 
-    wait_for(complete, 120, f"{count} addresses")
-    _settle(observer)
-    return _last(seen) - began
-
-
-def _network_started(observer: Observer, count: int) -> tuple[float, list[Seen]]:
-    """When libvirt told that its network has started, and what was seen since."""
-    seen: list[Seen] = []
-
-    def complete() -> bool:
-        seen.extend(observer.take())
-        # And the bridge's own.
-        return _added(seen) >= count + 1
-
-    wait_for(complete, 120, f"{count} addresses")
-    (began,) = (each.at for each in seen if each.what == "network started")
-    return began, seen
-
-
-def _added(seen: list[Seen]) -> int:
-    return sum(each.what == "address added" for each in seen)
+    wait_for(complete, 120, f"{count} of '{what}'", interval=0.2)
+    return seen
 
 
 def _last(seen: list[Seen]) -> float:
