@@ -270,7 +270,7 @@ def _colour() -> bool:
     return (
         sys.stdout.isatty()
         and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM", "dumb") != "dumb"
+        and os.environ.get("TERM", "") not in ("", "dumb")
     )
 
 

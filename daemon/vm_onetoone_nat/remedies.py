@@ -11,7 +11,10 @@ _TEXTS = {
     Cause.DAEMON_STOPPED: "systemctl enable --now vm-onetoone-nat",
     Cause.DAEMON_SILENT: "systemctl restart vm-onetoone-nat, and look into its journal",
     Cause.NOT_RELOADED: "systemctl reload vm-onetoone-nat",
-    Cause.LIBVIRT: "systemctl start libvirtd; 'settings.libvirt_uri' must be that of the guests",
+    Cause.LIBVIRT: (
+        "systemctl start libvirtd, or virtqemud and virtnetworkd; 'settings.libvirt_uri' must be "
+        "that of the guests"
+    ),
     Cause.NETWORK_UNKNOWN: "'virsh net-list --all' lists the networks; mend 'network'",
     Cause.NETWORK_INACTIVE: "virsh net-start {network}; virsh net-autostart {network}",
     Cause.NETWORK_UNROUTED: "give the network an <ip> of its own: virsh net-edit {network}",
