@@ -56,7 +56,8 @@ vm-onetoone-nat ($full) $VERSION_CODENAME; urgency=medium
 
  -- $maintainer  $(date -R)
 END
-(cd "$tree" && UNITS=$units dpkg-buildpackage -b -us -uc >"$work/log" 2>&1) || {
+# -d: it would ask for a compiler, and nothing is compiled.
+(cd "$tree" && UNITS=$units dpkg-buildpackage -b -d -us -uc >"$work/log" 2>&1) || {
     cat "$work/log" >&2
     die "the package could not be built"
 }

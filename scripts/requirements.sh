@@ -12,8 +12,7 @@ build_packages=(python3-setuptools python3-wheel scdoc)
 
 # What builds the Debian packages and the wheel.
 package_packages=(
-    python3 python3-pip python3-setuptools python3-wheel dpkg-dev debhelper dh-python fakeroot lintian
-    scdoc
+    python3 python3-pip python3-setuptools python3-wheel dpkg-dev debhelper dh-python scdoc
 )
 
 # The lab's parts: a libvirtd without its system service, an emulator, and what looks at packets.
