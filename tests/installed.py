@@ -1,8 +1,24 @@
 """Where things are in a machine that the product is installed in."""
 
+import shutil
 from pathlib import Path
+
+from lab import Machine
 
 PORT = 7000
 CHECKOUT = Path(__file__).parent.parent
 SOURCES = "/root/vm-onetoone-nat"
 INSTALL = f"{SOURCES}/scripts/install.sh"
+
+_FOLDERS = ("completion", "daemon", "docs", "packaging", "scripts", "systemd")
+_FILES = ("pyproject.toml", "README.md", "config.example.toml")
+
+
+def copy_sources(machine: Machine) -> None:
+    """What a clone has of the product, without the tests, to SOURCES of a machine that is off."""
+    sources = machine.path(SOURCES)
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in _FOLDERS:
+        shutil.copytree(CHECKOUT / name, sources / name, ignore=ignore)
+    for name in _FILES:
+        shutil.copy(CHECKOUT / name, sources)

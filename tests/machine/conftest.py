@@ -3,14 +3,13 @@
 Each machine is made once, and goes through the modules here in the order of their names.
 """
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from installed import CHECKOUT, INSTALL, PORT, SOURCES
+from installed import INSTALL, PORT, copy_sources
 from lab import EchoServer, Lan, Machine, NamespaceGuest, Suite, root
 from lab.addresses import external, internal
 from running import Service, mapping
@@ -34,12 +33,7 @@ def roots() -> dict[Suite, Path]:
 def machine(request: pytest.FixtureRequest, roots: dict[Suite, Path]) -> Iterator[Machine]:
     """A machine with the product installed, as an image is built, and booted for the first time."""
     with Lan("machines-lan") as lan, Machine(lan, roots[request.param]) as machine:
-        sources = machine.path(SOURCES)
-        for name in ("completion", "daemon", "docs", "scripts", "systemd"):
-            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-            shutil.copytree(CHECKOUT / name, sources / name, ignore=ignore)
-        for name in ("pyproject.toml", "README.md", "config.example.toml"):
-            shutil.copy(CHECKOUT / name, sources)
+        copy_sources(machine)
         machine.prepare(INSTALL)
         # For an installation without a network, later.
         machine.prepare("sh", "-ec", _DOWNLOAD)
