@@ -9,6 +9,7 @@ from .guest import NamespaceGuest, Voice, wait_until_forwarding
 from .host import Host
 from .image import Image, image
 from .lan import Lan
+from .layer import layer
 from .libvirtd import Libvirtd
 from .machine import Machine
 from .namespace import CommandError, Namespace, NetworkOf, Process
@@ -56,6 +57,7 @@ __all__ = [
     "icmp",
     "icmp_source",
     "image",
+    "layer",
     "root",
     "tcp",
     "udp",

@@ -72,13 +72,20 @@ _serial = itertools.count(1)
 class Container(Namespace):
     """A container on an overlay of `root`, which is not written to.
 
-    All changes live until `close()`, over any number of boots. `bind` are files and folders outside
+    `layers` lie over it, the topmost first: see `layer`. All changes live until `close()`, over any
+    number of boots. `bind` are files and folders outside
     that appear inside, read-only, in the same place. `pid` is its init while it is up. All that it
     is made of is inside `outer`, and ends as that does. Make it from the main thread.
     """
 
     # Namespace's own constructor would make namespaces: here systemd-nspawn does, at each boot.
-    def __init__(self, name: str, root: Path, bind: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        bind: tuple[Path, ...] = (),
+        layers: tuple[Path, ...] = (),
+    ) -> None:
         self.name = name
         self._processes = []
         self._bind = bind
@@ -105,7 +112,8 @@ class Container(Namespace):
         self.pid = self.outer.pid
         try:
             mounted.mkdir()
-            self.outer.run("sh", "-c", _MOUNTS, "mounts", root)
+            lower = ":".join(str(path) for path in (*layers, root))
+            self.outer.run("sh", "-c", _MOUNTS, "mounts", lower)
         except BaseException:
             self.close()
             raise
@@ -139,6 +147,10 @@ class Container(Namespace):
         super().close()
         self._end_reaper()
         self._console.close()
+
+    def written(self) -> Path:
+        """All that was written to its disk, as a layer of an overlay."""
+        return self.outer.path("/mnt/upper")
 
     @property
     def booted(self) -> bool:

@@ -51,10 +51,12 @@ _REBOOTED = 133  # systemd-nspawn's exit code with --keep-unit
 class Machine(Container, Hypervisor):
     """A container on the LAN by its uplink `wlp0s20f3`, 192.168.1.100."""
 
-    def __init__(self, lan: Lan, root: Path, name: str = "machine") -> None:
+    def __init__(
+        self, lan: Lan, root: Path, name: str = "machine", layers: tuple[Path, ...] = ()
+    ) -> None:
         self.lan = lan
         self._pip = pip_settings()
-        super().__init__(name, root, self._pip.folders)
+        super().__init__(name, root, self._pip.folders, layers)
         try:
             self._configure()
         except BaseException:
