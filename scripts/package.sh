@@ -10,7 +10,8 @@ maintainer="The developers of vm-onetoone-nat <vm-onetoone-nat@example.org>"
 
 . /etc/os-release
 case ${VERSION_ID:-} in
-12) architecture=any depends="" units=lib ;;
+# What is compiled inside is for this one version of Python.
+12) architecture=any depends="python3 (>= 3.11), python3 (<< 3.12), " units=lib ;;
 13) architecture=all depends="python3-pydantic (>= 2.7), python3-pyroute2 (>= 0.7.7), " units=usr ;;
 *) die "packages are for Debian 12 and 13" ;;
 esac
