@@ -1,0 +1,228 @@
+"""The Debian packages: built in a machine of the release, installed in another by apt alone."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from installed import CHECKOUT, PORT, SOURCES, copy_sources
+from lab import (
+    Answer,
+    EchoServer,
+    Failure,
+    Lan,
+    Machine,
+    NamespaceGuest,
+    Stream,
+    Suite,
+    layer,
+    tcp,
+    wait_for,
+)
+from lab.addresses import LAN_CLIENT, external, internal
+from running import UNIT, Service, mapping
+from vm_onetoone_nat.events import Event
+
+NAME = "vm-onetoone-nat"
+METRICS = "vm-onetoone-nat-metrics.socket"
+METRIC = "vm_onetoone_nat_up 1"
+
+_BUILDER = """
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends {packages} lintian >/dev/null
+apt-get clean
+rm -rf /var/lib/apt/lists/*
+"""
+
+# They lie where apt looks for them, and apt's lists with them.
+_DEPENDENCIES = """
+apt-get update -qq
+apt-get satisfy -y -qq --no-install-recommends --download-only "{depends}"
+"""
+
+# The second is a later one, and brings another example of a configuration.
+_BUILD = """
+cd {sources}
+find . | sort >/root/before
+scripts/package.sh
+echo '# Of the second package.' >>config.example.toml
+scripts/package.sh 2
+find . -path ./dist -prune -o -print | sort >/root/after
+lintian --allow-root dist/*.deb >/root/lintian 2>&1 || true
+"""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What two runs of scripts/package.sh, and one of lintian, have left."""
+
+    packages: tuple[Path, Path]
+    wheels: tuple[Path, ...]
+    lintian: str
+    left: set[str]
+
+    def depends(self) -> str:
+        """What the first package depends on."""
+        command = ["dpkg-deb", "--field", str(self.packages[0]), "Depends"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module", params=get_args(Suite))
+def suite(request: pytest.FixtureRequest) -> Suite:
+    """Each release."""
+    suite: Suite = request.param
+    return suite
+
+
+@pytest.fixture(scope="module")
+def built(
+    suite: Suite, roots: dict[Suite, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Built:
+    """Two packages, the second an upgrade of the first."""
+    listed = '. scripts/requirements.sh; echo "${package_packages[@]}"'
+    packages = subprocess.run(
+        ["bash", "-ec", listed], check=True, capture_output=True, text=True, cwd=CHECKOUT
+    ).stdout.strip()
+    tools = layer("builder", roots[suite], _BUILDER.format(packages=packages))
+    folder = tmp_path_factory.mktemp(f"dist-{suite}")
+    with Lan("builder-lan") as lan, Machine(lan, roots[suite], "builder", (tools,)) as builder:
+        copy_sources(builder)
+        builder.prepare("sh", "-ec", _BUILD.format(sources=SOURCES))
+        for file in (builder.path(SOURCES) / "dist").iterdir():
+            shutil.copy(file, folder)
+        before, after = (
+            set(builder.path(f"/root/{name}").read_text().splitlines())
+            for name in ("before", "after")
+        )
+        lintian = builder.path("/root/lintian").read_text()
+    first, second = sorted(folder.glob("*.deb"))
+    return Built((first, second), tuple(folder.glob("*.whl")), lintian, after - before)
+
+
+@pytest.fixture(scope="module")
+def packaged(suite: Suite, roots: dict[Suite, Path], built: Built) -> Iterator[Machine]:
+    """A machine without the product, booted, with guest 1; apt has what the package depends on."""
+    script = _DEPENDENCIES.format(depends=built.depends())
+    downloaded = layer("dependencies", roots[suite], script)
+    with (
+        Lan("packaged-lan") as lan,
+        Machine(lan, roots[suite], "packaged", (downloaded,)) as machine,
+    ):
+        for file in built.packages:
+            shutil.copy(file, machine.path("/root"))
+        machine.boot()
+        with NamespaceGuest(machine, "guest", internal(1)) as guest, EchoServer(guest, PORT):
+            yield machine
+
+
+def apt(machine: Machine, *arguments: str | Path) -> None:
+    """Run apt-get, as unattended as it can be: an edited configuration file is kept."""
+    options = ("-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold")
+    machine.run("apt-get", *options, *arguments, timeout=300)
+
+
+def ours(machine: Machine) -> set[str]:
+    """Every file with our name, but those of /root."""
+    found = machine.run(
+        *("find", "/", "-xdev", "-path", "/root", "-prune", "-o", "-name", "*onetoone*", "-print"),
+    )
+    run = machine.run("find", "/run", "-name", "*onetoone*", check=False)
+    return {*found.stdout.splitlines(), *run.stdout.splitlines()}
+
+
+def inside(package: Path) -> Path:
+    """Where the machine has it."""
+    return Path("/root") / package.name
+
+
+def metrics(machine: Machine) -> str:
+    """What the machine's own Prometheus would read."""
+    return machine.run("curl", "-sS", "--fail", "http://127.0.0.1:9788/metrics").stdout
+
+
+def test_built(suite: Suite, built: Built) -> None:
+    """lintian has nothing to say, and building leaves nothing but dist/ in the clone."""
+    assert built.lintian == ""
+    assert built.left == set()
+    assert len(built.wheels) == 1
+    architecture = {"bookworm": "amd64", "trixie": "all"}[suite]
+    assert all(package.name.endswith(f"_{architecture}.deb") for package in built.packages)
+
+
+def test_first_installation(packaged: Machine, built: Built) -> None:
+    """All is in place, and nothing is enabled or started: it has no configuration yet."""
+    machine, service = packaged, Service(packaged)
+    before = machine.listing()
+    machine.sysctl("net.ipv4.ip_forward", 0)
+    apt(machine, "install", inside(built.packages[0]))
+    assert machine.failed_units() == []
+    assert machine.systemctl("is-enabled", UNIT, METRICS, check=False).split() == ["disabled"] * 2
+    assert service.property("ActiveState") == "inactive"
+    assert machine.sysctl("net.ipv4.ip_forward") == "1"
+    assert machine.listing() == before
+    example = (CHECKOUT / "config.example.toml").read_text()
+    assert machine.path(service.config).read_text() == example
+    catalog = machine.run("journalctl", "--list-catalog").stdout
+    assert all(event.value.hex in catalog for event in Event)
+    compiled = machine.path("/usr/lib/vm-onetoone-nat/vm_onetoone_nat/__pycache__")
+    assert any(compiled.glob("cli.*.pyc")), "the daemon could not write it"
+
+
+def test_upgrade_and_removal(packaged: Machine, built: Built) -> None:
+    """An upgrade loses no packet; removal takes all from the kernel, not the configuration."""
+    machine, lan, service = packaged, packaged.lan, Service(packaged)
+    service.configure(mapping(1))
+    config = machine.path(service.config)
+    kept = config.read_text()
+    before = machine.listing()
+    machine.systemctl("enable", "--now", UNIT, METRICS)
+    service.wait_for(external(1), "active")
+    assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
+    assert METRIC in metrics(machine)
+    service.reload()
+    first = service.property("MainPID")
+    with (
+        Stream(lan, external(1), PORT, "udp", rate=1000) as packets,
+        Stream(lan, external(1), PORT, "tcp", rate=100) as connection,
+    ):
+        apt(machine, "install", inside(built.packages[1]))
+        service.wait_until_converged()
+        assert packets.finish().whole
+        assert connection.finish().whole
+    assert service.property("MainPID") != first
+    assert config.read_text() == kept
+    assert METRIC in metrics(machine)
+
+    apt(machine, "remove", NAME)
+    assert machine.listing() == before
+    assert isinstance(tcp(lan, external(1), PORT), Failure)
+    assert machine.failed_units() == []
+    assert config.read_text() == kept
+    assert machine.systemctl("list-unit-files", "--no-legend", f"{NAME}*", check=False) == ""
+
+
+def test_purge_after_a_crash(packaged: Machine, built: Built) -> None:
+    """What a crashed daemon left in the kernel goes, and every file; the system user stays."""
+    machine, service = packaged, Service(packaged)
+    before = machine.listing()
+    kept = machine.path(service.config).read_text()
+    apt(machine, "install", inside(built.packages[1]))
+    assert machine.path(service.config).read_text() == kept
+    drop_in = machine.path(f"/run/systemd/system/{UNIT}.d")
+    drop_in.mkdir()
+    (drop_in / "crash.conf").write_text("[Service]\nRestart=no\n")
+    machine.systemctl("daemon-reload")
+    service.systemctl("start")
+    service.wait_for(external(1), "active")
+    service.systemctl("kill", "--signal=KILL")
+    wait_for(lambda: service.property("ActiveState") == "failed", 20, "it has crashed")
+    shutil.rmtree(drop_in)
+    assert str(external(1)) in machine.listing()
+
+    apt(machine, "purge", NAME)
+    assert machine.listing() == before
+    assert ours(machine) == set()
+    assert machine.run("getent", "passwd", NAME).returncode == 0
