@@ -201,6 +201,7 @@ def test_upgrade_and_removal(packaged: Machine, built: Built) -> None:
     assert isinstance(tcp(lan, external(1), PORT), Failure)
     assert machine.failed_units() == []
     assert config.read_text() == kept
+    assert not machine.path("/run/vm-onetoone-nat").exists()
     assert machine.systemctl("list-unit-files", "--no-legend", f"{NAME}*", check=False) == ""
 
 
