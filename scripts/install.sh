@@ -100,17 +100,25 @@ uninstall() {
     say "removed; the distribution's packages stay"
 }
 
+# Its user and its configuration are the package's then.
+refuse_beside_package() {
+    ! is_installed "$name" || die "the package $name is installed; use apt, or remove it first"
+}
+
 case "$*" in
 "")
     require_root
+    refuse_beside_package
     install_all
     ;;
 --uninstall)
     require_root
+    refuse_beside_package
     uninstall keep
     ;;
 "--uninstall --purge")
     require_root
+    refuse_beside_package
     uninstall purge
     ;;
 -h | --help) usage ;;

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from installed import CHECKOUT, PORT, SOURCES, copy_sources
+from installed import CHECKOUT, INSTALL, PORT, SOURCES, copy_sources
 from lab import (
     Answer,
+    CommandError,
     EchoServer,
     Failure,
     Lan,
@@ -111,6 +112,7 @@ def packaged(suite: Suite, roots: dict[Suite, Path], built: Built) -> Iterator[M
         Lan("packaged-lan") as lan,
         Machine(lan, roots[suite], "packaged", (downloaded,)) as machine,
     ):
+        copy_sources(machine)
         for file in built.packages:
             shutil.copy(file, machine.path("/root"))
         machine.boot()
@@ -152,6 +154,17 @@ def test_built(suite: Suite, built: Built) -> None:
     assert all(package.name.endswith(f"_{architecture}.deb") for package in built.packages)
 
 
+def test_beside_install_sh(packaged: Machine, built: Built) -> None:
+    """The package is refused where install.sh has put its unit, and leaves nothing behind."""
+    unit = packaged.path(f"/usr/local/lib/systemd/system/{UNIT}")
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    unit.touch()
+    with pytest.raises(CommandError, match="run it with --uninstall first"):
+        apt(packaged, "install", inside(built.packages[0]))
+    unit.unlink()
+    assert {path for path in ours(packaged) if not path.startswith("/var/lib/dpkg/")} == set()
+
+
 def test_first_installation(packaged: Machine, built: Built) -> None:
     """All is in place, and nothing is enabled or started: it has no configuration yet."""
     machine, service = packaged, Service(packaged)
@@ -169,6 +182,10 @@ def test_first_installation(packaged: Machine, built: Built) -> None:
     assert all(event.value.hex in catalog for event in Event)
     compiled = machine.path("/usr/lib/vm-onetoone-nat/vm_onetoone_nat/__pycache__")
     assert any(compiled.glob("cli.*.pyc")), "the daemon could not write it"
+    for arguments in ((), ("--uninstall",), ("--uninstall", "--purge")):
+        refused = machine.run(INSTALL, *arguments, check=False)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "the package vm-onetoone-nat is installed" in refused.stderr
 
 
 def test_upgrade_and_removal(packaged: Machine, built: Built) -> None:
