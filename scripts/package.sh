@@ -16,7 +16,6 @@ case ${VERSION_ID:-} in
 *) die "packages are for Debian 12 and 13" ;;
 esac
 
-require_root
 install_packages "${package_packages[@]}"
 
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' daemon/vm_onetoone_nat/__init__.py)
