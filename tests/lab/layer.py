@@ -25,13 +25,19 @@ def layer(name: str, root: Path, script: str) -> Path:
     """
     cache = cache_directory()
     # The same recipe may have made the root anew, of newer packages.
-    made = (root / "var/lib/dpkg/status").stat().st_mtime_ns
-    recipe = "\0".join((Path(__file__).read_text(), root.name, str(made), script))
+    built = (root / "var/lib/dpkg/status").stat().st_mtime_ns
+    recipe = "\0".join((Path(__file__).read_text(), root.name, str(built), script))
     kind = f"layer-{name}-{root.name}"
     directory = cache / f"{kind}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     with locked(cache / f"{kind}.lock"):
         if not directory.exists():
-            _make(directory, root, script)
+            # Left behind by one that was killed.
+            for unfinished in cache.glob(f"unfinished-{kind}.*"):
+                shutil.rmtree(unfinished)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=f"unfinished-{kind}.") as work:
+                made = Path(work) / "layer"
+                _make(made, root, script)
+                made.rename(directory)
         os.utime(directory)
         # Not at once: another checkout with another script may have containers on it.
         for older in cache.glob(f"layer-{name}-*/"):
@@ -41,12 +47,7 @@ def layer(name: str, root: Path, script: str) -> Path:
 
 
 def _make(directory: Path, root: Path, script: str) -> None:
-    with (
-        tempfile.TemporaryDirectory(dir=directory.parent, prefix="unfinished-layer.") as work,
-        Container("layer", root) as container,
-    ):
+    with Container("layer", root) as container:
         container.prepare("sh", "-ec", script)
-        made = Path(work) / "layer"
         # With the attributes and devices by which an overlay knows what was deleted.
-        subprocess.run(["cp", "-a", container.written(), made], check=True)
-        made.rename(directory)
+        subprocess.run(["cp", "-a", container.written(), directory], check=True)
