@@ -30,8 +30,7 @@ install_files() {
         install -D -m 0644 "$file" "$prefix/${installed_files[$file]}"
     done
     for file in "${!manual_pages[@]}"; do
-        # The line that makes every reader call tbl first, for the tables; scdoc leaves it out.
-        { echo "'\\\" t"; scdoc <"$file"; } | install -D -m 0644 /dev/stdin "$prefix/${manual_pages[$file]}"
+        scdoc <"$file" | install -D -m 0644 /dev/stdin "$prefix/${manual_pages[$file]}"
     done
 }
 
