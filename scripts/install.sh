@@ -85,8 +85,8 @@ uninstall() {
         # The service goes with its socket.
         systemctl disable --now --quiet "$name-metrics.socket"
     fi
-    # Whatever a daemon that had crashed has left in the kernel.
-    [ ! -x "$command" ] || "$command" cleanup
+    # Whatever a daemon that had crashed has left in the kernel; an image's kernel is another system's.
+    ! booted || [ ! -x "$command" ] || "$command" cleanup
     remove_files "$prefix"
     rm -f "$command"
     rm -rf "$venv" "/run/$name"
