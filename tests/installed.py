@@ -9,6 +9,8 @@ PORT = 7000
 CHECKOUT = Path(__file__).parent.parent
 SOURCES = "/root/vm-onetoone-nat"
 INSTALL = f"{SOURCES}/scripts/install.sh"
+PAGES = ("man8/vm-onetoone-nat.8", "man5/vm-onetoone-nat.toml.5")
+BASH_COMPLETION = "bash-completion/completions/vm-onetoone-nat"
 
 _FOLDERS = ("completion", "daemon", "docs", "packaging", "scripts", "systemd")
 _FILES = ("pyproject.toml", "README.md", "config.example.toml")

@@ -1,6 +1,6 @@
 """Fresh from the installer, and booted."""
 
-from installed import CHECKOUT, PORT
+from installed import BASH_COMPLETION, CHECKOUT, PAGES, PORT
 from lab import Answer, EchoServer, Lan, Machine, NamespaceGuest, tcp
 from lab.addresses import LAN_CLIENT, external, internal
 from running import UNIT, Service, mapping
@@ -17,6 +17,11 @@ def test_installed(machine: Machine) -> None:
     assert machine.run("vm-onetoone-nat", "--version").stdout.startswith("vm-onetoone-nat ")
     assert machine.run("vm-onetoone-nat", "check").returncode == 0
     assert machine.sysctl("net.ipv4.ip_forward") == "1"
+    for name in (
+        *(f"man/{page}" for page in PAGES),
+        *(BASH_COMPLETION, "zsh/site-functions/_vm-onetoone-nat"),
+    ):
+        assert machine.path(f"/usr/local/share/{name}").stat().st_size > 0
 
 
 def test_reboots(machine: Machine, lan: Lan) -> None:
