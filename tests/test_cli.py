@@ -151,12 +151,22 @@ def test_check_against_the_host(configured: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("arguments", [("plan",), ("status",), ("run",), ("cleanup",)])
+@pytest.mark.parametrize("arguments", [("plan",), ("run",), ("cleanup",), ("diagnose", "web")])
 def test_without_privileges(configured: Path, arguments: tuple[str, ...]) -> None:
     """A command that needs privileges says so in exactly one line and exits with 1."""
     done = command("--config", configured, *arguments, through=(*OWN_NETWORK, *NOBODY))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "vm-onetoone-nat: this needs CAP_NET_ADMIN: run it as root, with sudo\n"
+
+
+def test_status_without_privileges(configured: Path) -> None:
+    """Where no daemon answers, `status` says so, and who may ask the kernel."""
+    done = command("--config", configured, "status", through=(*OWN_NETWORK, *NOBODY))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "vm-onetoone-nat: the daemon is not running, and what the kernel has is told to root only: "
+        "run it with sudo\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["plan", "status"])

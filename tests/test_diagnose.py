@@ -91,7 +91,7 @@ class TestHealthy:
 
     def test_for_a_person(self, healthy: Daemon) -> None:
         """On a pipe: a mark for each part of the path, plain, in 80 columns, and the outcome."""
-        done = healthy.command("diagnose", str(external(1)))
+        done = healthy.command("diagnose", "net:default")
         first, *lines = done.stdout.splitlines()
         assert first == f"network default ({external(1)}):"
         assert lines[-1] == "nothing is wrong, as far as this host can see"

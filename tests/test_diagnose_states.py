@@ -173,6 +173,25 @@ class TestGuests:
         host.virsh("domif-setlink", DOMAIN, MAC, "down")
         assert cause(daemon, DOMAIN) == "link-down"
 
+    def test_network_started_again(self, host: Host, daemon: Daemon, domain: IdleDomain) -> None:
+        """After its network was stopped and started, a guest is no longer on the bridge."""
+        start(daemon, mapping(9, domain=DOMAIN), state="active")
+        tap = domain.tap()
+        host.stop_network()
+        host.start_network()
+        daemon.wait_for(external(9), "active")
+        found = diagnose(daemon, DOMAIN)
+        assert found["cause"] == "off-bridge"
+        assert found["text"].startswith(tap)
+        host.libvirtd.restart()
+        wait_for(lambda: cause(daemon, DOMAIN) != "off-bridge", 20, "libvirt has put it back")
+
+    def test_paused_while_active(self, daemon: Daemon, domain: IdleDomain) -> None:
+        """A guest that is paused keeps its address, and that it is paused is what is wrong."""
+        start(daemon, mapping(9, domain=DOMAIN), state="active")
+        domain.suspend()
+        assert cause(daemon, DOMAIN) == "guest-paused"
+
     def test_address_unknown(self, daemon: Daemon, domain: IdleDomain) -> None:
         """Nothing tells of the guest's address."""
         start(daemon, {"external": str(external(9)), "domain": DOMAIN}, state="pending")

@@ -2,28 +2,18 @@
 
 import json
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from fakes import FORWARD, FakeKernel, laptop, running_guests
 from lab.addresses import LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal, mac_of
 from vm_onetoone_nat.checklist import render, to_json
-from vm_onetoone_nat.diagnosis import (
-    Answers,
-    Check,
-    Daemon,
-    Diagnosis,
-    Evidence,
-    Routes,
-    Sysctls,
-    Verdict,
-    diagnose,
-    failed,
-)
+from vm_onetoone_nat.diagnosis import Check, Diagnosis, Verdict, diagnose, failed
+from vm_onetoone_nat.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import look, reconcile, settled
 from vm_onetoone_nat.remedies import remedy
-from vm_onetoone_nat.state import Cause, Configuration, Mapping
+from vm_onetoone_nat.state import Cause, Configuration, Mapping, Service
 from vm_onetoone_nat.traffic import Tracked, Traffic
 
 GUEST = Mapping(external(1), "default", internal=internal(1), domain=guest_name(1))
@@ -44,6 +34,7 @@ def evidence(kernel: FakeKernel | None = None) -> Evidence:
         reloaded=True,
         guest_macs=frozenset({MAC}),
         plugged=True,
+        off_bridge=None,
         elsewhere=(),
         uplink_runs=True,
         wireless=False,
@@ -103,6 +94,20 @@ def test_part_is_missing_in_the_kernel(damage: object, expected: Cause) -> None:
     assert callable(damage)
     damage(kernel)
     assert cause(evidence(kernel)) is expected
+
+
+def test_limits_are_told() -> None:
+    """What the mapping itself leaves out is no fault, and is said where it is in force."""
+    found = evidence()
+    limited = replace(
+        GUEST,
+        allow=(Service("icmp"), Service("tcp", 22, 22), Service("udp", 53, 60)),
+        allowed_sources=(IPv4Network("10.0.0.0/8"),),
+    )
+    found = replace(found, status=replace(found.status, mapping=limited))
+    (rules,) = (check for check in diagnose(found).checks if check.step == "our rules")
+    assert rules.verdict is Verdict.OK
+    assert rules.text.endswith("; only icmp, tcp/22, udp/53-60 to the guest; only from 10.0.0.0/8")
 
 
 def test_table_of_connections_is_full() -> None:

@@ -200,7 +200,8 @@ def hooked(hook: str, rule: str, family: str = "ip", kind: str = "filter") -> st
     return f"table {family} t {{\nchain c {{\ntype {kind} hook {hook};\n{rule}\n}}\n}}\n"
 
 
-INBOUND, ANSWERS, OWN = "from the LAN", "the guest's answers", "the guest's own"
+INBOUND, ANSWERS = "packets from the LAN", "the guest's answers"
+OWN = "the guest's own packets"
 
 
 @pytest.mark.parametrize(

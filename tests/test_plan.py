@@ -546,7 +546,7 @@ def _element_text(element: Element) -> str:
         "outbound": "forward connections from {0}",
         "allowed": "allow {2} {3} from {1} to {0}",
         "uplink": "uplink {0}",
-        "hairpin": "hairpin {0}",
+        "hairpin": "record of the hairpin on {0}",
     }[element.container]
     limit = ", as allowed" if element.value == "goto restrict" else ""
     return words.format(*element.key.split(" . "), value=element.value) + limit

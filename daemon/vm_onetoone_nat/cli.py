@@ -209,7 +209,11 @@ def _diagnoses(path: Path, target: str) -> "list[Diagnosis]":
 
 def _means(target: str, mapping: Mapping, seen: "Look") -> bool:
     """Whether a mapping is of that guest, by name or UUID, or of that address."""
-    if target in (str(mapping.external), str(mapping.internal), mapping.domain):
+    names = {str(mapping.external), str(mapping.internal), mapping.domain}
+    if mapping.domain is None:
+        # As `status` has it in the place of a guest.
+        names.add(f"net:{mapping.network}")
+    if target in names:
         return True
     domain = seen.guests.domain(target) if seen.guests is not None else None
     return domain is not None and mapping.domain in (domain.name, domain.uuid)
@@ -227,7 +231,13 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
         return from_json(ask(socket_path(runtime_path()))), ()
     except NotRunning as error:
         absent = error.message
-    seen = _look(config.load(path))
+    configuration = config.load(path)
+    try:
+        seen = _look(configuration)
+    except PrivilegeError as error:
+        raise PrivilegeError(
+            f"{absent}, and what the kernel has is told to root only", hint="run it with sudo"
+        ) from error
     counters = read_counters()
     entries = [mapped(status, None, counters) for status in settled(seen)]
     entries += [unmapped(guest) for guest in seen.desired.unmapped]

@@ -7,13 +7,16 @@ what comes later on the path may follow from it.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address
 
-from vm_onetoone_nat.path import Obstruction
-from vm_onetoone_nat.reconcile import Look
+from vm_onetoone_nat.evidence import Daemon, Evidence
 from vm_onetoone_nat.remedies import remedy
-from vm_onetoone_nat.state import Cause, Mapping, MappingState, MappingStatus, Network
-from vm_onetoone_nat.traffic import Tracked, Traffic
+from vm_onetoone_nat.state import (
+    Cause,
+    DomainState,
+    Mapping,
+    MappingState,
+    Service,
+)
 
 
 class Verdict(StrEnum):
@@ -37,88 +40,6 @@ class Check:
     text: str
     cause: Cause | None = None
     remedy: str = ""
-
-
-class Daemon(StrEnum):
-    """Whether the daemon answers at its socket."""
-
-    RUNNING = "running"
-    SILENT = "silent"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What the guest and the LAN have answered.
-
-    `claimants` are MACs that have the external address on the LAN, `guest` those that have the
-    internal one on the bridge. `near` tells whether the guest answers the bridge's own address,
-    `far` whether it answers an address behind its gateway. `neighbours` are the hosts of the LAN
-    that were asked, but for the router, and whether each has answered; `router` None, that there
-    is none on the LAN.
-    """
-
-    claimants: frozenset[str] = frozenset()
-    guest: frozenset[str] = frozenset()
-    near: bool = False
-    far: bool = False
-    router: bool | None = None
-    neighbours: tuple[tuple[IPv4Address, bool], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that is known of one mapping. What needs an active one is None without."""
-
-    look: Look
-    status: MappingStatus
-    daemon: Daemon
-    reloaded: bool
-    guest_macs: frozenset[str]
-    plugged: bool
-    elsewhere: tuple[IPv4Address, ...]
-    uplink_runs: bool
-    wireless: bool
-    sysctls: "Sysctls"
-    answers: Answers | None = None
-    routes: "Routes | None" = None
-    obstructions: tuple[Obstruction, ...] = ()
-    tracked: Tracked | None = None
-    traffic: tuple[Traffic, Traffic] | None = None
-
-    @property
-    def mapping(self) -> Mapping:
-        """The mapping in question."""
-        return self.status.mapping
-
-    @property
-    def network(self) -> Network | None:
-        """Its network, as libvirt knows it."""
-        guests = self.look.guests
-        return guests.network(self.mapping.network) if guests is not None else None
-
-
-@dataclass(frozen=True, slots=True)
-class Sysctls:
-    """Settings below /proc/sys/net of the interfaces of the path, by their names.
-
-    `strict` has the interfaces with a strict reverse path filter, `unrouted` those that do not
-    forward, `arp_ignore` is that of the uplink.
-    """
-
-    strict: frozenset[str] = frozenset()
-    unrouted: tuple[str, ...] = ()
-    arp_ignore: int = 0
-    tracking_full: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Routes:
-    """Through which interface the host sends to the guest, and to a host of the LAN."""
-
-    to_guest: str | None
-    lan_host: IPv4Address | None
-    to_lan: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +118,19 @@ def _network(evidence: Evidence, _step: str) -> _Found:
     return f"'{network.name}' is active on bridge {network.bridge}"
 
 
-def _guest(evidence: Evidence, _step: str) -> _Found:
+def _guest(evidence: Evidence, step: str) -> _Found:
     mapping = evidence.mapping
     if mapping.domain is None:
         return "none is named: the mapping lives as long as its network"
     guests = evidence.look.guests
     domain = guests.domain(mapping.domain) if guests is not None else None
-    return f"'{domain.name}' is {domain.state.value}" if domain is not None else None
+    if domain is None:
+        return None
+    text = f"'{domain.name}' is {domain.state.value}"
+    # One that was paused while its mapping was active keeps it.
+    if domain.state is DomainState.PAUSED:
+        return _fail(evidence, step, Cause.GUEST_PAUSED, text)
+    return text
 
 
 def _interface(evidence: Evidence, step: str) -> _Found:
@@ -211,6 +138,9 @@ def _interface(evidence: Evidence, step: str) -> _Found:
     if not evidence.plugged:
         text = f"the link of its interface on '{mapping.network}' is set down"
         return _fail(evidence, step, Cause.LINK_DOWN, text)
+    if evidence.off_bridge is not None and evidence.network is not None:
+        text = f"{evidence.off_bridge} of the guest is no port of {evidence.network.bridge}"
+        return _fail(evidence, step, Cause.OFF_BRIDGE, text)
     if mapping.domain is None:
         return "of any guest on the network"
     if not evidence.guest_macs:
@@ -314,8 +244,25 @@ def _rules(evidence: Evidence, _step: str) -> _Found:
     inbound, outbound = evidence.traffic
     return (
         f"in place; connections: {inbound.connections} from the LAN, "
-        f"{outbound.connections} of its own"
+        f"{outbound.connections} of its own{_limits(evidence.mapping)}"
     )
+
+
+def _limits(mapping: Mapping) -> str:
+    """What the mapping itself leaves out, which is no fault."""
+    text = ""
+    if mapping.allow is not None:
+        text += f"; only {', '.join(map(_service, mapping.allow))} to the guest"
+    if mapping.allowed_sources is not None:
+        text += f"; only from {', '.join(map(str, mapping.allowed_sources))}"
+    return text
+
+
+def _service(service: Service) -> str:
+    if (service.first, service.last) == (0, 65535):
+        return service.protocol
+    last = f"-{service.last}" if service.last != service.first else ""
+    return f"{service.protocol}/{service.first}{last}"
 
 
 def _firewall(evidence: Evidence, step: str) -> _Found:
@@ -323,7 +270,7 @@ def _firewall(evidence: Evidence, step: str) -> _Found:
         return None
     for each in evidence.obstructions:
         if not each.verdict.translated:
-            text = f"packets {each.packets} end at {each.verdict}"
+            text = f"{each.packets} end at {each.verdict}"
             return _fail(evidence, step, Cause.FIREWALL, text)
     return "no rule of another program certainly refuses it"
 
@@ -333,7 +280,7 @@ def _other_nat(evidence: Evidence, step: str) -> _Found:
         return None
     for each in evidence.obstructions:
         if each.verdict.translated:
-            text = f"packets {each.packets} are translated before ours by {each.verdict}"
+            text = f"{each.packets} are translated before ours, by {each.verdict}"
             return _fail(evidence, step, Cause.OTHER_NAT, text)
     return "none comes before ours"
 

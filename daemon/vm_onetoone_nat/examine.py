@@ -10,8 +10,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat import conntrack
-from vm_onetoone_nat.diagnosis import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.discovery import interfaces
+from vm_onetoone_nat.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.nft import read_counters, read_others
 from vm_onetoone_nat.path import Route, obstructions
@@ -97,6 +97,7 @@ class _Examination:
             reloaded=self._daemon.knows(self._mapping),
             guest_macs=frozenset(nic.mac for nic in nics),
             plugged=not nics or any(nic.plugged for nic in nics),
+            off_bridge=self._off_bridge(nics),
             elsewhere=self._elsewhere(nics),
             uplink_runs=uplink is not None and uplink.running,
             wireless=uplink is not None and _is_wireless(uplink),
@@ -137,6 +138,14 @@ class _Examination:
         if domain is None or self._network is None:
             return ()
         return interfaces(domain, self._network, self._mapping.mac)
+
+    def _off_bridge(self, nics: tuple[Interface, ...]) -> str | None:
+        """The guest's end on the host, if no interface of the guest is on the bridge."""
+        taps = [link for nic in nics if (link := self._links.get(nic.tap or "")) is not None]
+        bridge = self._bridge
+        if bridge is None or not taps or any(tap.master == bridge.index for tap in taps):
+            return None
+        return taps[0].name
 
     def _elsewhere(self, nics: tuple[Interface, ...]) -> tuple[IPv4Address, ...]:
         """Other addresses that the guest is known by than the mapping's."""

@@ -429,7 +429,7 @@ def _definition(domain: Any) -> Definition:
 
 
 def _interface(element: ElementTree.Element) -> Interface:
-    mac, source, link = (element.find(name) for name in ("mac", "source", "link"))
+    mac, source, link, target = map(element.find, ("mac", "source", "link", "target"))
     assert mac is not None
     place = {} if source is None else source.attrib
     return Interface(
@@ -437,6 +437,7 @@ def _interface(element: ElementTree.Element) -> Interface:
         place.get("network"),
         place.get("bridge"),
         plugged=link is None or link.get("state") != "down",
+        tap=target.get("dev") if target is not None else None,
     )
 
 

@@ -10,7 +10,10 @@ _ETHERNET = 1  # linux/if_arp.h; Wi-Fi is of the same kind
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One interface. `running`: up, with a carrier. `has_arp`: neighbours are found by ARP."""
+    """One interface. `running`: up, with a carrier. `has_arp`: neighbours are found by ARP.
+
+    `master` is the index of the bridge, or the like, that it is a port of.
+    """
 
     index: int
     name: str
@@ -20,6 +23,7 @@ class Link:
     is_bridge: bool
     is_bridge_port: bool
     hairpin: bool
+    master: int | None = None
 
 
 def links(netlink: IPRoute) -> dict[int, Link]:
@@ -43,5 +47,6 @@ def links(netlink: IPRoute) -> dict[int, Link]:
             is_bridge=info is not None and info.get_attr("IFLA_INFO_KIND") == "bridge",
             is_bridge_port=is_port,
             hairpin=hairpin,
+            master=message.get_attr("IFLA_MASTER"),
         )
     return found

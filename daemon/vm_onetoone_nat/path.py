@@ -42,7 +42,9 @@ def obstructions(ruleset: Ruleset, route: Route) -> Iterator[Obstruction]:
                         yield Obstruction(name, verdict)
 
 
-_INBOUND, _ANSWERS, _OUTBOUND = "from the LAN", "the guest's answers", "the guest's own"
+_INBOUND = "packets from the LAN"
+_ANSWERS = "the guest's answers"
+_OUTBOUND = "the guest's own packets"
 
 _WAYS = {
     _INBOUND: (

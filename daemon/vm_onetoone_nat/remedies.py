@@ -23,7 +23,13 @@ _TEXTS = {
     Cause.GUEST_PAUSED: "virsh resume {domain}",
     Cause.GUEST_LEFT: "it is reached by the host that it went to, if the daemon runs there",
     Cause.NO_INTERFACE: "'virsh domiflist {domain}' lists its interfaces; mend 'network' or 'mac'",
-    Cause.LINK_DOWN: "virsh domif-setlink {domain} {mac} up",
+    Cause.LINK_DOWN: (
+        "'virsh domif-setlink {domain} MAC up'; 'virsh domiflist {domain}' lists the MAC"
+    ),
+    Cause.OFF_BRIDGE: (
+        "systemctl restart libvirtd, which leaves guests running; libvirt does not do it when a "
+        "network is stopped and started"
+    ),
     Cause.ADDRESS_UNKNOWN: (
         "let it use DHCP, make a reservation for it, or write its address as 'internal'"
     ),
@@ -52,15 +58,16 @@ _TEXTS = {
     Cause.RULES_MISSING: "'journalctl -u vm-onetoone-nat' tells who removes them, or why not",
     Cause.ACCEPT_MISSING: "'journalctl -u vm-onetoone-nat' tells who removes it",
     Cause.REFUSED_BY_KERNEL: "'journalctl -xu vm-onetoone-nat' has the kernel's own words",
-    Cause.FIREWALL: "remove that rule, or put before it one that accepts the guest",
+    Cause.FIREWALL: (
+        "put at the head of that chain a rule that accepts what comes to {internal} and from it, or "
+        "remove what refuses that"
+    ),
     Cause.OTHER_NAT: "remove that rule, or give it a priority behind ours",
     Cause.TRACKING_FULL: "raise net.netfilter.nf_conntrack_max",
     Cause.TRACKED_ELSEWHERE: (
         "conntrack -D --orig-dst {external}; conntrack -D --orig-src {internal}"
     ),
-    Cause.GUEST_SILENT: (
-        "see on its console ('virsh console {domain}') whether it is up and has {internal}"
-    ),
+    Cause.GUEST_SILENT: "see on the guest's console whether it is up and has {internal}",
     Cause.GUEST_TWICE: "give the guest that is not meant another address",
     Cause.GUEST_GATEWAY: (
         "in the guest, set the default route to the host's address on its network, and let its "
@@ -78,7 +85,6 @@ def remedy(cause: Cause, mapping: Mapping | None) -> str:
     names = {
         "domain": mapping.domain if mapping is not None and mapping.domain else "GUEST",
         "network": mapping.network if mapping is not None else "NETWORK",
-        "mac": mapping.mac if mapping is not None and mapping.mac else "MAC",
         "external": mapping.external if mapping is not None else "EXTERNAL",
         "internal": mapping.internal if mapping is not None else "INTERNAL",
     }

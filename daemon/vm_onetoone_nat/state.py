@@ -155,6 +155,7 @@ class Interface:
     """A network interface of a guest, on a virtual network or directly on a bridge.
 
     `addresses` are what the guest agent tells of it; not `plugged` is one whose link is set down.
+    `tap` is its other end, on the host, while the guest runs.
     """
 
     mac: str
@@ -162,6 +163,7 @@ class Interface:
     bridge: str | None = None
     addresses: tuple[IPv4Address, ...] = ()
     plugged: bool = True
+    tap: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +274,8 @@ class Element:
                 return f"forward connections to {self.key}{limit}"
             case "outbound":
                 return f"forward connections from {self.key}"
+            case "hairpin":
+                return f"record of the hairpin on {self.key}"
             case "allowed":
                 external, source, protocol, ports = self.key.split(" . ")
                 return f"allow {protocol} {ports} from {source} to {external}"
@@ -508,6 +512,7 @@ class Cause(StrEnum):
     GUEST_LEFT = "guest-left"
     NO_INTERFACE = "no-interface"
     LINK_DOWN = "link-down"
+    OFF_BRIDGE = "off-bridge"
     ADDRESS_UNKNOWN = "address-unknown"
     ADDRESS_IS_GATEWAY = "address-is-gateway"
     ADDRESS_OUTSIDE_NETWORK = "address-outside-network"

@@ -1,0 +1,96 @@
+"""What `diagnosis` concludes from: all that can be known of one mapping. Pure."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+from vm_onetoone_nat.path import Obstruction
+from vm_onetoone_nat.reconcile import Look
+from vm_onetoone_nat.state import Mapping, MappingStatus, Network
+from vm_onetoone_nat.traffic import Tracked, Traffic
+
+
+class Daemon(StrEnum):
+    """Whether the daemon answers at its socket."""
+
+    RUNNING = "running"
+    SILENT = "silent"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the guest and the LAN have answered.
+
+    `claimants` are MACs that have the external address on the LAN, `guest` those that have the
+    internal one on the bridge. `near` tells whether the guest answers the bridge's own address,
+    `far` whether it answers an address behind its gateway. `neighbours` are the hosts of the LAN
+    that were asked, but for the router, and whether each has answered; `router` None, that there
+    is none on the LAN.
+    """
+
+    claimants: frozenset[str] = frozenset()
+    guest: frozenset[str] = frozenset()
+    near: bool = False
+    far: bool = False
+    router: bool | None = None
+    neighbours: tuple[tuple[IPv4Address, bool], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctls:
+    """Settings below /proc/sys/net of the interfaces of the path, by their names.
+
+    `strict` has the interfaces with a strict reverse path filter, `unrouted` those that do not
+    forward, `arp_ignore` is that of the uplink.
+    """
+
+    strict: frozenset[str] = frozenset()
+    unrouted: tuple[str, ...] = ()
+    arp_ignore: int = 0
+    tracking_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Through which interface the host sends to the guest, and to a host of the LAN."""
+
+    to_guest: str | None
+    lan_host: IPv4Address | None
+    to_lan: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known of one mapping. What needs an active one is None without.
+
+    `off_bridge` is the guest's tap device where that is no port of the network's bridge.
+    """
+
+    look: Look
+    status: MappingStatus
+    daemon: Daemon
+    reloaded: bool
+    guest_macs: frozenset[str]
+    plugged: bool
+    off_bridge: str | None
+    elsewhere: tuple[IPv4Address, ...]
+    uplink_runs: bool
+    wireless: bool
+    sysctls: Sysctls
+    answers: Answers | None = None
+    routes: Routes | None = None
+    obstructions: tuple[Obstruction, ...] = ()
+    tracked: Tracked | None = None
+    traffic: tuple[Traffic, Traffic] | None = None
+
+    @property
+    def mapping(self) -> Mapping:
+        """The mapping in question."""
+        return self.status.mapping
+
+    @property
+    def network(self) -> Network | None:
+        """Its network, as libvirt knows it."""
+        guests = self.look.guests
+        return guests.network(self.mapping.network) if guests is not None else None
