@@ -59,8 +59,8 @@ _TEXTS = {
     Cause.ACCEPT_MISSING: "'journalctl -u vm-onetoone-nat' tells who removes it",
     Cause.REFUSED_BY_KERNEL: "'journalctl -xu vm-onetoone-nat' has the kernel's own words",
     Cause.FIREWALL: (
-        "put at the head of that chain a rule that accepts what comes to {internal} and from it, or "
-        "remove what refuses that"
+        "put at the head of that chain a rule that accepts what comes to {internal} and from it, "
+        "or remove what refuses that"
     ),
     Cause.OTHER_NAT: "remove that rule, or give it a priority behind ours",
     Cause.TRACKING_FULL: "raise net.netfilter.nf_conntrack_max",
