@@ -3,6 +3,7 @@
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,7 @@ def changes(figures: Figures, count: int, rounds: int) -> None:
         product.map(count, uri=_TEST_URI, domain="bench-{n}", network="bench")
         with Observer(host, _TEST_URI, (_TEST_NETWORK, *domains)) as observer:
             product.begin()
+            _wait(observer, "address added", count)
             _settle(observer)
             figures.add(CHANGE, "this", count, "ms", _single(observer, names[-1], rounds))
             figures.add(PASS, "this", count, "ms", _converged(host, product, observer))
@@ -145,6 +147,7 @@ def real_changes(figures: Figures, count: int, rounds: int) -> None:
         product.add(count, domain=domain.name)
         with Observer(host, "qemu:///system", (domain.xml,)) as observer:
             product.begin()
+            _wait(observer, "address added", count - 1)
             _settle(observer)
             values = _single(observer, domain.name, rounds, begin_on=False)
             figures.add(CHANGE_REAL, "this", count, "ms", values)
@@ -174,10 +177,9 @@ def _single(
         (observer.start if on else observer.stop_domain)(name)
         seen = _settle(observer)
         written = [each for each in seen if each.what.startswith(("element", "address"))]
-        expected = 4 * ["element added" if on else "element removed"]
-        expected.append("address added" if on else "address removed")
-        found = sorted(each.what for each in written)
-        assert found == sorted(expected), f"more than one mapping was written: {found}"
+        verb = "added" if on else "removed"
+        found = Counter(each.what for each in written)
+        assert found == {f"element {verb}": 4, f"address {verb}": 1}, found
         told = f"domain {'started' if on else 'stopped'}"
         (event,) = (each.at for each in seen if each.what == told)
         yield 1000 * (_last(seen) - event)
