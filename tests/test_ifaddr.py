@@ -23,7 +23,7 @@ def test_listed_address() -> None:
     """An address of a listing is read with its interface, broadcast and protocol."""
     answer = parse(LISTED + END)
     assert tuple(entries(answer)) == (Entry(3, ONE, BROADCAST, 118),)
-    assert answer.done
+    assert answer.results == {7: 0}
     assert not answer.interrupted
 
 

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from errno import EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT
+from errno import EADDRNOTAVAIL, EEXIST, ENOBUFS, ENODEV, ENOENT
 from ipaddress import IPv4Interface
 from itertools import groupby, islice
 from operator import attrgetter
@@ -136,7 +136,7 @@ class Addresses:
             messages = ifaddr.additions(
                 index, ((a.interface, a.broadcast) for a in batch), PROTOCOL
             )
-            failures += _failed("added", batch, self._request(messages, len(batch)), EEXIST)
+            failures += self._change("added", messages, batch, EEXIST)
         _raise_any(failures)
 
     def delete(self, addresses: Iterable[Address]) -> None:
@@ -144,42 +144,69 @@ class Addresses:
 
         Others in their subnets stay, also where one of these was the first.
         """
-        unwanted = tuple(addresses)
+        # From the last: in place of the first of a subnet the kernel promotes the next, and then
+        # adds the routes of all others again (net/ipv4/devinet.c), for each that is deleted.
+        unwanted = tuple(addresses)[::-1]
         failures: list[str] = []
         for ifname, batch in _batches(unwanted):
-            with _promote_secondaries(ifname), suppress(OSError):  # the interface is gone
-                messages = ifaddr.deletions(
-                    socket.if_nametoindex(ifname), (a.interface for a in batch)
-                )
-                results = self._request(messages, len(batch))
-                failures += _failed("deleted", batch, results, EADDRNOTAVAIL)
+            with _promote_secondaries(ifname):
+                try:
+                    index = socket.if_nametoindex(ifname)
+                except OSError:
+                    continue  # the interface is gone, and they with it
+                messages = ifaddr.deletions(index, (a.interface for a in batch))
+                failures += self._change("deleted", messages, batch, EADDRNOTAVAIL)
         if not self._protocol_kept:
             self._write_record(self._recorded() - _records(unwanted))
         _raise_any(failures)
+
+    def _change(
+        self, verb: str, messages: bytes, batch: tuple[Address, ...], already: int
+    ) -> Iterator[str]:
+        """Send the messages that are for these addresses; what went wrong."""
+        results: dict[int, int] = {}
+        try:
+            self._send(messages)
+            while len(batch) - 1 not in results:
+                results.update(rtnetlink.parse(self._socket.recv(_DATAGRAM)).results)
+        except OSError as error:
+            yield f"addresses could not be {verb}: {error.strerror}"
+        for number, error_number in results.items():
+            # That the interface went meanwhile has a notification of its own.
+            gone = error_number == ENODEV and verb == "deleted"
+            if error_number not in (0, already) and not gone:
+                yield f"address {batch[number]} could not be {verb}: {os.strerror(error_number)}"
+
+    def _send(self, request: bytes) -> None:
+        """Send a request, when nothing is left of one before that failed. Raises OSError."""
+        while True:
+            try:
+                self._socket.recv(_DATAGRAM, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != ENOBUFS:
+                    raise
+        self._socket.send(request)
 
     def _list(
         self, request: bytes, read: Callable[[rtnetlink.Answer], Iterator[T]]
     ) -> tuple[T, ...]:
         """All that there is at one moment. Raises KernelError."""
-        for _ in range(_ATTEMPTS):
-            answers: list[rtnetlink.Answer] = []
-            self._socket.send(request)
-            while not answers or not answers[-1].done:
-                answers.append(rtnetlink.parse(self._socket.recv(_DATAGRAM)))
-                # A table without a route yet is not there.
-                for error in set(answers[-1].results.values()) - {0, ENOENT}:
-                    raise KernelError(f"the kernel cannot be listed: {os.strerror(error)}")
-            if not any(answer.interrupted for answer in answers):
-                return tuple(found for answer in answers for found in read(answer))
+        try:
+            for _ in range(_ATTEMPTS):
+                answers: list[rtnetlink.Answer] = []
+                self._send(request)
+                while not answers or not answers[-1].results:
+                    answers.append(rtnetlink.parse(self._socket.recv(_DATAGRAM)))
+                    # A table without a route yet is not there.
+                    for error in set(answers[-1].results.values()) - {0, ENOENT}:
+                        raise OSError(error, os.strerror(error))
+                if not any(answer.interrupted for answer in answers):
+                    return tuple(found for answer in answers for found in read(answer))
+        except OSError as failure:
+            raise KernelError(f"rtnetlink cannot be read: {failure.strerror}") from failure
         raise KernelError("addresses and routes change all the time, and cannot be listed")
-
-    def _request(self, messages: bytes, count: int) -> Mapping[int, int]:
-        """Send so many requests; the results of the last, and of failures."""
-        results: dict[int, int] = {}
-        self._socket.send(messages)
-        while count - 1 not in results:
-            results.update(rtnetlink.parse(self._socket.recv(_DATAGRAM)).results)
-        return results
 
     def _recorded(self) -> set[tuple[str, IPv4Interface]]:
         try:
@@ -229,15 +256,6 @@ def _batches(addresses: tuple[Address, ...]) -> Iterator[tuple[str, tuple[Addres
     for ifname, each in groupby(addresses, attrgetter("ifname")):
         while batch := tuple(islice(each, _MOST_AT_ONCE)):
             yield ifname, batch
-
-
-def _failed(
-    verb: str, batch: tuple[Address, ...], results: Mapping[int, int], already: int
-) -> Iterator[str]:
-    """What went wrong. That the interface went meanwhile has a notification of its own."""
-    for number, error in results.items():
-        if error not in (0, already) and not (error == ENODEV and verb == "deleted"):
-            yield f"address {batch[number]} could not be {verb}: {os.strerror(error)}"
 
 
 def _raise_any(failures: list[str]) -> None:

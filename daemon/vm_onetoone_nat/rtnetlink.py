@@ -21,14 +21,13 @@ class Answer:
     """One datagram of the kernel's.
 
     `messages` has where in it each begins, after its header, and ends. `results` has the error
-    number of each request, 0 for success. `done` tells that a listing has ended, `interrupted` that
-    it changed while it was read.
+    number of each request that has ended, 0 for success; a listing's own number is 0.
+    `interrupted` tells that what is listed changed meanwhile.
     """
 
     data: bytes
     messages: Sequence[tuple[int, int]]
     results: Mapping[int, int]
-    done: bool
     interrupted: bool
 
 
@@ -50,7 +49,7 @@ def parse(data: bytes) -> Answer:
     """What a datagram says."""
     messages: list[tuple[int, int]] = []
     results: dict[int, int] = {}
-    done = interrupted = False
+    interrupted = False
     offset = 0
     while offset < len(data):
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
@@ -59,11 +58,10 @@ def parse(data: bytes) -> Answer:
         if kind in (_NLMSG_ERROR, _NLMSG_DONE):
             (error,) = _ERROR.unpack_from(data, start)
             results[sequence] = -error
-            done |= kind == _NLMSG_DONE
         else:
             messages.append((start, offset + length))
         offset += _aligned(length)
-    return Answer(data, messages, results, done, interrupted)
+    return Answer(data, messages, results, interrupted)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
