@@ -1,6 +1,8 @@
 """The kernel's nftables, through libnftables' JSON interface. The only module that writes rules."""
 
 import json
+import socket
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -31,6 +33,12 @@ _OUR_TABLE: Json = {"table": {"family": "inet", "name": TABLE}}
 
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.
 _NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16
+
+# NFNL_MSG_BATCH_BEGIN and NFNL_MSG_BATCH_END, each with an nfgenmsg that names the subsystem.
+_EMPTY_TRANSACTION = b"".join(
+    struct.pack("=IHHIIBB", 20, kind, NLM_F_REQUEST, 0, 0, 0, 0) + struct.pack("!H", 10)
+    for kind in (0x10, 0x11)
+)
 
 
 class _UnreadableListing(KernelError):
@@ -122,14 +130,18 @@ class Nft:
         self.generation = 0
         """The ruleset's generation when `observe` began: whatever is later may be unseen."""
         self._listed: tuple[int, Table] | None = None
+        self._batches = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._netlink.close()
+        self._batches.close()
 
     def observe(self) -> tuple[Table | None, tuple[ForeignChain, ...], tuple[Obstacle, ...]]:
         """Our table if there is one, the foreign chains that need an accept, and obstacles."""
         self.generation = self._generation()
+        if self._listed is None or self._listed[0] != self.generation:
+            self._wait_for_writer()
         # Not `list tables`: libnftables 1.0.6 prints invalid JSON for tables with flags.
         chains = parse_chains(self._context.list({"chains": None}))
         ours = any((chain.family, chain.table) == ("inet", TABLE) for chain in chains)
@@ -166,7 +178,8 @@ class Nft:
 
         Every transaction of anybody in this network namespace begins a new one, and nothing but a
         transaction changes a table like ours: its elements have no timeout, no rule adds any, and
-        it has no owner with whom it would go. That it is still there `observe` has just listed.
+        it has no owner with whom it would go. That it is still there `observe` has just listed,
+        after the transaction that began this generation was over.
         """
         if self._listed is not None and self._listed[0] == self.generation:
             return self._listed[1]
@@ -183,6 +196,15 @@ class Nft:
     def _chain(self, name: ChainName) -> list[Json]:
         reference = {"family": name.family, "table": name.table, "name": name.name}
         return self._context.list({"chain": reference})
+
+    def _wait_for_writer(self) -> None:
+        """Wait until a transaction is over that has begun a generation.
+
+        The kernel numbers a generation before all of it can be listed: sets of intervals come last
+        (nf_tables_commit). An empty transaction waits for the mutex of writers, and writes nothing.
+        """
+        with suppress(OSError):
+            self._batches.send(_EMPTY_TRANSACTION)
 
     def _generation(self) -> int:
         try:
