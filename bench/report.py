@@ -1,5 +1,7 @@
 """The table and the plot of a run."""
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,12 +23,37 @@ _GROWTH = (
 )
 
 
-def write(figures: Figures, plot: Path, table: Path) -> None:
-    """Print and write the table, and draw the plot."""
-    text = "\n".join((*_targets(figures), "", *_growth(figures), "", *_load(figures))) + "\n"
+_BEGIN, _END = "<!-- of the last run -->\n", "<!-- end -->\n"
+
+
+def write(figures: Figures, plot: Path, document: Path) -> None:
+    """Print the tables, put them in their place in the document, and draw the plot."""
+    tables = (_targets(figures), _growth(figures), _load(figures))
+    text = "\n".join(_lines(table) for table in tables)
     print(text)
-    table.write_text(text)
+    before, _, rest = document.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    document.write_text(f"{before}{_BEGIN}{_machine()}\n\n{text}{_END}{after}")
     _plot(figures, plot)
+
+
+def _lines(table: Iterator[str]) -> str:
+    return "\n".join(table) + "\n"
+
+
+def _machine() -> str:
+    """What it was measured on."""
+    cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    release = re.search(r'^PRETTY_NAME="(.*)"', Path("/etc/os-release").read_text(), re.MULTILINE)
+    assert cpu and memory and release
+    kernel = ".".join(re.findall(r"\d+", os.uname().release)[:2])
+    load = os.getloadavg()[2]
+    return (
+        f"A virtual machine with {os.cpu_count()} processors of {cpu[1]} and "
+        f"{int(memory[1]) / 2**20:.0f} GiB, {release[1]}, Linux {kernel}; a load of {load:.1f} in "
+        "the quarter of an hour until its end, the bench's own included."
+    )
 
 
 def _targets(figures: Figures) -> Iterator[str]:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Measures the daemon beside what people use today and beside the limit, in network namespaces; the
-# table is printed and written to build/performance.md, the plot to docs/performance.svg.
+# figures are printed, and renewed in docs/performance.md and its plot (with --quick, in build/).
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 . scripts/requirements.sh
@@ -9,6 +9,8 @@ require_root
 install_packages "${daemon_packages[@]}" "${lab_packages[@]}" gcc libc6-dev python3-matplotlib
 make_venv .venv -e '.[test]'
 mkdir -p build
+# As scripts/install.sh does.
+.venv/bin/python -m compileall -q daemon
 gcc -O2 -Wall -Wextra -o build/load bench/load.c
 
 say "measuring; nothing else should run on this machine"
