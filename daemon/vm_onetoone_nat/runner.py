@@ -69,7 +69,9 @@ class Runner:
         while causes is not None:
             log.debug("pass: %s", ", ".join(sorted(causes)))
             began = self._clock()
-            self._paid = max(self._paid, began) + EVERY_SECONDS
+            paid = max(self._paid, began) + EVERY_SECONDS
+            # A retry does not wait for its turn, and so it must not put off what comes after it.
+            self._paid = min(paid, began + PASSES * EVERY_SECONDS)
             again = self._reconcile(causes)
             log.debug("the pass took %.1f ms", 1000 * (self._clock() - began))
             if again is None:
