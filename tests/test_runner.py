@@ -325,6 +325,27 @@ def test_a_flood_is_answered_by_few_passes() -> None:
     assert len(begun) <= (begun[-1] - begun[0]) / EVERY_SECONDS + PASSES
 
 
+def test_retries_do_not_put_off_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After many passes that failed in a row, a cause waits no longer than in a flood."""
+    monkeypatch.setattr("vm_onetoone_nat.runner._RETRY_SECONDS", (0.01,))
+    failures = 5 * PASSES
+    begun: list[float] = []
+
+    def reconcile(causes: frozenset[str]) -> float | None:
+        begun.append(time.monotonic())
+        if "cause" in causes:
+            running.stop()
+        if len(begun) <= failures:
+            return None
+        running.notify("cause")
+        return inf
+
+    running = Runner(reconcile)
+    running.run()
+    assert len(begun) == failures + 2
+    assert begun[-1] - begun[-2] < 2 * EVERY_SECONDS
+
+
 def test_stop_during_a_flood() -> None:
     """A stop does not wait until the next pass may begin."""
     seen = []
