@@ -65,12 +65,16 @@ class Product:
 
     def wait_for(self, external: IPv4Address, state: str, timeout: float = 20) -> None:
         """Wait until a mapping is in that state."""
+
+        def has_come() -> bool:
+            # Just after a reload the daemon may not know the mapping yet.
+            mappings = self.status()["mappings"]
+            return (str(external), state) in {(m["external"], m["state"]) for m in mappings}
+
         try:
-            wait_for(
-                lambda: self.mapping(external)["state"] == state, timeout, f"{external} is {state}"
-            )
+            wait_for(has_come, timeout, f"{external} is {state}")
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.mapping(external)}\n{self.log()}") from error
+            raise AssertionError(f"{error}\n{self.status()}\n{self.log()}") from error
 
     def wait_until_converged(self, timeout: float = 20) -> None:
         """Wait until `plan` has nothing to change."""
