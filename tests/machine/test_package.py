@@ -206,7 +206,7 @@ def test_first_installation(packaged: Machine, built: Built) -> None:
 
 
 def test_upgrade_and_removal(packaged: Machine, built: Built) -> None:
-    """An upgrade loses no packet; removal takes all from the kernel, not the configuration."""
+    """An upgrade loses no packet; a stop and removal take all from the kernel; settings stay."""
     machine, lan, service = packaged, packaged.lan, Service(packaged)
     service.configure(mapping(1))
     config = machine.path(service.config)
@@ -217,6 +217,10 @@ def test_upgrade_and_removal(packaged: Machine, built: Built) -> None:
     assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
     assert METRIC in metrics(machine)
     service.reload()
+    service.systemctl("stop")
+    assert machine.listing() == before
+    service.systemctl("start")
+    service.wait_for(external(1), "active")
     first = service.property("MainPID")
     with (
         Stream(lan, external(1), PORT, "udp", rate=1000) as packets,
