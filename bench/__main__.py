@@ -41,7 +41,7 @@ def _measure(figures: Figures, *, quick: bool) -> None:
         # A hundred at 1,000, so that there is a 99th percentile.
         control.changes(figures, count, rounds=4 if quick else 50 if count == most else 8)
     control.real_changes(figures, most, rounds=2 if quick else 5)
-    datapath.datapath(figures, most, rounds=2 if quick else 5)
+    datapath.datapath(figures, most, rounds=2 if quick else 11)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 from lab import Namespace
-from lab.addresses import LAN_BRIDGE, LIBVIRT_BRIDGE
+from lab.addresses import LIBVIRT_BRIDGE
 
 from .figures import Figures
 from .laptop import GATEWAY, HOST, Guest, Laptop, WideLan, external, internal
@@ -95,8 +95,6 @@ def _laptop(stack: ExitStack) -> tuple[WideLan, Laptop]:
     lan = stack.enter_context(WideLan())
     host = stack.enter_context(Laptop(lan))
     host.bridge_netfilter(False)
-    # Packets as they are in the air: a veth would pass 64 KiB on in one.
-    lan.run("ip", "link", "set", LAN_BRIDGE, "gso_max_segs", "1")
     return lan, host
 
 

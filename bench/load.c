@@ -2,14 +2,12 @@
  * SECONDS, and print one number:
  *
  *   load connect ADDRESS SECONDS    new TCP connections, one byte each way, by the second
- *   load packets ADDRESS SECONDS    packets of one UDP flow that arrive, by the second
- *   load bytes ADDRESS SECONDS      bytes of one TCP connection that arrive, by the second
+ *   load packets ADDRESS SECONDS    packets of one UDP flow, the smallest, that arrive by the second
+ *   load bytes ADDRESS SECONDS      bytes in packets of one UDP flow, the largest, likewise
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORT = 7001, AT_ONCE = 32, BATCH = 64, PAYLOAD = 18, CHUNK = 1 << 18, EVENTS = 64 };
+enum { PORT = 7001, AT_ONCE = 32, BATCH = 64, SMALLEST = 18, LARGEST = 1472, EVENTS = 64 };
 
 static void fail(const char *what) {
     perror(what);
@@ -49,25 +47,13 @@ static void watch(int epoll, int s, uint32_t events) {
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, s, &e)) fail("epoll_ctl");
 }
 
-/* A stream begins with 'B'; what has come is told when the other side has sent all. */
-static char chunk[CHUNK];
-
-static void serve_stream(int s) {
-    uint64_t total = 0;
-    ssize_t got;
-    fcntl(s, F_SETFL, fcntl(s, F_GETFL) & ~O_NONBLOCK);
-    while ((got = recv(s, chunk, sizeof chunk, MSG_TRUNC)) > 0) total += (uint64_t)got;
-    send(s, &total, sizeof total, MSG_NOSIGNAL);
-    close(s);
-}
-
 static void serve_datagrams(int udp, uint64_t *count) {
-    static char data[BATCH][PAYLOAD];
+    static char data[BATCH][LARGEST];
     struct iovec parts[BATCH];
     struct mmsghdr messages[BATCH];
     struct sockaddr_in peers[BATCH];
     for (int i = 0; i < BATCH; i++) {
-        parts[i] = (struct iovec){data[i], PAYLOAD};
+        parts[i] = (struct iovec){data[i], LARGEST};
         messages[i].msg_hdr = (struct msghdr){
             .msg_name = &peers[i], .msg_namelen = sizeof peers[i], .msg_iov = &parts[i], .msg_iovlen = 1};
     }
@@ -107,9 +93,6 @@ static void serve(void) {
                 while ((s = accept4(tcp, NULL, NULL, SOCK_NONBLOCK)) >= 0) watch(epoll, s, EPOLLIN);
             } else if (recv(s, &first, 1, 0) != 1) {
                 close(s);
-            } else if (first == 'B') {
-                epoll_ctl(epoll, EPOLL_CTL_DEL, s, NULL);
-                serve_stream(s);
             } else {
                 send(s, &first, 1, MSG_NOSIGNAL);
             }
@@ -158,7 +141,7 @@ static double connections(const struct sockaddr_in *to, double seconds) {
 /* Ask until there is an answer: the count since the last 'R'. */
 static uint64_t ask(int s, char what) {
     struct timeval patience = {0, 200000};
-    char question[PAYLOAD] = {what};
+    char question[SMALLEST] = {what};
     uint64_t count;
     setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     for (int tries = 0; tries < 50; tries++) {
@@ -169,9 +152,9 @@ static uint64_t ask(int s, char what) {
     exit(1);
 }
 
-static double packets(const struct sockaddr_in *to, double seconds) {
-    static char data[PAYLOAD] = {'D'};
-    struct iovec part = {data, PAYLOAD};
+static double packets(const struct sockaddr_in *to, double seconds, size_t size) {
+    static char data[LARGEST] = {'D'};
+    struct iovec part = {data, size};
     struct mmsghdr messages[BATCH];
     int s = opened(SOCK_DGRAM);
     if (connect(s, (const struct sockaddr *)to, sizeof *to)) fail("connect");
@@ -185,27 +168,14 @@ static double packets(const struct sockaddr_in *to, double seconds) {
     return (double)ask(s, 'Q') / took;
 }
 
-static double bytes(const struct sockaddr_in *to, double seconds) {
-    int s = opened(SOCK_STREAM);
-    uint64_t total;
-    if (connect(s, (const struct sockaddr *)to, sizeof *to)) fail("connect");
-    send(s, "B", 1, 0);
-    double began = now();
-    while (now() - began < seconds)
-        if (send(s, chunk, sizeof chunk, MSG_NOSIGNAL) < 0) fail("send");
-    shutdown(s, SHUT_WR);
-    if (recv(s, &total, sizeof total, MSG_WAITALL) != sizeof total) fail("recv");
-    return (double)total / (now() - began);
-}
-
 int main(int count, char **arguments) {
     if (count == 2 && !strcmp(arguments[1], "serve")) serve();
     if (count != 4) return 64;
     struct sockaddr_in to = at(arguments[2]);
     double seconds = atof(arguments[3]), found;
     if (!strcmp(arguments[1], "connect")) found = connections(&to, seconds);
-    else if (!strcmp(arguments[1], "packets")) found = packets(&to, seconds);
-    else if (!strcmp(arguments[1], "bytes")) found = bytes(&to, seconds);
+    else if (!strcmp(arguments[1], "packets")) found = packets(&to, seconds, SMALLEST);
+    else if (!strcmp(arguments[1], "bytes")) found = packets(&to, seconds, LARGEST) * LARGEST;
     else return 64;
     printf("%.1f\n", found);
     return 0;
