@@ -175,7 +175,7 @@ def _single(
     for number in range(2 * rounds):
         on = bool(number % 2) == begin_on
         (observer.start if on else observer.stop_domain)(name)
-        seen = _settle(observer)
+        seen = _wait(observer, f"address {'added' if on else 'removed'}", 1) + _settle(observer)
         written = [each for each in seen if each.what.startswith(("element", "address"))]
         verb = "added" if on else "removed"
         found = Counter(each.what for each in written)
@@ -212,7 +212,7 @@ def _wait(observer: Observer, what: str, count: int) -> list[Seen]:
         seen.extend(observer.take())
         return sum(each.what == what for each in seen) >= count
 
-    wait_for(complete, 120, f"{count} of '{what}'", interval=0.2)
+    wait_for(complete, 120, f"{count} of '{what}'", interval=0.1)
     return seen
 
 
