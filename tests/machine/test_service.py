@@ -220,10 +220,11 @@ def test_watchdog(service: Service, lan: Lan, guest: NamespaceGuest) -> None:
                 [sys.executable, "-I", HANG, str(outside)], stdout=subprocess.PIPE, text=True
             ) as hang,
         ):
+            assert hang.stdout is not None
+            assert hang.stdout.readline() == "attached\n"
             # Any change makes it look again.
             for verb in ("add", "del"):
                 machine.run("ip", "address", verb, "10.9.9.9/32", "dev", "lo")
-            assert hang.stdout is not None
             assert hang.stdout.readline() == "held\n"
             wait_for(lambda: service.property("NRestarts") == "1", 20, "it is restarted")
             wait_for(lambda: service.property("ActiveState") == "active", 20, "it is up")

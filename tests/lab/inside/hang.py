@@ -1,6 +1,6 @@
 """Holds the main thread of a process in its next request to rtnetlink: hang.py PID.
 
-Says "held" when it does, and goes on holding until the process ends or this program does. x86_64.
+Says "attached" when it waits for that, "held" when it has come, and goes on holding until the process ends or this program does. x86_64.
 """
 
 import ctypes
@@ -34,6 +34,7 @@ def main() -> None:
     ptrace(PTRACE_SEIZE, pid)
     ptrace(PTRACE_INTERRUPT, pid)
     os.waitpid(pid, 0)
+    print("attached", flush=True)
     while ptrace(PTRACE_PEEKUSER, pid, ORIG_RAX) != SENDTO:
         ptrace(PTRACE_SYSCALL, pid)
         os.waitpid(pid, 0)
