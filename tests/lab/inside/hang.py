@@ -1,6 +1,7 @@
 """Holds the main thread of a process in its next request to rtnetlink: hang.py PID.
 
-Says "attached" when it waits for that, "held" when it has come, and goes on holding until the process ends or this program does. x86_64.
+Says "attached" when it waits for that, "held" when it has come, and goes on holding until the
+process ends or this program does. x86_64.
 """
 
 import ctypes
