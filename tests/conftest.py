@@ -1,6 +1,7 @@
 """The laptop on its LAN, made once for each test module, and the daemon on it."""
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -26,6 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What a shell starts in the background ignores it, and so would all that is tested.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("long" if config.getoption("long") else "short")
 
 

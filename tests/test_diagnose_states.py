@@ -173,12 +173,15 @@ class TestGuests:
         host.virsh("domif-setlink", DOMAIN, MAC, "down")
         assert cause(daemon, DOMAIN) == "link-down"
 
-    def test_network_started_again(self, host: Host, daemon: Daemon, domain: IdleDomain) -> None:
+    def test_network_started_again(
+        self, host: Host, guest: NamespaceGuest, daemon: Daemon, domain: IdleDomain
+    ) -> None:
         """After its network was stopped and started, a guest is no longer on the bridge."""
         start(daemon, mapping(9, domain=DOMAIN), state="active")
         tap = domain.tap()
         host.stop_network()
         host.start_network()
+        guest.rejoin()
         daemon.wait_for(external(9), "active")
         found = diagnose(daemon, DOMAIN)
         assert found["cause"] == "off-bridge"

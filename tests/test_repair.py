@@ -310,7 +310,7 @@ class TestUplink:
             host.run("ip", "route", "add", "default", "via", gateway, "dev", DOCK, "metric", "1")
         assert ADDRESS in addresses(host, DOCK)
         assert ADDRESS not in addresses(host)
-        with fault("uplink moves back to Wi-Fi", lan, external(1), PORT, limit=2.0):
+        with fault("uplink moves back to Wi-Fi", lan, external(1), PORT, least=0.2, limit=2.0):
             host.run("ip", "link", "delete", DOCK)
         assert ADDRESS in addresses(host)
 
