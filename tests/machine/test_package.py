@@ -237,7 +237,7 @@ def test_upgrade_and_removal(packaged: Machine, built: Built) -> None:
     apt(machine, "remove", NAME)
     assert machine.listing() == before
     assert isinstance(tcp(lan, external(1), PORT), Failure)
-    assert machine.failed_units() == []
+    assert machine.failed_units() == [], service.log()
     assert config.read_text() == kept
     assert machine.path("/var/lib/vm-onetoone-nat").exists()
     assert not machine.path("/run/vm-onetoone-nat").exists()
