@@ -94,7 +94,7 @@ class _Reasons:
         if status is None:
             return "no mapping asks for it any more"
         mapping = status.mapping
-        name = mapping.domain or f"network {mapping.network}"
+        name = mapping.subject
         if status.state is not MappingState.ACTIVE:
             return f"{name} is {status.state.value}, {status.reason}"
         if comes:

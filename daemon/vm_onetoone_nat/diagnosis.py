@@ -61,8 +61,7 @@ class Diagnosis:
 
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Walk the path."""
-    mapping = evidence.mapping
-    subject = f"{mapping.domain or f'network {mapping.network}'} ({mapping.external})"
+    subject = f"{evidence.mapping.subject} ({evidence.mapping.external})"
     return Diagnosis(subject, tuple(_walk(evidence)))
 
 

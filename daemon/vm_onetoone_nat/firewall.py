@@ -31,7 +31,6 @@ class Chain:
 
     name: ChainName
     rules: tuple[Rule, ...]
-    kind: str | None = None
     hook: str | None = None
     priority: int = 0
     drops: bool = False
@@ -335,7 +334,6 @@ def parse_chain(name: ChainName, listing: Sequence[Json], text: str) -> Chain:
             for entry in listing
             if (rule := entry.get("rule")) is not None
         ),
-        kind=declared.get("type"),
         hook=declared.get("hook"),
         priority=declared.get("prio", 0),
         drops=declared.get("policy") == "drop",

@@ -36,10 +36,11 @@ def obstructions(ruleset: Ruleset, route: Route) -> Iterator[Obstruction]:
     for name, hooks in _WAYS.items():
         for family, hook in hooks:
             for chain in _at(ruleset, family, hook):
-                for packet in _packets(name, hook, chain, route):
-                    verdict = judge(ruleset, chain, packet)
-                    if verdict is not None and _matters(chain, verdict):
-                        yield Obstruction(name, verdict)
+                if chain.name.family == "netdev" and route.uplink not in chain.devices:
+                    continue
+                verdict = judge(ruleset, chain, _packet(name, hook, chain, route))
+                if verdict is not None and _matters(chain, verdict):
+                    yield Obstruction(name, verdict)
 
 
 _INBOUND = "packets from the LAN"
@@ -65,15 +66,13 @@ def _at(ruleset: Ruleset, family: str, hook: str) -> list[Chain]:
     return sorted(found, key=lambda chain: chain.priority)
 
 
-def _packets(way: str, hook: str, chain: Chain, route: Route) -> Iterator[Packet]:
+def _packet(way: str, hook: str, chain: Chain, route: Route) -> Packet:
     """The packet of that way as a chain sees it."""
     external, internal = IPv4Network(route.external), IPv4Network(route.internal)
     translated = frozenset({"dnat"}) if way != _OUTBOUND else frozenset()
     marked = hook == "postrouting" or (hook == "forward" and chain.priority > _MARK)
     mark = route.fwmark if marked else 0
     forwarded = hook in ("forward", "postrouting")
-    if chain.name.family == "netdev" and route.uplink not in chain.devices:
-        return
     if way == _INBOUND:
         before = hook == "ingress" or (hook == "prerouting" and chain.priority <= _DNAT)
         packet = Packet(
@@ -94,7 +93,7 @@ def _packets(way: str, hook: str, chain: Chain, route: Route) -> Iterator[Packet
         packet = replace(packet, iifname=iifname, oifname=oifname)
     if chain.name.family == "bridge":
         packet = replace(packet, iifname=None, oifname=None)
-    yield replace(packet, mark=mark)
+    return replace(packet, mark=mark)
 
 
 def _matters(chain: Chain, verdict: Verdict) -> bool:

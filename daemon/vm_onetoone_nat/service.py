@@ -334,7 +334,7 @@ def _say_status(status: MappingStatus, uplink: str | None) -> None:
         "%s (%s, %s) is %s%s",
         mapping.external,
         _internal(mapping),
-        mapping.domain or f"network {mapping.network}",
+        mapping.subject,
         status.state.value,
         f": {status.reason}" if status.reason else "",
         extra=entry(event, uplink=uplink, **status_fields(status)),

@@ -84,6 +84,11 @@ class Mapping:
     source: AddressSource | None = None
     remembered: bool = False
 
+    @property
+    def subject(self) -> str:
+        """Whom it is for, in words: its guest, or all of its network."""
+        return self.domain or f"network {self.network}"
+
     def __hash__(self) -> int:
         return hash((int(self.external), self.network, self.domain))
 
