@@ -1,12 +1,11 @@
 """How `diagnose` shows what it found: to a person line by line, and as JSON. Pure."""
 
 import json
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from vm_onetoone_nat.diagnosis import Check, Diagnosis, Verdict
-from vm_onetoone_nat.table import WIDTH, printable
+from vm_onetoone_nat.table import WIDTH, printable, wrapped
 
 _MARKS = {
     Verdict.OK: ("✓", "32"),
@@ -28,8 +27,8 @@ def render(diagnosis: Diagnosis, *, width: int = WIDTH, colour: bool = False) ->
         lines.append("nothing is wrong, as far as this host can see")
         return lines
     wrong = "wrong" if first.verdict is Verdict.FAILED else "suspected"
-    lines += _wrapped(f"{wrong}: ", first.text, width)
-    lines += _wrapped("remedy: ", first.remedy, width)
+    lines += wrapped(f"{wrong}: ", first.text, width)
+    lines += wrapped("remedy: ", first.remedy, width)
     return lines
 
 
@@ -50,17 +49,6 @@ def to_json(target: str, diagnoses: Sequence[Diagnosis]) -> str:
 def _check(check: Check, column: int, width: int, *, colour: bool) -> Iterator[str]:
     mark, number = _MARKS[check.verdict]
     shown = f"\033[{number}m{mark}\033[0m" if colour else mark
-    first, *more = _wrapped(f"{mark} {check.step.ljust(column)}  ", check.text, width)
+    first, *more = wrapped(f"{mark} {check.step.ljust(column)}  ", check.text, width)
     yield shown + first[1:]
     yield from more
-
-
-def _wrapped(heading: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-        printable(text),
-        max(width, len(heading) + 20),
-        initial_indent=heading,
-        subsequent_indent=" " * len(heading),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -1,7 +1,6 @@
 """How `status` shows a report to a person: a table that fits a terminal. Pure."""
 
 import textwrap
-from collections.abc import Iterator
 from unicodedata import combining, east_asian_width
 
 from vm_onetoone_nat.report import Entry, Report
@@ -44,7 +43,8 @@ def render(report: Report, width: int = WIDTH, *, colour: bool = False) -> list[
         if colour:
             cells[_STATE] = f"\033[{_COLOURS[entry.state]}m{cells[_STATE]}\033[0m"
         lines.append(gap.join(cells).rstrip())
-        lines += _reason(entry, widths[0] + len(gap), width)
+        if entry.reason:
+            lines += wrapped(" " * (widths[0] + len(gap)), entry.reason, width)
     return lines
 
 
@@ -129,14 +129,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _reason(entry: Entry, indent: int, width: int) -> Iterator[str]:
-    if entry.reason:
-        prefix = " " * indent
-        yield from textwrap.wrap(
-            printable(entry.reason),
-            max(width, indent + 20),
-            initial_indent=prefix,
-            subsequent_indent=prefix,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+def wrapped(heading: str, text: str, width: int) -> list[str]:
+    """A text in lines of that width, after a heading and below its end; no word is broken."""
+    return textwrap.wrap(
+        printable(text),
+        max(width, len(heading) + 20),
+        initial_indent=heading,
+        subsequent_indent=" " * len(heading),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
