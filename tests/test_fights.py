@@ -30,13 +30,13 @@ PLANS = {
 }
 
 
-def fought(plan: Plan, causes: frozenset[str] = NO_RIVAL) -> tuple[Fights, list[Fight]]:
+def fought(plan: Plan, triggers: frozenset[str] = NO_RIVAL) -> tuple[Fights, list[Fight]]:
     """After so many repairs, a second apart, that it is a fight; it is 0 o'clock then."""
     fights = Fights()
     said: list[Fight] = []
-    fights.written(-100, plan, DESIRED, causes)
+    fights.written(-100, plan, DESIRED, triggers)
     for n in range(REPAIRS):
-        said += fights.written(n - REPAIRS, plan, DESIRED, causes)
+        said += fights.written(n - REPAIRS, plan, DESIRED, triggers)
     return fights, said
 
 

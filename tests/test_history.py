@@ -20,7 +20,7 @@ class Passing:
         self.history = History(0.0)
         self.mappings: tuple[int, ...] = (1, 2)
 
-    def pass_at(self, now: float, *causes: str, took: float = 0.0) -> None:
+    def pass_at(self, now: float, *triggers: str, took: float = 0.0) -> None:
         """A pass that ends then."""
         configuration = Configuration(
             mappings=tuple(
@@ -29,7 +29,7 @@ class Passing:
             )
         )
         outcome = reconcile(configuration, self.libvirt, self.kernel)
-        self.history.passed(now - took, now, frozenset(causes), outcome)
+        self.history.passed(now - took, now, frozenset(triggers), outcome)
 
     def report(self, now: float, counters: Counters | None = None) -> Report:
         """What is told then."""
@@ -113,7 +113,7 @@ def damaged(passing: Passing) -> None:
 
 
 def test_repairs() -> None:
-    """What is written without anything else being desired is a repair, of each kind of cause."""
+    """What is written without anything else being desired is a repair, of each kind of trigger."""
     passing = Passing()
     passing.pass_at(1, "start")
     assert passing.passes().repairs == {}

@@ -78,25 +78,25 @@ class TestSource:
     """libvirt's own test driver behind a connection."""
 
     @pytest.fixture
-    def causes(self) -> list[str]:
+    def triggers(self) -> list[str]:
         return []
 
     @pytest.fixture
-    def source(self, causes: list[str]) -> Iterator[LibvirtSource]:
-        source = LibvirtSource(URI, causes.append)
+    def source(self, triggers: list[str]) -> Iterator[LibvirtSource]:
+        source = LibvirtSource(URI, triggers.append)
         source.start()
         yield source
         source.stop()
 
-    def test_read(self, source: LibvirtSource, causes: list[str]) -> None:
+    def test_read(self, source: LibvirtSource, triggers: list[str]) -> None:
         """Connected, what libvirt has is read, and it is current."""
         guests = source.observe()
         assert [domain.name for domain in guests.domains] == ["test"]
         assert guests.current
-        assert causes == ["libvirt connected"]
+        assert triggers == ["libvirt connected"]
 
     def test_reconnected_after_an_error(
-        self, source: LibvirtSource, causes: list[str], monkeypatch: pytest.MonkeyPatch
+        self, source: LibvirtSource, triggers: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A connection that is alive and answers with errors is replaced, with its events.
 
@@ -112,13 +112,13 @@ class TestSource:
             patched.setattr(libvirt_source, "read_guests", broken)
             known = source.observe()
             assert (known.domains, known.current) == (before.domains, False)
-        wait_for(lambda: causes.count("libvirt connected") == 2, 10, "it is connected anew")
+        wait_for(lambda: triggers.count("libvirt connected") == 2, 10, "it is connected anew")
         assert source.observe().current
-        assert "libvirt lost" in causes
+        assert "libvirt lost" in triggers
 
-    def test_never_reached(self, causes: list[str]) -> None:
+    def test_never_reached(self, triggers: list[str]) -> None:
         """Where libvirt was never reached nothing is known."""
-        source = LibvirtSource("test:///nonexistent", causes.append)
+        source = LibvirtSource("test:///nonexistent", triggers.append)
         source.start()
         with pytest.raises(LibvirtUnavailable):
             source.observe()

@@ -102,7 +102,7 @@ def test_restart_adopts(lan: Lan, active: Daemon, guest: NamespaceGuest, tmp_pat
 
 
 def test_converged_passes_write_nothing(active: Daemon, tmp_path: Path) -> None:
-    """Passes over a converged kernel, for whatever cause, send no nftables or address message."""
+    """Passes over a converged kernel, for whatever trigger, send no nftables or address message."""
     active.wait_until_converged()
     with writes(active.host, tmp_path) as heard:
         for reloads in (1, 2, 3):

@@ -38,11 +38,11 @@ def no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(passes: int, result: Callable[[int], bool], clock: Time) -> list[tuple[float, set[str]]]:
-    """Run that many passes; when each was, and for which causes. `result` gets the pass number."""
+    """Run that many passes; when each was, and its triggers. `result` gets the pass number."""
     seen: list[tuple[float, set[str]]] = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.append((clock.now, set(causes)))
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.append((clock.now, set(triggers)))
         if len(seen) == passes:
             running.stop()
         return inf if result(len(seen)) else None
@@ -64,15 +64,15 @@ def test_first_pass_needs_no_cause() -> None:
 
 
 def test_a_thousand_notifications_are_one_pass() -> None:
-    """However many causes are waiting, the next pass has them all, and there is no other."""
-    causes = {f"cause {n}" for n in range(1000)}
+    """However many triggers are waiting, the next pass has them all, and there is no other."""
+    triggers = {f"trigger {n}" for n in range(1000)}
     seen = []
 
     def reconcile(given: frozenset[str]) -> float | None:
         seen.append(set(given))
         if len(seen) == 1:
-            for cause in sorted(causes):
-                running.notify(cause)
+            for trigger in sorted(triggers):
+                running.notify(trigger)
         else:
             running.stop()
         return inf
@@ -80,12 +80,12 @@ def test_a_thousand_notifications_are_one_pass() -> None:
     clock = Time()
     running = Runner(reconcile, clock.passes, clock)
     running.run()
-    assert seen == [{"start"}, causes]
+    assert seen == [{"start"}, triggers]
     assert clock.now == 1000.0
 
 
 def test_same_cause_twice() -> None:
-    """A cause that came more than once is named once, and makes one pass."""
+    """A trigger that came more than once is named once, and makes one pass."""
     seen = []
 
     def reconcile(given: frozenset[str]) -> float | None:
@@ -122,8 +122,8 @@ def test_stop_before_run() -> None:
     """A stop that came during start-up is not lost: there is one pass and no more."""
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.append(set(causes))
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.append(set(triggers))
         return inf
 
     running = Runner(reconcile)
@@ -133,17 +133,17 @@ def test_stop_before_run() -> None:
 
 
 def test_resync() -> None:
-    """Without a cause and without a failure, the next look is after the resync interval."""
+    """Without a trigger and without a failure, the next look is after the resync interval."""
     clock = Time(step=1.0)
     seen = record(3, lambda _: True, clock)
-    assert [causes for _, causes in seen] == [{"start"}, {"resync"}, {"resync"}]
+    assert [triggers for _, triggers in seen] == [{"start"}, {"resync"}, {"resync"}]
     assert delays(seen) == [RESYNC_SECONDS, RESYNC_SECONDS]
 
 
 def test_failures_are_retried_with_growing_delay() -> None:
     """A pass that fails is repeated, at first soon, then less and less often, for ever."""
     seen = record(10, lambda _: False, Time(step=0.1))
-    assert [causes for _, causes in seen[1:]] == [{"retry"}] * 9
+    assert [triggers for _, triggers in seen[1:]] == [{"retry"}] * 9
     assert delays(seen) == pytest.approx(
         [0.2, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0, 60.0, 60.0], abs=0.15
     )
@@ -152,7 +152,7 @@ def test_failures_are_retried_with_growing_delay() -> None:
 def test_success_ends_the_retries() -> None:
     """After a success the next look is a resync, and the next failure starts at the shortest."""
     seen = record(6, lambda n: n in (3, 4), Time(step=0.1))
-    assert [causes for _, causes in seen] == [
+    assert [triggers for _, triggers in seen] == [
         {"start"},
         {"retry"},
         {"retry"},
@@ -163,13 +163,13 @@ def test_success_ends_the_retries() -> None:
     assert delays(seen) == pytest.approx([0.2, 1.0, 300.0, 300.0, 0.2], abs=0.15)
 
 
-def test_cause_during_backoff() -> None:
-    """A cause does not wait for the retry, and a failure after it goes on with the longer delay."""
+def test_trigger_during_backoff() -> None:
+    """A trigger does not wait for the retry, and a failure after it keeps the longer delay."""
     clock = Time(step=0.1)
     seen: list[tuple[float, set[str]]] = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.append((clock.now, set(causes)))
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.append((clock.now, set(triggers)))
         if len(seen) == 3:
             running.notify("link")
         if len(seen) == 5:
@@ -178,7 +178,13 @@ def test_cause_during_backoff() -> None:
 
     running = Runner(reconcile, clock.passes, clock)
     running.run()
-    assert [causes for _, causes in seen] == [{"start"}, {"retry"}, {"retry"}, {"link"}, {"retry"}]
+    assert [triggers for _, triggers in seen] == [
+        {"start"},
+        {"retry"},
+        {"retry"},
+        {"link"},
+        {"retry"},
+    ]
     assert delays(seen) == pytest.approx([0.2, 1.0, 0.0, 5.0], abs=0.15)
 
 
@@ -187,8 +193,8 @@ def test_change_that_nobody_told_of() -> None:
     answers = iter([False, False, True])
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.append(set(causes))
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.append(set(triggers))
         if len(seen) == 2:
             running.stop()
         return inf
@@ -204,8 +210,8 @@ def test_change_is_not_asked_for_while_causes_wait() -> None:
     asked = []
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.append(set(causes))
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.append(set(triggers))
         if len(seen) == 1:
             running.notify("link")
         else:
@@ -227,8 +233,8 @@ def test_notify_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     first, second = threading.Event(), threading.Event()
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.append(set(causes))
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.append(set(triggers))
         (second if first.is_set() else first).set()
         return inf
 
@@ -245,12 +251,12 @@ def test_notify_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_notifications_of_many_threads_all_arrive() -> None:
-    """No cause is lost between threads that notify at once and a runner that drains."""
+    """No trigger is lost between threads that notify at once and a runner that drains."""
     wanted = {f"{thread} {n}" for thread in range(8) for n in range(100)}
     seen: set[str] = set()
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.update(causes)
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.update(triggers)
         if wanted <= seen:
             running.stop()
         return inf
@@ -277,8 +283,8 @@ def test_notify_from_a_signal_handler() -> None:
     """A signal handler may notify and stop while a pass is under way."""
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.append(set(causes))
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.append(set(triggers))
         signal.raise_signal(signal.SIGUSR1 if len(seen) == 1 else signal.SIGUSR2)
         return inf
 
@@ -296,14 +302,14 @@ def test_notify_from_a_signal_handler() -> None:
 
 
 def test_a_flood_is_answered_by_few_passes() -> None:
-    """A thousand causes within a second have ten passes at most, and the last one is not late."""
+    """A thousand triggers within a second have ten passes at most, and the last one is not late."""
     begun: list[float] = []
     heard: set[str] = set()
 
-    def reconcile(causes: frozenset[str]) -> float | None:
+    def reconcile(triggers: frozenset[str]) -> float | None:
         begun.append(time.monotonic())
-        heard.update(causes)
-        if "last" in causes:
+        heard.update(triggers)
+        if "last" in triggers:
             running.stop()
         return inf
 
@@ -326,18 +332,18 @@ def test_a_flood_is_answered_by_few_passes() -> None:
 
 
 def test_retries_do_not_put_off_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After many passes that failed in a row, a cause waits no longer than in a flood."""
+    """After many passes that failed in a row, a trigger waits no longer than in a flood."""
     monkeypatch.setattr("vm_onetoone_nat.runner._RETRY_SECONDS", (0.01,))
     failures = 5 * PASSES
     begun: list[float] = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
+    def reconcile(triggers: frozenset[str]) -> float | None:
         begun.append(time.monotonic())
-        if "cause" in causes:
+        if "trigger" in triggers:
             running.stop()
         if len(begun) <= failures:
             return None
-        running.notify("cause")
+        running.notify("trigger")
         return inf
 
     running = Runner(reconcile)
@@ -350,7 +356,7 @@ def test_stop_during_a_flood() -> None:
     """A stop does not wait until the next pass may begin."""
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
+    def reconcile(triggers: frozenset[str]) -> float | None:
         seen.append(time.monotonic())
         running.notify(f"event {len(seen)}")
         if len(seen) == PASSES:
@@ -367,8 +373,8 @@ def test_causes_that_are_no_news() -> None:
     """Causes that tell nothing new make no pass; the next that does has one."""
     seen = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
-        seen.append(set(causes))
+    def reconcile(triggers: frozenset[str]) -> float | None:
+        seen.append(set(triggers))
         if len(seen) == 2:
             running.stop()
         else:
@@ -376,7 +382,7 @@ def test_causes_that_are_no_news() -> None:
             threading.Timer(0.1, running.notify, ("foreign write",)).start()
         return inf
 
-    running = Runner(reconcile, is_news=lambda causes: causes != {"own write"})
+    running = Runner(reconcile, is_news=lambda triggers: triggers != {"own write"})
     running.run()
     assert seen == [{"start"}, {"foreign write"}]
 
@@ -386,7 +392,7 @@ def test_look_again() -> None:
     clock = Time(step=0.5)
     seen: list[float] = []
 
-    def reconcile(causes: frozenset[str]) -> float | None:
+    def reconcile(triggers: frozenset[str]) -> float | None:
         seen.append(clock.now)
         if len(seen) == 2:
             running.stop()

@@ -73,7 +73,7 @@ class Fights:
         )
 
     def written(
-        self, now: float, plan: Plan, desired: Desired, causes: frozenset[str]
+        self, now: float, plan: Plan, desired: Desired, triggers: frozenset[str]
     ) -> tuple[Fight, ...]:
         """Take note of what a pass wrote, and why; the fights that this shows, each said once."""
         same = self._desired is not None and desired.content == self._desired.content
@@ -95,7 +95,7 @@ class Fights:
             if often or again:
                 hold = _HOLD_SECONDS[min(known.holds, len(_HOLD_SECONDS) - 1)]
                 if known.holds == 0:
-                    rivals = sorted(cause for cause in causes if " by " in cause)
+                    rivals = sorted(trigger for trigger in triggers if " by " in trigger)
                     fights.append(Fight(what, tuple(rivals), hold))
                 known.holds += 1
                 known.held_until = now + hold

@@ -34,7 +34,7 @@ class History:
         self._moment = _Moment()
         self._held: tuple[object, ...] | None = None
 
-    def passed(self, began: float, now: float, causes: frozenset[str], outcome: Outcome) -> None:
+    def passed(self, began: float, now: float, triggers: frozenset[str], outcome: Outcome) -> None:
         """A pass is over; it may have failed."""
         desired = outcome.look.desired
         again = bool(outcome.written) and self._held == desired.content
@@ -43,7 +43,7 @@ class History:
         if outcome.written:
             passes = replace(passes, wrote=passes.wrote + 1)
             if again and any(map(_restores, outcome.written)):
-                passes = replace(passes, repairs=_counted(passes.repairs, causes))
+                passes = replace(passes, repairs=_counted(passes.repairs, triggers))
         known = {(subject, state): at for subject, state, at in self._moment.since}
         since = []
         for status in outcome.statuses:
@@ -91,7 +91,7 @@ def _restores(plan: Plan) -> bool:
     return replace(plan, allocations=None, forget=(), expose=(), hosts=()) != Plan()
 
 
-def _counted(repairs: ReadOnly[str, int], causes: frozenset[str]) -> dict[str, int]:
-    """One more repair for each kind of these causes: their first words, of which there are few."""
-    kinds = {cause.split()[0].rstrip(":").lower() for cause in causes}
+def _counted(repairs: ReadOnly[str, int], triggers: frozenset[str]) -> dict[str, int]:
+    """Count one repair for each kind of trigger, which is its first word."""
+    kinds = {trigger.split()[0].rstrip(":").lower() for trigger in triggers}
     return {each: repairs.get(each, 0) + (each in kinds) for each in sorted({*repairs, *kinds})}

@@ -116,8 +116,8 @@ def _daemon(daemon: Running) -> Iterator[Metric]:
         "Passes that put right what somebody else had changed, by what gave notice of it.",
         labels=["cause"],
     )
-    for cause, count in passes.repairs.items():
-        repairs.add_metric([cause], count)
+    for trigger, count in passes.repairs.items():
+        repairs.add_metric([trigger], count)
     yield repairs
 
 

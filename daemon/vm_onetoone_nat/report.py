@@ -43,7 +43,7 @@ class Passes:
     """What the daemon has done since it started.
 
     `within` counts the passes that took no longer than each of BOUNDS, `repairs` those that put
-    right what somebody else had changed, by the kind of cause; one of several kinds is in each.
+    right what somebody else had changed, by the kind of trigger; one of several kinds is in each.
     """
 
     total: int = 0

@@ -1,6 +1,6 @@
 """The queue between everything that happens and the one thread that reconciles.
 
-An event carries no work, only a cause for the log. However many are waiting, one pass answers
+An event carries no work, only a trigger for the log. However many are waiting, one pass answers
 them all; a pass that failed is repeated with growing delay until one succeeds.
 """
 
@@ -11,7 +11,7 @@ from math import inf
 from queue import Empty, SimpleQueue
 
 RESYNC_SECONDS = 300.0
-"""How often to look without a cause: a net under the notifications, not a way to notice."""
+"""How often to look without a trigger: a net under the notifications, not a way to notice."""
 
 TICK_SECONDS = 10.0
 """How often `tick` is called while nothing happens."""
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 class Runner:
     """Runs `reconcile` in the calling thread until `stop`.
 
-    `reconcile` gets the causes and returns in how many seconds it wants to look again, at the
-    latest; None where it failed. `is_news` tells whether causes need a pass at all. `tick` returns
-    whether an input changed that sends no notification; it is called more often than every
-    TICK_SECONDS where `longest_tick`, in seconds, is shorter.
+    `reconcile` takes the triggers and returns the seconds until the next pass at the latest, or
+    None if it failed. `is_news` returns whether triggers need a pass at all. `tick` polls inputs
+    that send no notification, and returns whether one changed. It is called every TICK_SECONDS, or
+    every `longest_tick` seconds if that is shorter.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Runner:
         tick: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         *,
-        is_news: Callable[[frozenset[str]], bool] = lambda _causes: True,
+        is_news: Callable[[frozenset[str]], bool] = lambda _triggers: True,
         longest_tick: float = inf,
     ) -> None:
         self._reconcile = reconcile
@@ -55,9 +55,9 @@ class Runner:
         # When all passes that have begun would have, had they come one by one.
         self._paid = -inf
 
-    def notify(self, cause: str) -> None:
+    def notify(self, trigger: str) -> None:
         """Ask for another look. From any thread, and from a signal handler."""
-        self._queue.put(cause)
+        self._queue.put(trigger)
 
     def stop(self) -> None:
         """Let `run` return after the pass under way. From any thread or signal handler."""
@@ -65,24 +65,24 @@ class Runner:
 
     def run(self) -> None:
         """Pass after pass until `stop`; the first at once."""
-        causes: frozenset[str] | None = frozenset({"start"})
-        while causes is not None:
-            log.debug("pass: %s", ", ".join(sorted(causes)))
+        triggers: frozenset[str] | None = frozenset({"start"})
+        while triggers is not None:
+            log.debug("pass: %s", ", ".join(sorted(triggers)))
             began = self._clock()
             paid = max(self._paid, began) + EVERY_SECONDS
             # A retry does not wait for its turn, and so it must not put off what comes after it.
             self._paid = min(paid, began + PASSES * EVERY_SECONDS)
-            again = self._reconcile(causes)
+            again = self._reconcile(triggers)
             log.debug("the pass took %.1f ms", 1000 * (self._clock() - began))
             if again is None:
                 again = _RETRY_SECONDS[min(self._failed, len(_RETRY_SECONDS) - 1)]
                 self._failed += 1
             else:
                 self._failed = 0
-            causes = self._wait(self._clock() + min(again, RESYNC_SECONDS))
+            triggers = self._wait(self._clock() + min(again, RESYNC_SECONDS))
 
     def _wait(self, until: float) -> frozenset[str] | None:
-        """The causes of the next pass, or None to stop."""
+        """The triggers of the next pass, or None to stop."""
         while True:
             remaining = until - self._clock()
             if remaining <= 0:
@@ -93,9 +93,9 @@ class Runner:
                 if self._tick():
                     return frozenset({"setting changed"})
                 continue
-            causes = self._gather(first)
-            if causes is None or self._is_news(causes):
-                return causes
+            triggers = self._gather(first)
+            if triggers is None or self._is_news(triggers):
+                return triggers
 
     def _gather(self, first: str | None) -> frozenset[str] | None:
         """All that waits, and all that comes until a pass may begin; None to stop."""
@@ -109,5 +109,5 @@ class Runner:
                 )
             except Empty:
                 if pause <= 0:
-                    return frozenset(cause for cause in waiting if cause is not None)
+                    return frozenset(trigger for trigger in waiting if trigger is not None)
         return None

@@ -117,18 +117,18 @@ class Service:
         remove(self._configuration.fwmark, self._kernel)
         log.info("stopped; everything of ours is removed", extra=entry(Event.STOPPED))
 
-    def _is_news(self, causes: frozenset[str]) -> bool:
+    def _is_news(self, triggers: frozenset[str]) -> bool:
         """Whether a pass could find anything: not where the last one saw these very rules."""
-        only_rules = all(cause.startswith(NFTABLES) for cause in causes)
+        only_rules = all(trigger.startswith(NFTABLES) for trigger in triggers)
         return not only_rules or self._watch.generation > self._kernel.generation
 
-    def _pass(self, causes: frozenset[str]) -> float | None:
-        if _RELOAD in causes:
+    def _pass(self, triggers: frozenset[str]) -> float | None:
+        if _RELOAD in triggers:
             self._notify.reloading()
             self._reload()
         self._bridge_netfilter = bridge_netfilter()
         began = time.monotonic()
-        if NEIGHBOUR in causes:
+        if NEIGHBOUR in triggers:
             self._source.ask_agents_again()
         try:
             outcome = reconcile(
@@ -143,16 +143,16 @@ class Service:
             self._say_failures((str(error),))
             self._notify.ready(f"Cannot read the kernel's state: {error}")
             return None
-        self._history.passed(began, time.monotonic(), causes, outcome)
+        self._history.passed(began, time.monotonic(), triggers, outcome)
         self._looked.set()
         for written in outcome.written:
             desired = outcome.look.desired
-            for fight in self._fights.written(time.monotonic(), written, desired, causes):
+            for fight in self._fights.written(time.monotonic(), written, desired, triggers):
                 _say_fight(fight)
         self._remember(outcome.look)
-        self._say(outcome, causes)
+        self._say(outcome, triggers)
         self._notify.alive()
-        if causes & {_START, _RELOAD}:
+        if triggers & {_START, _RELOAD}:
             self._notify.ready(_summary(outcome))
         else:
             self._notify.status(_summary(outcome))
@@ -161,7 +161,7 @@ class Service:
         now = time.monotonic()
         again = min(self._fights.next_attempt(now), self._obstacles.next_look(now))
         # A DHCP server writes its lease down only after the guest has it.
-        return min(again, _LEASE_SECONDS) if NEIGHBOUR in causes else again
+        return min(again, _LEASE_SECONDS) if NEIGHBOUR in triggers else again
 
     def _remember(self, look: Look) -> None:
         """By what the neighbours are known that matter."""
@@ -217,10 +217,10 @@ class Service:
     def _is_guest(self, address: str, mac: str) -> bool:
         return mac in self._macs or address in self._internals
 
-    def _say(self, outcome: Outcome, causes: frozenset[str]) -> None:
+    def _say(self, outcome: Outcome, triggers: frozenset[str]) -> None:
         for written in outcome.written if log.isEnabledFor(logging.DEBUG) else ():
             for line in describe(written):
-                log.debug("%s (%s)", line, ", ".join(sorted(causes)))
+                log.debug("%s (%s)", line, ", ".join(sorted(triggers)))
         if any(w.enable_ip_forward for w in outcome.written) and outcome.look.observed.ip_forward:
             log.warning(
                 "net.ipv4.ip_forward was off: turned on for the whole host",

@@ -17,10 +17,10 @@ from vm_onetoone_nat.socket_filter import NEW_GENERATION, generations_only, noth
 log = logging.getLogger(__name__)
 
 NFTABLES = "nftables:"
-"""What the cause of a changed ruleset begins with."""
+"""What the trigger of a changed ruleset begins with."""
 
 NEIGHBOUR = "neighbour"
-"""The cause of a guest that shows another address than before."""
+"""The trigger of a guest that shows another address than before."""
 
 _RTNETLINK_GROUPS = (
     rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_NEIGH
@@ -81,8 +81,8 @@ class Watch:
             listening.set()
             while True:
                 for message in netlink.get():
-                    if (cause := self._interesting(message)) is not None:
-                        self._notify(cause)
+                    if (trigger := self._interesting(message)) is not None:
+                        self._notify(trigger)
 
     def _nftables(self, listening: threading.Event) -> None:
         with NetlinkSocket(family=NETLINK_NETFILTER) as netlink:
@@ -103,7 +103,7 @@ class Watch:
                     self._notify(f"{NFTABLES} written by {name} (process {pid})")
 
     def _interesting(self, message: Any) -> str | None:
-        """The cause to look again, None for what is of no interest."""
+        """The trigger to look again, None for what is of no interest."""
         match message["event"]:
             case "RTM_NEWLINK" | "RTM_DELLINK":
                 # A Wi-Fi driver sends one with this attribute for every scan.
