@@ -16,7 +16,6 @@ from vm_onetoone_nat.state import (
     Address,
     Allocation,
     ChainName,
-    Claim,
     Configuration,
     Desired,
     Domain,
@@ -30,6 +29,7 @@ from vm_onetoone_nat.state import (
     Port,
     Table,
     Translation,
+    Unavailable,
 )
 
 FORWARD = ChainName("ip", "filter", "FORWARD")
@@ -81,7 +81,7 @@ class FakeKernel:
         self.bridge_netfilter = False
         self.ip_forward = True
         self.squatters: dict[IPv4Address, str] = {}
-        self.claimed: frozenset[IPv4Address] = frozenset()
+        self.probed: frozenset[IPv4Address] = frozenset()
         self.exposed: set[Translation] = set()
         self.neighbours: list[Neighbour] = []
         self.routers: set[IPv4Address] = set()
@@ -108,8 +108,8 @@ class FakeKernel:
             hairpins_set=frozenset(self.hairpins_set),
             bridge_netfilter=self.bridge_netfilter,
             ip_forward=self.ip_forward,
-            contested=tuple(
-                Claim(a, mac if a in self.claimed else None)
+            unavailable=tuple(
+                Unavailable(a, mac if a in self.probed else None)
                 for a, mac in sorted(self.squatters.items())
             ),
             routers=frozenset(self.routers),
@@ -118,9 +118,9 @@ class FakeKernel:
             exposed=frozenset(self.exposed),
         )
 
-    def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
+    def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
         """Every address but those of `squatters` is found free at once."""
-        self.claimed = desired.claims
+        self.probed = desired.wanted
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
@@ -197,7 +197,7 @@ class FakeKernel:
 
     def forget(self) -> None:
         """The process is another one, and knows what our table records."""
-        self.claimed = frozenset()
+        self.probed = frozenset()
         self.exposed.clear()
         self.hairpins_set.clear()
         self.hairpins_by_us &= {e.key for e in self.elements() if e.container == "hairpin"}

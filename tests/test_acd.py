@@ -13,18 +13,18 @@ from vm_onetoone_nat.acd import (
     PROBE_SECONDS,
     PROBES,
     Announcement,
+    ArpPacket,
     Detector,
     Message,
-    Packet,
     Probe,
 )
-from vm_onetoone_nat.state import Claim
+from vm_onetoone_nat.state import Unavailable
 
 OURS, THEIRS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ONE, TWO = external(1), external(2)
 NONE: frozenset[IPv4Address] = frozenset()
-PROBING = Claim(ONE)
-TAKEN = Claim(ONE, THEIRS)
+PROBING = Unavailable(ONE)
+TAKEN = Unavailable(ONE, THEIRS)
 
 
 class Lan:
@@ -38,7 +38,11 @@ class Lan:
         self.detector.update(self.now, wanted, held or set(), {OURS})
 
     def hears(self, sender: IPv4Address, target: IPv4Address, mac: str = THEIRS) -> list[Message]:
-        return list(self.detector.heard(self.now, Packet(mac, sender, target)))
+        return list(self.detector.received(self.now, ArpPacket(mac, sender, target)))
+
+    def unavailable(self, address: IPv4Address) -> Unavailable | None:
+        macs = self.detector.unavailable()
+        return Unavailable(address, macs[address]) if address in macs else None
 
     def passes(self, seconds: float) -> list[tuple[float, Message]]:
         """What is sent in that time, each with the seconds since its begin."""
@@ -66,8 +70,8 @@ def held(lan: Lan) -> Lan:
 
 
 def test_unknown_address_is_not_free(lan: Lan) -> None:
-    """Of an address that was never asked for, nothing is known; and nothing is sent."""
-    assert lan.detector.contested(ONE) == PROBING
+    """An address that was never probed is not among those known, and nothing is sent."""
+    assert ONE not in lan.detector.addresses
     assert lan.detector.deadline() == inf
 
 
@@ -76,9 +80,9 @@ def test_free_address(lan: Lan) -> None:
     lan.update({ONE})
     sent = lan.passes(PROBE_SECONDS * (PROBES - 1) + 0.1)
     assert [message for _, message in sent] == [Probe(ONE)] * PROBES
-    assert lan.detector.contested(ONE) == PROBING
+    assert lan.unavailable(ONE) == PROBING
     assert lan.passes(PROBE_SECONDS) == []
-    assert lan.detector.contested(ONE) is None
+    assert lan.unavailable(ONE) is None
     assert lan.now - 1000.0 < 1.0
     assert lan.detector.deadline() == inf
 
@@ -93,10 +97,10 @@ def test_taken_address(lan: Lan, sender: IPv4Address, target: IPv4Address) -> No
     lan.update({ONE, TWO})
     lan.passes(PROBE_SECONDS)
     assert lan.hears(sender, target) == []
-    assert lan.detector.contested(ONE) == TAKEN
+    assert lan.unavailable(ONE) == TAKEN
     lan.passes(PROBE_SECONDS * PROBES)
-    assert lan.detector.contested(ONE) == TAKEN
-    assert lan.detector.contested(TWO) is None
+    assert lan.unavailable(ONE) == TAKEN
+    assert lan.unavailable(TWO) is None
 
 
 def test_own_packets_are_no_conflict(lan: Lan) -> None:
@@ -105,7 +109,7 @@ def test_own_packets_are_no_conflict(lan: Lan) -> None:
     lan.hears(ONE, TWO, OURS)
     lan.hears(IPv4Address(0), ONE, OURS)
     lan.passes(1.0)
-    assert lan.detector.contested(ONE) is None
+    assert lan.unavailable(ONE) is None
 
 
 def test_question_is_no_claim(lan: Lan) -> None:
@@ -113,7 +117,7 @@ def test_question_is_no_claim(lan: Lan) -> None:
     lan.update({ONE})
     lan.hears(TWO, ONE)
     lan.passes(1.0)
-    assert lan.detector.contested(ONE) is None
+    assert lan.unavailable(ONE) is None
 
 
 def test_taken_address_is_tried_again(lan: Lan) -> None:
@@ -126,7 +130,7 @@ def test_taken_address_is_tried_again(lan: Lan) -> None:
             assert lan.now < begin + 100
         times.append(lan.now)
         lan.hears(ONE, ONE)
-        assert lan.detector.contested(ONE) == TAKEN
+        assert lan.unavailable(ONE) == TAKEN
     gaps = [after - before for before, after in pairwise(times)]
     assert gaps == pytest.approx([1, 2, *[5] * 8, 60, 60, 60], abs=0.2)
 
@@ -137,9 +141,9 @@ def test_released_address(lan: Lan) -> None:
     lan.passes(0.1)
     lan.hears(ONE, ONE)
     lan.passes(1.0 + PROBE_SECONDS)
-    assert lan.detector.contested(ONE) == TAKEN
+    assert lan.unavailable(ONE) == TAKEN
     lan.passes(PROBE_SECONDS * PROBES)
-    assert lan.detector.contested(ONE) is None
+    assert lan.unavailable(ONE) is None
 
 
 def test_announced_when_held(lan: Lan) -> None:
@@ -155,10 +159,10 @@ def test_announced_when_held(lan: Lan) -> None:
 def test_defence(held: Lan) -> None:
     """One conflict is answered by an announcement, and the address is kept."""
     assert held.hears(ONE, TWO) == [Announcement(ONE)]
-    assert held.detector.contested(ONE) is None
+    assert held.unavailable(ONE) is None
     held.passes(DEFEND_SECONDS + 1)
     assert held.hears(ONE, TWO) == [Announcement(ONE)]
-    assert held.detector.contested(ONE) is None
+    assert held.unavailable(ONE) is None
 
 
 def test_giving_up(held: Lan) -> None:
@@ -166,14 +170,14 @@ def test_giving_up(held: Lan) -> None:
     held.hears(ONE, TWO)
     held.passes(1.0)
     assert held.hears(ONE, TWO) == []
-    assert held.detector.contested(ONE) == TAKEN
+    assert held.unavailable(ONE) == TAKEN
 
 
 def test_others_probe_is_answered_by_the_kernel(held: Lan) -> None:
     """Another host that probes for an address that is held does not have it."""
     assert held.hears(IPv4Address(0), ONE) == []
     assert held.hears(IPv4Address(0), ONE) == []
-    assert held.detector.contested(ONE) is None
+    assert held.unavailable(ONE) is None
 
 
 def test_link_comes_up(held: Lan) -> None:
@@ -181,24 +185,24 @@ def test_link_comes_up(held: Lan) -> None:
     held.detector.link_is_up(held.now)
     sent = {message for _, message in held.passes(0.1)}
     assert sent == {Probe(ONE), Announcement(ONE)}
-    assert held.detector.contested(ONE) is None
+    assert held.unavailable(ONE) is None
     assert held.hears(ONE, TWO) == []
-    assert held.detector.contested(ONE) == TAKEN
+    assert held.unavailable(ONE) == TAKEN
 
 
 def test_not_wanted_any_more(lan: Lan) -> None:
-    """An address that is not wanted is forgotten, and found out about anew when it is again."""
+    """An address that is no longer wanted is dropped, and probed again when it is wanted again."""
     lan.update({ONE})
     lan.passes(1.0)
     lan.update(set())
     assert lan.detector.deadline() == inf
-    assert lan.detector.contested(ONE) == PROBING
+    assert ONE not in lan.detector.addresses
     assert lan.hears(ONE, ONE) == []
 
 
 def test_removed_by_hand(held: Lan) -> None:
     """An address that was held and is still wanted is free: it is put back without a question."""
     held.update({ONE}, set())
-    assert held.detector.contested(ONE) is None
+    assert held.unavailable(ONE) is None
     held.update({ONE}, {ONE})
     assert Announcement(ONE) in [message for _, message in held.passes(0.1)]

@@ -426,7 +426,7 @@ def test_refused_mapping() -> None:
     assert desired == replace(
         desire(Configuration((other,)), GUESTS, OBSERVED),
         statuses=desired.statuses,
-        claims=frozenset({external(1), external(2)}),
+        wanted=frozenset({external(1), external(2)}),
     )
 
 

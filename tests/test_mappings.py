@@ -13,7 +13,6 @@ from vm_onetoone_nat.plan import Plan, plan
 from vm_onetoone_nat.state import (
     AddressSource,
     Allocation,
-    Claim,
     Configuration,
     Desired,
     Domain,
@@ -27,6 +26,7 @@ from vm_onetoone_nat.state import (
     Pool,
     Range,
     Service,
+    Unavailable,
 )
 
 NIC = (Interface("52:54:00:00:00:01", "default"),)
@@ -225,7 +225,7 @@ class TestPool:
         kernel = laptop()
         kernel.routers = {external(51)}
         kernel.squatters = {external(52): "02:00:00:00:00:09"}
-        kernel.claimed = frozenset({external(52)})
+        kernel.probed = frozenset({external(52)})
         configuration = replace(
             pool(50, 53), mappings=(Mapping(external(50), "default", internal=internal(9)),)
         )
@@ -238,7 +238,7 @@ class TestPool:
         known = guests(domain(1))
         run(pool(50, 52), known, kernel)
         kernel.squatters = {external(50): "02:00:00:00:00:09"}
-        kernel.claimed = frozenset({external(50)})
+        kernel.probed = frozenset({external(50)})
         run(pool(50, 52), known, kernel)
         kernel.squatters = {}
         assert given(gathered(pool(50, 52), known, kernel)) == {"guest1": external(51)}
@@ -293,7 +293,7 @@ class TestPool:
         known = guests(domain(1))
         run(pool(50, 50), known, kernel)
         kernel.squatters = {external(50): "02:00:00:00:00:09"}
-        kernel.claimed = frozenset({external(50)})
+        kernel.probed = frozenset({external(50)})
         kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(1), mac(1))]
         (status,) = run(pool(50, 50), known, kernel).statuses
         assert status.state is MappingState.CONFLICT
@@ -345,14 +345,14 @@ def test_unasked_address() -> None:
     configuration = Configuration((mapping,))
     observed = laptop().observe(configuration)
     states = {}
-    for name, contested, asked in (
+    for name, unavailable, probed in (
         ("unasked", (), frozenset[IPv4Address]()),
         ("free", (), frozenset({external(1)})),
         ("no need", (), None),
-        ("asked", (Claim(external(1)),), frozenset({external(1)})),
-        ("taken", (Claim(external(1), "02:00:00:00:00:09"),), frozenset({external(1)})),
+        ("asked", (Unavailable(external(1)),), frozenset({external(1)})),
+        ("taken", (Unavailable(external(1), "02:00:00:00:00:09"),), frozenset({external(1)})),
     ):
-        seen = replace(observed, contested=contested, asked=asked)
+        seen = replace(observed, unavailable=unavailable, probed=probed)
         states[name] = desire(configuration, guests(), seen).statuses[0].state
     assert states == {
         "unasked": MappingState.PENDING,

@@ -604,7 +604,7 @@ class Cycling(RuleBasedStateMachine):
         self.lived_on = next((a.ifname for a in self.kernel.addresses if a.owned), None)
         expected = [m for m in self.configuration.mappings if self.should_be_active(m, before)]
         outcome = reconcile(self.configuration, self.libvirt, self.kernel)
-        if outcome.look.desired.claims & set(self.kernel.squatters):
+        if outcome.look.desired.wanted & set(self.kernel.squatters):
             # Only now the squatter was asked.
             outcome = reconcile(self.configuration, self.libvirt, self.kernel)
         assert self.kernel.not_ours(self.marks) == others

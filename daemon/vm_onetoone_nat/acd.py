@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from math import inf
 
-from vm_onetoone_nat.state import Claim
-
 PROBES = 3
 PROBE_SECONDS = 0.2
 """Between two probes, and after the last. Not the RFC's two seconds, which were made for networks
@@ -28,7 +26,7 @@ _RETRY_SECONDS = (1.0, 2.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 60.0)  # RFC
 
 
 @dataclass(frozen=True, slots=True)
-class Packet:
+class ArpPacket:
     """An ARP packet that was heard; `sender` is 0.0.0.0 in a probe."""
 
     mac: str
@@ -94,13 +92,6 @@ class Detector:
         self._records: dict[IPv4Address, _Record] = {}
         self._own: Set[str] = frozenset()
 
-    def contested(self, address: IPv4Address) -> Claim | None:
-        """Why the address may not be taken: another host has it, or nothing is known yet."""
-        record = self._records.get(address)
-        if record is not None and record.clear:
-            return None
-        return Claim(address, None if record is None else record.mac)
-
     @property
     def addresses(self) -> Set[IPv4Address]:
         """Those that were asked for, or are held."""
@@ -133,8 +124,8 @@ class Detector:
             if record.held and record.mac is None:
                 record.announce(now)
 
-    def heard(self, now: float, packet: Packet) -> tuple[Message, ...]:
-        """What is to be sent in answer to a packet; `contested` may have changed after it."""
+    def received(self, now: float, packet: ArpPacket) -> tuple[Message, ...]:
+        """What is to be sent in answer to a packet; `unavailable` may have changed after it."""
         if packet.mac in self._own:
             return ()
         probing_too = packet.sender == _NOBODY
@@ -152,7 +143,7 @@ class Detector:
         return ()
 
     def due(self, now: float) -> tuple[Message, ...]:
-        """What is to be sent now; `contested` may have changed after it."""
+        """What is to be sent now; `unavailable` may have changed after it."""
         messages: list[Message] = []
         for address, record in self._records.items():
             if record.probe_at <= now:
@@ -175,6 +166,6 @@ class Detector:
             default=inf,
         )
 
-    def verdicts(self) -> dict[IPv4Address, str | None]:
+    def unavailable(self) -> dict[IPv4Address, str | None]:
         """The contested addresses, each with the MAC of the host that has it, None while probed."""
         return {a: r.mac for a, r in self._records.items() if not r.clear}

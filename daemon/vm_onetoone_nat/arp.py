@@ -15,12 +15,12 @@ from ipaddress import IPv4Address
 from math import inf
 from pathlib import Path
 
-from vm_onetoone_nat.acd import Announcement, Detector, Message, Packet
+from vm_onetoone_nat.acd import Announcement, ArpPacket, Detector, Message
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.files import replace_text
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.links import Link
-from vm_onetoone_nat.state import Claim
+from vm_onetoone_nat.state import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ _REQUEST, _REPLY = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Contested:
+class Detection:
     """The addresses that may not be taken, and all that were asked for; None: there is no need."""
 
-    claims: tuple[Claim, ...]
-    asked: frozenset[IPv4Address] | None
+    unavailable: tuple[Unavailable, ...]
+    probed: frozenset[IPv4Address] | None
 
 
-NOTHING_IS_ASKED = Contested((), None)
+NOT_PROBING = Detection((), None)
 
 
 class Arp:
@@ -69,17 +69,16 @@ class Arp:
         with suppress(OSError):
             self._record.unlink(missing_ok=True)
 
-    def observe(self, link: Link | None) -> Contested:
+    def observe(self, link: Link | None) -> Detection:
         """What is known of that link."""
         if link is None or not link.has_arp or self._refused:
-            return NOTHING_IS_ASKED
+            return NOT_PROBING
         with self._lock:
             if self._link is None or (link.index, link.mac) != (self._link.index, self._link.mac):
-                return Contested((), frozenset())  # nothing is known of this network yet
-            contested = sorted(self._detector.verdicts(), key=int)
-            claims = (self._detector.contested(address) for address in contested)
-            return Contested(
-                tuple(claim for claim in claims if claim is not None),
+                return Detection((), frozenset())  # nothing is known of this network yet
+            macs = self._detector.unavailable()
+            return Detection(
+                tuple(Unavailable(address, macs[address]) for address in sorted(macs, key=int)),
                 frozenset(self._detector.addresses),
             )
 
@@ -153,12 +152,12 @@ class Arp:
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             with self._lock:
-                before = self._detector.verdicts()
+                before = self._detector.unavailable()
                 if self._socket is packets and packets is not None and ready - {self._wake}:
                     self._receive(packets)
                 if self._deadline() <= time.monotonic():
                     self._send(self._detector.due(time.monotonic()))
-                changed = self._detector.verdicts() != before
+                changed = self._detector.unavailable() != before
                 if changed:
                     self._write_record()
             if changed:
@@ -180,7 +179,7 @@ class Arp:
                 log.debug("ARP: %s", error)
                 return
             if packet is not None:
-                self._send(self._detector.heard(time.monotonic(), packet))
+                self._send(self._detector.received(time.monotonic(), packet))
 
     def _send(self, messages: tuple[Message, ...]) -> None:
         if self._link is None or self._socket is None:
@@ -195,8 +194,8 @@ class Arp:
     def _write_record(self) -> None:
         """Tell `status` and `plan`. Without the file they know nothing of conflicts, no more."""
         name = None if self._link is None else self._link.name
-        verdicts = {str(a): mac for a, mac in sorted(self._detector.verdicts().items())}
-        text = json.dumps({"uplink": name, "contested": verdicts})
+        macs = {str(a): mac for a, mac in sorted(self._detector.unavailable().items())}
+        text = json.dumps({"uplink": name, "contested": macs})
         if text == self._recorded:
             return
         try:
@@ -207,23 +206,23 @@ class Arp:
         self._recorded = text
 
 
-class RecordedClaims:
+class RecordedConflicts:
     """What a running daemon has written of contested addresses, for other commands to read."""
 
     def __init__(self, record: Path) -> None:
         try:
             content = json.loads(record.read_text())
             self._uplink = content["uplink"]
-            self._contested = {IPv4Address(a): m for a, m in content["contested"].items()}
+            self._macs = {IPv4Address(a): m for a, m in content["contested"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # None is running, or it could not write.
-            self._uplink, self._contested = None, {}
+            self._uplink, self._macs = None, {}
 
-    def observe(self, link: Link | None) -> Contested:
+    def observe(self, link: Link | None) -> Detection:
         """As of Arp, but that what is not in the record is taken for free."""
         if link is None or link.name != self._uplink:
-            return NOTHING_IS_ASKED
-        return Contested(tuple(Claim(a, mac) for a, mac in self._contested.items()), None)
+            return NOT_PROBING
+        return Detection(tuple(Unavailable(a, mac) for a, mac in self._macs.items()), None)
 
 
 def request(mac: str, sender: IPv4Address, target: IPv4Address) -> bytes:
@@ -231,14 +230,14 @@ def request(mac: str, sender: IPv4Address, target: IPv4Address) -> bytes:
     return _packet(_REQUEST, bytes.fromhex(mac.replace(":", "")), sender, bytes(6), target)
 
 
-def parse(data: bytes) -> Packet | None:
+def parse(data: bytes) -> ArpPacket | None:
     """What a packet says, None where it is not about IPv4 on Ethernet."""
     if len(data) < _ARP.size:
         return None
     hardware, protocol, hlen, plen, _, mac, sender, _, target = _ARP.unpack_from(data)
     if (hardware, protocol, hlen, plen) != (1, 0x0800, 6, 4):
         return None
-    return Packet(mac.hex(":"), IPv4Address(sender), IPv4Address(target))
+    return ArpPacket(mac.hex(":"), IPv4Address(sender), IPv4Address(target))
 
 
 def _build(message: Message, mac: str) -> tuple[bytes, ...]:

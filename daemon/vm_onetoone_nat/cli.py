@@ -294,7 +294,7 @@ def _cleanup(arguments: argparse.Namespace) -> int:
 
     from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import Instance, runtime_directory
-    from vm_onetoone_nat.kernel import Kernel, claims_path
+    from vm_onetoone_nat.kernel import Kernel, conflicts_path
     from vm_onetoone_nat.plan import describe
     from vm_onetoone_nat.reconcile import remove
 
@@ -306,7 +306,7 @@ def _cleanup(arguments: argparse.Namespace) -> int:
         print(f"stopped the daemon, process {stopped}")
     for line in describe(remove(_fwmark(arguments.config), Kernel(runtime, state_directory()))):
         print(line)
-    claims_path(runtime).unlink(missing_ok=True)
+    conflicts_path(runtime).unlink(missing_ok=True)
     return 0
 
 

@@ -14,7 +14,6 @@ from vm_onetoone_nat.mappings import gather
 from vm_onetoone_nat.state import (
     Address,
     Cause,
-    Claim,
     Configuration,
     Desired,
     DomainState,
@@ -25,6 +24,7 @@ from vm_onetoone_nat.state import (
     MappingStatus,
     Observed,
     Service,
+    Unavailable,
     element,
     interface,
 )
@@ -58,10 +58,10 @@ def desire(configuration: Configuration, guests: Guests | None, observed: Observ
     over.
     """
     gathered = gather(configuration, guests, observed)
-    wished = _unambiguous(_status(m, configuration, guests, observed) for m in gathered.mappings)
-    claims = frozenset(s.mapping.external for s in wished if s.state is ACTIVE)
-    statuses = tuple(_contested(s, observed) for s in wished)
-    desired = _desired(statuses, observed, configuration.fwmark, claims)
+    checked = _unambiguous(_status(m, configuration, guests, observed) for m in gathered.mappings)
+    wanted = frozenset(s.mapping.external for s in checked if s.state is ACTIVE)
+    statuses = tuple(_if_available(s, observed) for s in checked)
+    desired = _desired(statuses, observed, configuration.fwmark, wanted)
     return replace(
         desired,
         unmapped=gathered.unmapped,
@@ -82,7 +82,7 @@ def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
         else s
         for s in desired.statuses
     )
-    left = _desired(statuses, observed, desired.fwmark, desired.claims)
+    left = _desired(statuses, observed, desired.fwmark, desired.wanted)
     return replace(
         desired,
         statuses=statuses,
@@ -96,7 +96,7 @@ def _desired(
     statuses: tuple[MappingStatus, ...],
     observed: Observed,
     fwmark: int,
-    claims: frozenset[IPv4Address],
+    wanted: frozenset[IPv4Address],
 ) -> Desired:
     active = [s.mapping for s in statuses if s.state is ACTIVE]
     elements = [e for m in active if not m.remembered for e in mapping_elements(m)]
@@ -110,7 +110,7 @@ def _desired(
         elements=frozenset(elements),
         fwmark=fwmark,
         hairpins=_hairpins(active, observed),
-        claims=claims,
+        wanted=wanted,
     )
 
 
@@ -188,21 +188,21 @@ def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:
     return checked
 
 
-def _contested(wished: MappingStatus, observed: Observed) -> MappingStatus:
+def _if_available(status: MappingStatus, observed: Observed) -> MappingStatus:
     """The status of a mapping that is to be active, as far as other hosts allow."""
-    if wished.state is not ACTIVE:
-        return wished
-    external, uplink = wished.mapping.external, observed.uplink
-    claim = observed.claims.get(external)
-    if claim is None and observed.asked is not None and external not in observed.asked:
-        claim = None if external in observed.uplink_ips else Claim(external)
-    if claim is None:
-        return wished
-    if claim.mac is None:
+    if status.state is not ACTIVE:
+        return status
+    external, uplink = status.mapping.external, observed.uplink
+    found = observed.unavailable_by_ip.get(external)
+    if found is None and observed.probed is not None and external not in observed.probed:
+        found = None if external in observed.uplink_ips else Unavailable(external)
+    if found is None:
+        return status
+    if found.mac is None:
         reason = f"asking on {uplink} whether another host has the address"
-        return MappingStatus(wished.mapping, PENDING, reason, Cause.ASKING)
-    reason = f"the host with MAC {claim.mac} on {uplink} has the address"
-    return MappingStatus(wished.mapping, CONFLICT, reason, Cause.CONFLICT)
+        return MappingStatus(status.mapping, PENDING, reason, Cause.ASKING)
+    reason = f"the host with MAC {found.mac} on {uplink} has the address"
+    return MappingStatus(status.mapping, CONFLICT, reason, Cause.CONFLICT)
 
 
 def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
@@ -315,9 +315,9 @@ def _was_active(mapping: Mapping, observed: Observed) -> bool:
 
     Only an address that was wanted is known to be another's.
     """
-    claim = observed.claims.get(mapping.external)
-    anothers = claim is not None and claim.mac is not None
-    return observed.translated(mapping.external) is not None or anothers
+    found = observed.unavailable_by_ip.get(mapping.external)
+    in_conflict = found is not None and found.mac is not None
+    return observed.translated(mapping.external) is not None or in_conflict
 
 
 def _external_interface(mapping: Mapping, observed: Observed) -> IPv4Interface:

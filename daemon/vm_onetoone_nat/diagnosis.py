@@ -212,8 +212,8 @@ def _conflict(evidence: Evidence, step: str) -> _Found:
     answers, external = evidence.answers, evidence.mapping.external
     if answers is None:
         return None
-    if answers.claimants:
-        macs = ", ".join(sorted(answers.claimants))
+    if answers.conflicts:
+        macs = ", ".join(sorted(answers.conflicts))
         text = f"another host on the LAN has {external} too: its MAC is {macs}"
         return _fail(evidence, step, Cause.CONFLICT, text)
     return f"no other host has {external}"

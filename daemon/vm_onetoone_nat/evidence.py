@@ -22,14 +22,14 @@ class Daemon(StrEnum):
 class Answers:
     """What the guest and the LAN have answered.
 
-    `claimants` are MACs that have the external address on the LAN, `guest` those that have the
+    `conflicts` are MACs that have the external address on the LAN, `guest` those that have the
     internal one on the bridge. `near` tells whether the guest answers the bridge's own address,
     `far` whether it answers an address behind its gateway. `neighbours` are the hosts of the LAN
     that were asked, but for the router, and whether each has answered; `router` None, that there
     is none on the LAN.
     """
 
-    claimants: frozenset[str] = frozenset()
+    conflicts: frozenset[str] = frozenset()
     guest: frozenset[str] = frozenset()
     near: bool = False
     far: bool = False

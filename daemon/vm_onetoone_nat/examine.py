@@ -191,14 +191,14 @@ class _Examination:
         own = [a.interface for a in self._observed.addresses if a.ifname == uplink.name]
         host = next((i.ip for i in own if i.ip != external), _NO_ADDRESS)
         gateway = next((g.ip for g in network.gateways if internal in g.network), _NO_ADDRESS)
-        claimants = who_has(uplink, [external], _NO_ADDRESS)[external] if uplink.has_arp else set()
+        conflicts = who_has(uplink, [external], _NO_ADDRESS)[external] if uplink.has_arp else set()
         guest = who_has(bridge, [internal], gateway)[internal] if bridge.running else set()
         near = bool(guest) and self._reached(gateway, internal)
         routers = [r for r in self._observed.routers if any(r in i.network for i in own)]
         hosts = self._lan_hosts(uplink) if _is_wireless(uplink) else ()
         heard = who_has(uplink, [*routers, *hosts], host) if hosts else {}
         return Answers(
-            claimants=frozenset(claimants),
+            conflicts=frozenset(conflicts),
             guest=frozenset(guest),
             near=near,
             far=near and self._reached(host, internal),

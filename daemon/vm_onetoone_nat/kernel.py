@@ -10,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vm_onetoone_nat import conntrack
 from vm_onetoone_nat.addresses import Addresses
 from vm_onetoone_nat.allocations import Allocations
-from vm_onetoone_nat.arp import NOTHING_IS_ASKED, Arp, Contested, RecordedClaims
+from vm_onetoone_nat.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
 from vm_onetoone_nat.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.legacy import has_legacy_filter
@@ -39,7 +39,7 @@ class Kernel:
     def __init__(self, runtime: Path, state: Path, arp: Arp | None = None) -> None:
         self._netlink = IPRoute()
         self._arp = arp
-        self._claims = arp or RecordedClaims(claims_path(runtime))
+        self._detection = arp or RecordedConflicts(conflicts_path(runtime))
         self._links: dict[int, Link] = {}
         self._addresses = Addresses(runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
@@ -81,7 +81,7 @@ class Kernel:
         routes = self._addresses.default_routes()
         uplink = self._addresses.uplink(configuration.uplink, found, addresses, routes)
         neighbours = self._bridge.neighbours(found)
-        contested = self._contested(configuration, uplink, addresses)
+        detected = self._detected(configuration, uplink, addresses)
         return Observed(
             uplink=uplink,
             addresses=addresses,
@@ -92,8 +92,8 @@ class Kernel:
             hairpins_set=frozenset(self._bridge.hairpins_set),
             bridge_netfilter=filtered,
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
-            contested=contested.claims,
-            asked=contested.asked,
+            unavailable=detected.unavailable,
+            probed=detected.probed,
             routers=frozenset(h.gateway for r in routes for h in r.hops if h.gateway is not None),
             neighbours=neighbours,
             allocations=self._allocations.read(),
@@ -102,7 +102,7 @@ class Kernel:
             exposed=None if self._arp is None else frozenset(self._exposed),
         )
 
-    def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
+    def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
         """Probe the addresses that are wanted, announce and defend those that are there.
 
         Also ask guests that seem to have moved to another address. Its outcome is in `observe`,
@@ -117,25 +117,25 @@ class Kernel:
         on_uplink = (a for a in seen.addresses if a.ifname == seen.uplink and a.owned)
         self._arp.update(
             self._link(seen.uplink),
-            wanted=desired.claims - foreign if configuration.conflict_detection else frozenset(),
+            wanted=desired.wanted - foreign if configuration.conflict_detection else frozenset(),
             held=frozenset(a.interface.ip for a in on_uplink),
             own=frozenset(link.mac for link in self._links.values()),
         )
 
-    def _contested(
+    def _detected(
         self, configuration: Configuration, uplink: str | None, addresses: tuple[Address, ...]
-    ) -> Contested:
+    ) -> Detection:
         """What may not be taken. What is there already stays until another host insists."""
         if not configuration.conflict_detection:
-            return NOTHING_IS_ASKED
+            return NOT_PROBING
         ours = {a.interface.ip: a.owned for a in addresses if a.ifname == uplink}
-        found = self._claims.observe(self._link(uplink))
-        claims = tuple(
-            claim
-            for claim in found.claims
-            if claim.address not in ours or (ours[claim.address] and claim.mac is not None)
+        found = self._detection.observe(self._link(uplink))
+        unavailable = tuple(
+            each
+            for each in found.unavailable
+            if each.address not in ours or (ours[each.address] and each.mac is not None)
         )
-        return Contested(claims, found.asked)
+        return Detection(unavailable, found.probed)
 
     def _link(self, name: str | None) -> Link | None:
         return next((link for link in self._links.values() if link.name == name), None)
@@ -192,7 +192,7 @@ class _Failures:
             raise KernelError("; ".join(str(error) for error in self._errors))
 
 
-def claims_path(runtime: Path) -> Path:
+def conflicts_path(runtime: Path) -> Path:
     """Where the running daemon records which addresses are contested."""
     return runtime / "claims.json"
 

@@ -80,7 +80,7 @@ class _Gathering:
         self._taken = {
             *(m.external for m in configuration.mappings),
             *observed.routers,
-            *(claim.address for claim in observed.contested if claim.mac),
+            *(each.address for each in observed.unavailable if each.mac),
             *(a.interface.ip for a in observed.addresses if not a.owned),
         }
         self._mapped = {

@@ -26,7 +26,7 @@ class KernelSide(Protocol):
 
     def observe(self, configuration: Configuration) -> Observed: ...
     def apply(self, plan: Plan) -> None: ...
-    def claim(self, configuration: Configuration, seen: Observed, desired: Desired) -> None: ...
+    def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None: ...
 
 
 class GuestSide(Protocol):
@@ -88,7 +88,7 @@ def reconcile(
     """
     before = look(configuration, source, kernel)
     outcome = _write(configuration, kernel, before, hold)
-    kernel.claim(configuration, outcome.look.observed, before.desired)
+    kernel.probe(configuration, outcome.look.observed, before.desired)
     return outcome
 
 

@@ -19,7 +19,7 @@ from vm_onetoone_nat.fights import Fight, Fights
 from vm_onetoone_nat.history import History
 from vm_onetoone_nat.instance import Instance
 from vm_onetoone_nat.journal import entry, status_fields
-from vm_onetoone_nat.kernel import Kernel, claims_path
+from vm_onetoone_nat.kernel import Kernel, conflicts_path
 from vm_onetoone_nat.libvirt_source import LibvirtSource
 from vm_onetoone_nat.nft import read_counters
 from vm_onetoone_nat.notify import Notify
@@ -62,7 +62,7 @@ class Service:
         self._runner = Runner(
             self._pass, self._tick, is_news=self._is_news, longest_tick=watchdog / 3
         )
-        self._arp = Arp(self._runner.notify, claims_path(runtime))
+        self._arp = Arp(self._runner.notify, conflicts_path(runtime))
         self._kernel = Kernel(runtime, state, self._arp)
         self._source = self._connect(configuration)
         self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)

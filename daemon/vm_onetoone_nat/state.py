@@ -373,7 +373,7 @@ class Obstacle:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Unavailable:
     """An address that must not be taken: the host `mac` has it, or, None, that is being asked."""
 
     address: IPv4Address
@@ -437,8 +437,8 @@ class Observed:
     hairpins_set: frozenset[str] = frozenset()
     bridge_netfilter: bool = False
     ip_forward: bool = True
-    contested: tuple[Claim, ...] = ()
-    asked: frozenset[IPv4Address] | None = None
+    unavailable: tuple[Unavailable, ...] = ()
+    probed: frozenset[IPv4Address] | None = None
     routers: frozenset[IPv4Address] = frozenset()
     neighbours: tuple[Neighbour, ...] = ()
     allocations: frozenset[Allocation] = frozenset()
@@ -451,9 +451,9 @@ class Observed:
         return self.table.translations.get(external) if self.table is not None else None
 
     @cached_property
-    def claims(self) -> dict[IPv4Address, Claim]:
-        """`contested`, by address."""
-        return {claim.address: claim for claim in self.contested}
+    def unavailable_by_ip(self) -> dict[IPv4Address, Unavailable]:
+        """`unavailable`, by address."""
+        return {each.address: each for each in self.unavailable}
 
     @cached_property
     def host_addresses(self) -> tuple[Address, ...]:
@@ -592,7 +592,7 @@ class Desired:
     elements: frozenset[Element]
     fwmark: int
     hairpins: frozenset[str]
-    claims: frozenset[IPv4Address] = frozenset()
+    wanted: frozenset[IPv4Address] = frozenset()
     unmapped: tuple[Unmapped, ...] = ()
     allocations: frozenset[Allocation] = frozenset()
     doubtful: tuple[Neighbour, ...] = ()
