@@ -26,7 +26,6 @@ from vm_onetoone_nat.state import (
     Neighbour,
     Network,
     Observed,
-    Port,
     Table,
     Translation,
     Unavailable,
@@ -82,7 +81,7 @@ class FakeKernel:
         self.ip_forward = True
         self.squatters: dict[IPv4Address, str] = {}
         self.probed: frozenset[IPv4Address] = frozenset()
-        self.exposed: set[Translation] = set()
+        self.flushed: set[Translation] = set()
         self.neighbours: list[Neighbour] = []
         self.routers: set[IPv4Address] = set()
         self.allocations: frozenset[Allocation] = frozenset()
@@ -103,7 +102,7 @@ class FakeKernel:
             addresses=self._addresses_listed(),
             table=self.table,
             foreign=tuple(self._chain_listed(name) for name in sorted(self.chains)),
-            ports=tuple((a, Port(name, name in self.hairpins)) for a, name in ports.items()),
+            ports=tuple(ports.items()),
             hairpins=frozenset(self.hairpins),
             hairpins_set=frozenset(self.hairpins_set),
             bridge_netfilter=self.bridge_netfilter,
@@ -115,7 +114,7 @@ class FakeKernel:
             routers=frozenset(self.routers),
             neighbours=tuple(self.neighbours),
             allocations=self.allocations,
-            exposed=frozenset(self.exposed),
+            flushed=frozenset(self.flushed),
         )
 
     def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
@@ -125,7 +124,7 @@ class FakeKernel:
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
         failures = []
-        self.exposed.difference_update(plan.forget, plan.expose)
+        self.flushed.difference_update(plan.flush_translated, plan.flush_bypassing)
         if plan.allocations is not None:
             self._write()
             self.allocations = plan.allocations
@@ -152,9 +151,9 @@ class FakeKernel:
                 self._add_address(address)
             except KernelError as error:
                 failures.append(str(error))
-        if plan.expose:
+        if plan.flush_bypassing:
             self._write()
-            self.exposed.update(plan.expose)
+            self.flushed.update(plan.flush_bypassing)
         if failures:
             raise KernelError("; ".join(failures))
 
@@ -198,7 +197,7 @@ class FakeKernel:
     def forget(self) -> None:
         """The process is another one, and knows what our table records."""
         self.probed = frozenset()
-        self.exposed.clear()
+        self.flushed.clear()
         self.hairpins_set.clear()
         self.hairpins_by_us &= {e.key for e in self.elements() if e.container == "hairpin"}
 

@@ -25,7 +25,6 @@ from vm_onetoone_nat.state import (
     MappingState,
     Network,
     Observed,
-    Port,
     Service,
     Table,
 )
@@ -496,7 +495,7 @@ def test_hairpins(bridge_netfilter: bool, guests: Guests, hairpins: set[str]) ->
     """Ports of active mappings' guests, and only those, need the flag where br_netfilter is on."""
     observed = replace(
         OBSERVED,
-        ports=((internal(1), Port("vnet0", False)), (internal(9), Port("vnet9", True))),
+        ports=((internal(1), "vnet0"), (internal(9), "vnet9")),
         bridge_netfilter=bridge_netfilter,
     )
     assert desire(Configuration((GUEST,)), guests, observed).hairpins == hairpins

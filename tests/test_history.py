@@ -151,7 +151,7 @@ def test_a_record_is_no_repair() -> None:
     """Connections that are forgotten anew by another process were not changed by somebody."""
     passing = Passing()
     passing.pass_at(1, "start")
-    passing.kernel.exposed.clear()
+    passing.kernel.flushed.clear()
     passing.pass_at(2, "resync")
     passes = passing.passes()
     assert (passes.wrote, passes.repairs) == (2, {})

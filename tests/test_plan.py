@@ -71,18 +71,18 @@ def converged(*numbers: int) -> FakeKernel:
     return kernel
 
 
-def test_exposed_after_a_crash() -> None:
+def test_flushed_after_a_crash() -> None:
     """What a process before this one wrote is freed of older flows once, by each process."""
     kernel = converged(1)
     kernel.forget()
     assert plan_of(kernel, 1) == Plan(
-        expose=(Translation(external(1), internal(1)),), hosts=(HOST.ip,)
+        flush_bypassing=(Translation(external(1), internal(1)),), host_sources=(HOST.ip,)
     )
     kernel.apply(plan_of(kernel, 1))
     assert plan_of(kernel, 1) == Plan()
     kernel.apply(plan_of(kernel))
-    assert kernel.exposed == set()
-    observed = replace(converged(1).observe(CONFIGURATION), exposed=None)
+    assert kernel.flushed == set()
+    observed = replace(converged(1).observe(CONFIGURATION), flushed=None)
     assert plan(observed, desired_of(kernel, 1)) == Plan()
 
 
@@ -100,8 +100,8 @@ def test_first_plan() -> None:
             ),
             insert_accepts=((FORWARD, MARK),),
         ),
-        expose=(Translation(external(1), internal(1)),),
-        hosts=(HOST.ip,),
+        flush_bypassing=(Translation(external(1), internal(1)),),
+        host_sources=(HOST.ip,),
     )
 
 
@@ -118,8 +118,8 @@ def test_guest_comes() -> None:
     assert plan_of(converged(1), 1, 2) == Plan(
         add_addresses=(own_address(external(2)),),
         transaction=Transaction(add_elements=tuple(sorted(mapping_elements(guest(2))))),
-        expose=(Translation(external(2), internal(2)),),
-        hosts=(HOST.ip,),
+        flush_bypassing=(Translation(external(2), internal(2)),),
+        host_sources=(HOST.ip,),
     )
 
 
@@ -128,7 +128,7 @@ def test_guest_goes() -> None:
     assert plan_of(converged(1, 2), 1) == Plan(
         transaction=Transaction(delete_elements=tuple(sorted(mapping_elements(guest(2))))),
         delete_addresses=(own_address(external(2)),),
-        forget=(Translation(external(2), internal(2)),),
+        flush_translated=(Translation(external(2), internal(2)),),
     )
 
 
@@ -153,7 +153,7 @@ def test_external_leads_to_another_guest() -> None:
     configuration = Configuration((replace(guest(1), internal=internal(5)),))
     observed = kernel.observe(configuration)
     planned = plan(observed, desire(configuration, guests(1), observed))
-    assert planned.forget == (Translation(external(1), internal(1)),)
+    assert planned.flush_translated == (Translation(external(1), internal(1)),)
     assert (planned.add_addresses, planned.delete_addresses) == ((), ())
 
 
@@ -167,8 +167,8 @@ def test_table_that_somebody_changed(change: dict[str, bool | None]) -> None:
     assert plan_of(kernel, 1) == Plan(
         transaction=Transaction(install=MARK, add_elements=tuple(sorted(elements))),
         # Flows that began while it was not whole would bypass it.
-        expose=(Translation(external(1), internal(1)),),
-        hosts=(HOST.ip,),
+        flush_bypassing=(Translation(external(1), internal(1)),),
+        host_sources=(HOST.ip,),
     )
 
 
@@ -180,7 +180,9 @@ def test_element_that_somebody_added() -> None:
     kernel.table = replace(kernel.table, elements=kernel.table.elements | {stray})
     assert plan_of(kernel, 1) == Plan(
         transaction=Transaction(delete_elements=(stray,)),
-        forget=(Translation(IPv4Address("192.168.1.200"), IPv4Address("192.168.122.200")),),
+        flush_translated=(
+            Translation(IPv4Address("192.168.1.200"), IPv4Address("192.168.122.200")),
+        ),
     )
 
 
@@ -345,7 +347,7 @@ def test_removal_leaves_nothing() -> None:
 def test_removal_ends_connections() -> None:
     """Removal ends the connections of every translation that the table had."""
     planned = removal(converged(1, 2).observe(CONFIGURATION), MARK)
-    assert planned.forget == (
+    assert planned.flush_translated == (
         Translation(external(1), internal(1)),
         Translation(external(2), internal(2)),
     )
@@ -534,7 +536,7 @@ def expected_lines(planned: Plan) -> list[str]:
         ),
         *(f"+ hairpin on bridge port {name}" for name in planned.set_hairpins),
         *(f"- hairpin on bridge port {name}" for name in planned.clear_hairpins),
-        *(f"- connections of {t.external} and {t.internal}" for t in planned.forget),
+        *(f"- connections of {t.external} and {t.internal}" for t in planned.flush_translated),
     ]
 
 

@@ -241,7 +241,7 @@ def test_refused_mapping_does_not_disturb() -> None:
             assert applied.delete_addresses == ()
             assert applied.transaction.delete_elements == ()
             assert applied.transaction.install is None
-            assert applied.forget == ()
+            assert applied.flush_translated == ()
 
 
 def test_refusal_ends() -> None:

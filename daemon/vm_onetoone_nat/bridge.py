@@ -12,7 +12,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.links import Link
-from vm_onetoone_nat.state import Neighbour, Port
+from vm_onetoone_nat.state import Neighbour
 
 _CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _ENODEV = 19
@@ -69,7 +69,7 @@ class Bridge:
 
     def ports(
         self, links: Mapping[int, Link], neighbours: Iterable[Neighbour]
-    ) -> tuple[tuple[IPv4Address, Port], ...]:
+    ) -> tuple[tuple[IPv4Address, str], ...]:
         """The port behind each neighbour on a bridge, as far as the host has heard from it.
 
         The neighbour table gives the guest's MAC, the forwarding database the MAC's port: what
@@ -79,10 +79,9 @@ class Bridge:
         for entry in self._netlink.get_neighbours(family=AF_BRIDGE):
             link = links.get(entry["ifindex"])
             if link is not None and link.is_bridge_port:
-                port = Port(link.name, link.hairpin)
                 master = links.get(entry.get_attr("NDA_MASTER"))
                 if master is not None:
-                    learned[master.name, entry.get_attr("NDA_LLADDR")] = port
+                    learned[master.name, entry.get_attr("NDA_LLADDR")] = link.name
         return tuple(
             (n.address, seen)
             for n in neighbours

@@ -1,4 +1,4 @@
-"""Ending connections in the kernel's connection tracking (pyroute2)."""
+"""Deletes and counts entries of the kernel's connection tracking (pyroute2)."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,61 +16,63 @@ from vm_onetoone_nat.traffic import Tracked
 _ENOENT = 2
 
 _FEW = 16
-"""Up to so many translations the kernel is asked for the entries of each, else for all it has."""
+"""Up to this many translations, one filtered dump for each address; above, one dump of all."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _Flow:
     original: NFCTAttrTuple
     reply: NFCTAttrTuple
 
 
-def forget(translations: tuple[Translation, ...]) -> int:
-    """Delete every entry that one of these translations made; how many there were.
+def flush_translated(translations: tuple[Translation, ...]) -> None:
+    """Delete every entry that one of these translations created. Raises KernelError.
 
-    Without it a peer's established flow would go on to whatever the addresses mean next.
+    Otherwise an established flow of a peer continues to whichever guest has the address next.
     """
 
-    def made(entry: _Entry, pair: Translation) -> bool:
+    def created(entry: _Flow, pair: Translation) -> bool:
         external, internal = str(pair.external), str(pair.internal)
         inbound = entry.original.daddr == external and entry.reply.saddr == internal
         outbound = entry.original.saddr == internal and entry.reply.daddr == external
         return bool(inbound or outbound)
 
-    return _delete(translations, made)
+    _delete(translations, created)
 
 
-def expose(translations: tuple[Translation, ...], hosts: tuple[IPv4Address, ...]) -> int:
-    """Delete every entry that would keep a flow from one of these translations; how many.
+def flush_bypassing(
+    translations: tuple[Translation, ...], host_sources: tuple[IPv4Address, ...]
+) -> None:
+    """Delete every entry by which a flow bypasses one of these translations. Raises KernelError.
 
-    Such is a flow to the external address that goes elsewhere, and one of the guest's that still
-    leaves by an address of `hosts`. Not the guest's TCP connections: they end by themselves, and
+    These are flows to the external address that go elsewhere, and flows of the guest that leave
+    with one of `host_sources`. TCP connections of the guest are kept: they end by themselves, and
     their peers know them by the old address.
     """
-    return _delete(translations, _shadows(hosts))
+    _delete(translations, _bypasses(host_sources))
 
 
-def track(translation: Translation, hosts: tuple[IPv4Address, ...]) -> Tracked:
-    """The entries of one translation, those counted that `expose` would delete. KernelError."""
-    shadows = _shadows(hosts)
+def track(translation: Translation, host_sources: tuple[IPv4Address, ...]) -> Tracked:
+    """Count the entries of one translation, and those that bypass it. Raises KernelError."""
+    bypasses = _bypasses(host_sources)
     with NFCTSocket() as netlink:
         try:
-            found = {str(e): shadows(e, pair) for e, pair in _entries(netlink, (translation,))}
+            found = {str(e): bypasses(e, pair) for e, pair in _entries(netlink, (translation,))}
         except NetlinkError as error:
             raise _failure(error) from error
     return Tracked(len(found), sum(found.values()))
 
 
-def _shadows(hosts: tuple[IPv4Address, ...]) -> Callable[[_Entry, Translation], bool]:
-    behind = {str(host) for host in hosts}
+def _bypasses(host_sources: tuple[IPv4Address, ...]) -> Callable[[_Flow, Translation], bool]:
+    sources = {str(host) for host in host_sources}
 
-    def shadows(entry: _Entry, pair: Translation) -> bool:
+    def bypasses(entry: _Flow, pair: Translation) -> bool:
         external, internal = str(pair.external), str(pair.internal)
         inbound = entry.original.daddr == external and entry.reply.saddr != internal
-        outbound = entry.original.saddr == internal and entry.reply.daddr in behind
+        outbound = entry.original.saddr == internal and entry.reply.daddr in sources
         return bool(inbound or (outbound and entry.original.proto != IPPROTO_TCP))
 
-    return shadows
+    return bypasses
 
 
 def _failure(error: NetlinkError) -> KernelError:
@@ -78,13 +80,13 @@ def _failure(error: NetlinkError) -> KernelError:
 
 
 def _delete(
-    translations: tuple[Translation, ...], ends: Callable[[_Entry, Translation], bool]
-) -> int:
+    translations: tuple[Translation, ...], matches: Callable[[_Flow, Translation], bool]
+) -> None:
     with NFCTSocket() as netlink:
         try:
-            # The listing is read whole before the socket is used for deleting.
-            ended = [e for e, pair in _entries(netlink, translations) if ends(e, pair)]
-            for entry in ended:
+            # Read the whole dump before the socket is used to delete.
+            matching = [e for e, pair in _entries(netlink, translations) if matches(e, pair)]
+            for entry in matching:
                 try:
                     netlink.entry("del", tuple_orig=entry.original)
                 except NetlinkError as error:
@@ -92,12 +94,11 @@ def _delete(
                         raise
         except NetlinkError as error:
             raise _failure(error) from error
-    return len(ended)
 
 
 def _entries(
     netlink: NFCTSocket, translations: tuple[Translation, ...]
-) -> Iterator[tuple[_Entry, Translation]]:
+) -> Iterator[tuple[_Flow, Translation]]:
     """Entries whose original direction goes to an external or comes from an internal address."""
     by_external = {str(pair.external): pair for pair in translations}
     by_internal = {str(pair.internal): pair for pair in translations}
@@ -106,11 +107,11 @@ def _entries(
         filters = [NFCTAttrTuple(daddr=address) for address in by_external]
         filters += [NFCTAttrTuple(saddr=address) for address in by_internal]
     for wanted in filters:
-        # Kernels before 5.8 ignore the filter of the dump, so all is compared here again.
+        # Kernels before 5.8 ignore the filter of the dump, so each entry is compared here again.
         for message in netlink.dump(tuple_orig=wanted):
             if (original := message.get_attr("CTA_TUPLE_ORIG")) is None:
                 continue
-            entry = _Entry(_tuple(original), _tuple(message.get_attr("CTA_TUPLE_REPLY")))
+            entry = _Flow(_tuple(original), _tuple(message.get_attr("CTA_TUPLE_REPLY")))
             for pair in (
                 by_external.get(entry.original.daddr),
                 by_internal.get(entry.original.saddr),
@@ -121,7 +122,7 @@ def _entries(
 
 def _tuple(attribute: object) -> NFCTAttrTuple:
     parsed = NFCTAttrTuple.from_netlink(2, attribute)
-    # from_netlink reads ports of TCP and UDP only; SCTP, DCCP and UDP-Lite have them too.
+    # from_netlink reads ports of TCP and UDP only; SCTP, DCCP and UDP-Lite have ports too.
     protocol = attribute.get_attr("CTA_TUPLE_PROTO")  # type: ignore[attr-defined]
     if parsed.icmp_id is None:
         parsed.sport = protocol.get_attr("CTA_PROTO_SRC_PORT")

@@ -345,4 +345,4 @@ def _hairpins(active: list[Mapping], observed: Observed) -> frozenset[str]:
     if not observed.bridge_netfilter:
         return frozenset()
     ports = dict(observed.ports)
-    return frozenset(ports[m.internal].name for m in active if m.internal in ports)
+    return frozenset(ports[m.internal] for m in active if m.internal in ports)

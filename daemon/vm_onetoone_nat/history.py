@@ -88,7 +88,10 @@ class History:
 
 def _restores(plan: Plan) -> bool:
     """Whether the kernel was not as it had been left: not what is only recorded or forgotten."""
-    return replace(plan, allocations=None, forget=(), expose=(), hosts=()) != Plan()
+    return (
+        replace(plan, allocations=None, flush_translated=(), flush_bypassing=(), host_sources=())
+        != Plan()
+    )
 
 
 def _counted(repairs: ReadOnly[str, int], triggers: frozenset[str]) -> dict[str, int]:

@@ -45,7 +45,7 @@ class Kernel:
         self._bridge = Bridge(self._netlink)
         self._allocations = Allocations(state / "allocations.json")
         self._nft = Nft()
-        self._exposed: set[Translation] = set()
+        self._flushed: set[Translation] = set()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -99,7 +99,7 @@ class Kernel:
             allocations=self._allocations.read(),
             recorded=self._allocations.recorded,
             obstacles=obstacles,
-            exposed=None if self._arp is None else frozenset(self._exposed),
+            flushed=None if self._arp is None else frozenset(self._flushed),
         )
 
     def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
@@ -147,7 +147,7 @@ class Kernel:
         transaction is refused, nothing that depends on it is written.
         """
         failures = _Failures()
-        self._exposed.difference_update(plan.forget, plan.expose)
+        self._flushed.difference_update(plan.flush_translated, plan.flush_bypassing)
         if plan.allocations is not None:
             failures.attempt(self._allocations.write, plan.allocations)
         if plan.enable_ip_forward:
@@ -162,17 +162,17 @@ class Kernel:
             failures.attempt(self._bridge.set_hairpin, name, True)
         if plan.add_addresses:
             failures.attempt(self._addresses.add, plan.add_addresses)
-        if plan.forget:
-            failures.attempt(conntrack.forget, plan.forget)
-        if plan.expose:
-            failures.attempt(self._expose, plan.expose, plan.hosts)
+        if plan.flush_translated:
+            failures.attempt(conntrack.flush_translated, plan.flush_translated)
+        if plan.flush_bypassing:
+            failures.attempt(self._flush_bypassing, plan.flush_bypassing, plan.host_sources)
         failures.raise_any()
 
-    def _expose(
-        self, translations: tuple[Translation, ...], hosts: tuple[IPv4Address, ...]
+    def _flush_bypassing(
+        self, translations: tuple[Translation, ...], host_sources: tuple[IPv4Address, ...]
     ) -> None:
-        conntrack.expose(translations, hosts)
-        self._exposed.update(translations)
+        conntrack.flush_bypassing(translations, host_sources)
+        self._flushed.update(translations)
 
 
 class _Failures:

@@ -44,14 +44,14 @@ class Transaction:
 class Plan:
     """All writes of one pass, in order. `allocations` None leaves the recorded ones.
 
-    An address goes before its translation and comes after it: while the host has an external
-    address without a translation, a packet for the guest would reach the host itself. A hairpin
-    flag is set only after the transaction has recorded the port in our table, and cleared before
-    the record goes: a flag that nobody remembers would stay for ever.
+    An address is deleted before its translation and added after it: while the host has an external
+    address without a translation, a packet for the guest reaches the host itself. A hairpin flag is
+    set after the transaction has recorded the port in our table, and cleared before the record is
+    deleted: a flag without a record would never be cleared.
 
-    Last come tracked connections: those that a translation made are forgotten with it, and those
-    from before it, that would bypass it, when it is there (`expose`); `hosts` are the addresses
-    that the guest's own connections had until then.
+    Tracked connections are flushed last. `flush_translated` are the translations that are deleted:
+    their connections end. `flush_bypassing` are the translations that are new: connections from
+    before would bypass them. Until now the guest's own connections left with one of `host_sources`.
     """
 
     allocations: frozenset[Allocation] | None = None
@@ -61,9 +61,9 @@ class Plan:
     transaction: Transaction = Transaction()
     set_hairpins: tuple[str, ...] = ()
     add_addresses: tuple[Address, ...] = ()
-    forget: tuple[Translation, ...] = ()
-    expose: tuple[Translation, ...] = ()
-    hosts: tuple[IPv4Address, ...] = ()
+    flush_translated: tuple[Translation, ...] = ()
+    flush_bypassing: tuple[Translation, ...] = ()
+    host_sources: tuple[IPv4Address, ...] = ()
 
     def __bool__(self) -> bool:
         return self != Plan()
@@ -79,10 +79,10 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     wanted = {e.key for e in elements if e.container == "hairpin"}
     deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
     # Where chains or rules were missing, nothing was translated whatever elements there were.
-    begun = translations(elements if replace else elements - present)
-    if observed.exposed is not None:
+    to_flush = translations(elements if replace else elements - present)
+    if observed.flushed is not None:
         # A process before this one may have ended between writing them and this.
-        begun |= translations(elements) - observed.exposed
+        to_flush |= translations(elements) - observed.flushed
     record = desired.allocations != observed.allocations or not observed.recorded
     return Plan(
         allocations=desired.allocations if record else None,
@@ -98,9 +98,9 @@ def plan(observed: Observed, desired: Desired) -> Plan:
         ),
         set_hairpins=tuple(sorted(wanted - observed.hairpins)),
         delete_addresses=_stale_addresses(observed, desired),
-        forget=_by_external(translations(present - elements)),
-        expose=_by_external(begun),
-        hosts=_uplink_hosts(observed) if begun else (),
+        flush_translated=_by_external(translations(present - elements)),
+        flush_bypassing=_by_external(to_flush),
+        host_sources=_uplink_hosts(observed) if to_flush else (),
     )
 
 
@@ -121,7 +121,7 @@ def removal(observed: Observed, fwmark: int) -> Plan:
             ),
         ),
         delete_addresses=tuple(a for a in observed.addresses if a.owned),
-        forget=_by_external(translations(present)),
+        flush_translated=_by_external(translations(present)),
     )
 
 
@@ -175,7 +175,8 @@ def writes(planned: Plan) -> tuple[Write, ...]:
     found += [Write(True, f"hairpin on bridge port {h}", HAIRPIN) for h in planned.set_hairpins]
     found += [Write(True, f"address {a}", a) for a in planned.add_addresses]
     found += [
-        Write(False, f"connections of {t.external} and {t.internal}", t) for t in planned.forget
+        Write(False, f"connections of {t.external} and {t.internal}", t)
+        for t in planned.flush_translated
     ]
     return tuple(found)
 

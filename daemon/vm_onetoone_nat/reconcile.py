@@ -191,7 +191,9 @@ def _install_singly(
             delete_addresses=tuple(
                 a for a in planned.delete_addresses if a.interface.ip not in waiting
             ),
-            forget=tuple(t for t in planned.forget if t.external not in waiting),
+            flush_translated=tuple(
+                t for t in planned.flush_translated if t.external not in waiting
+            ),
         )
         if planned:
             kernel.apply(planned)

@@ -404,14 +404,6 @@ class Allocation:
     origin: Origin
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
-    """The bridge port behind which an address was last seen."""
-
-    name: str
-    hairpin: bool
-
-
 @dataclass(frozen=True)
 class Observed:
     """Everything read from the kernel in one look.
@@ -424,7 +416,7 @@ class Observed:
     `asked` is not None, neither may one that is not in there, before the LAN was asked for it.
     `routers` are the next hops of the default routes. `neighbours` are those on bridges.
     `allocations` are the recorded ones, `recorded` is false where they are in memory only.
-    `exposed` has the translations that this process has freed of flows from before them; None
+    `flushed` has the translations that this process has freed of flows from before them; None
     where that is no business of this process.
     """
 
@@ -432,7 +424,7 @@ class Observed:
     addresses: tuple[Address, ...] = ()
     table: Table | None = None
     foreign: tuple[ForeignChain, ...] = ()
-    ports: tuple[tuple[IPv4Address, Port], ...] = ()
+    ports: tuple[tuple[IPv4Address, str], ...] = ()
     hairpins: frozenset[str] = frozenset()
     hairpins_set: frozenset[str] = frozenset()
     bridge_netfilter: bool = False
@@ -444,7 +436,7 @@ class Observed:
     allocations: frozenset[Allocation] = frozenset()
     recorded: bool = True
     obstacles: tuple[Obstacle, ...] = ()
-    exposed: frozenset[Translation] | None = None
+    flushed: frozenset[Translation] | None = None
 
     def translated(self, external: IPv4Address) -> IPv4Address | None:
         """The guest's address that the kernel translates an external one to."""
