@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from fakes import FORWARD, FakeKernel, FakeLibvirt, laptop, running_guests
 from lab.addresses import UPLINK, external, guest_name, internal
-from vm_onetoone_nat.changes import Change, changes, render
+from vm_onetoone_nat.changes import Change, changes, render_changes
 from vm_onetoone_nat.reconcile import look, reconcile
-from vm_onetoone_nat.state import Configuration, DomainState, Mapping, Service
+from vm_onetoone_nat.state import AllowedService, Configuration, DomainState, Mapping
 
 GUEST = Mapping(external(1), "default", internal=internal(1), domain=guest_name(1))
 RESTRICTED = Mapping(
@@ -16,7 +16,7 @@ RESTRICTED = Mapping(
     "default",
     internal=internal(1),
     domain=guest_name(1),
-    allow=(Service("tcp", 22, 22),),
+    allow=(AllowedService("tcp", 22, 22),),
 )
 
 
@@ -29,7 +29,7 @@ def why(mapping: Mapping, libvirt: FakeLibvirt, kernel: FakeKernel) -> dict[str,
 def test_first_installation() -> None:
     """From nothing to one guest: the table, the accept, and each part of the mapping in words."""
     seen = look(Configuration((RESTRICTED,)), running_guests(1), laptop())
-    assert render(changes(seen)) == [
+    assert render_changes(changes(seen)) == [
         "our table is not there:",
         "+ table inet vm_onetoone_nat, mark 0x00100000",
         "el7-x86_64-101 is to be reached by 192.168.1.101:",
@@ -49,10 +49,10 @@ def test_first_installation() -> None:
 def test_every_change_is_shown_once() -> None:
     """What is shown to a person is what a program gets."""
     found = changes(look(Configuration((GUEST,)), running_guests(1), laptop()))
-    shown = render(found)
+    shown = render_changes(found)
     assert sorted(line for line in shown if line[0] in "+-") == sorted(c.change for c in found)
-    assert render(()) == []
-    assert render([Change("+ a", "so"), Change("- b", "no"), Change("+ c", "so")]) == [
+    assert render_changes(()) == []
+    assert render_changes([Change("+ a", "so"), Change("- b", "no"), Change("+ c", "so")]) == [
         *("so:", "+ a", "+ c"),
         *("no:", "- b"),
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from vm_onetoone_nat.cli import _parser
-from vm_onetoone_nat.report import Entry, Report, to_json
+from vm_onetoone_nat.report import Entry, Report, report_to_json
 from vm_onetoone_nat.state import MappingState
 
 COMPLETION = Path(__file__).parent.parent / "completion"
@@ -106,7 +106,7 @@ def home(tmp_path: Path) -> Path:
         Entry(external, internal, domain, "default", MappingState.ACTIVE, "", "", None)
         for external, internal, domain in guests
     )
-    (tmp_path / "status").write_text(to_json(Report("wlp0s20f3", True, entries)))
+    (tmp_path / "status").write_text(report_to_json(Report("wlp0s20f3", True, entries)))
     names = ("web", "off", 'a "quoted" `name`', "lab:one", "lab:two", "übung", "back\\slash")
     (tmp_path / "names").write_text("".join(f"{name}\n" for name in names) + "\n")
     asked = "--connect qemu:///system --readonly --quiet list --all --name"

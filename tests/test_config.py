@@ -26,11 +26,11 @@ from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     Address,
     AddressSource,
+    AllowedService,
     Configuration,
     Mapping,
     Pool,
     Range,
-    Service,
 )
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
@@ -141,10 +141,10 @@ network = "other"
                 domain="guest",
                 mac="52:54:00:aa:bb:cc",
                 allow=(
-                    Service("icmp"),
-                    Service("tcp", 22, 22),
-                    Service("tcp", 8000, 8100),
-                    Service("udp"),
+                    AllowedService("icmp"),
+                    AllowedService("tcp", 22, 22),
+                    AllowedService("tcp", 8000, 8100),
+                    AllowedService("udp"),
                 ),
                 allowed_sources=(IPv4Network("10.1.2.3/32"), IPv4Network("192.168.1.0/24")),
             ),
@@ -503,18 +503,24 @@ def test_directory_for_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "merged"),
     [
-        ('["tcp/22", "tcp/22"]', (Service("tcp", 22, 22),)),
-        ('["tcp/10-20", "tcp/15-30"]', (Service("tcp", 10, 30),)),
-        ('["tcp/21-30", "tcp/10-20"]', (Service("tcp", 10, 30),)),
-        ('["tcp/10-40", "tcp/15-30"]', (Service("tcp", 10, 40),)),
-        ('["tcp/10-20", "tcp/22-30"]', (Service("tcp", 10, 20), Service("tcp", 22, 30))),
-        ('["tcp/22", "tcp"]', (Service("tcp"),)),
-        ('["udp/53", "tcp/53"]', (Service("tcp", 53, 53), Service("udp", 53, 53))),
-        ('["icmp", "icmp"]', (Service("icmp"),)),
-        ('["tcp/65535", "tcp/1"]', (Service("tcp", 1, 1), Service("tcp", 65535, 65535))),
+        ('["tcp/22", "tcp/22"]', (AllowedService("tcp", 22, 22),)),
+        ('["tcp/10-20", "tcp/15-30"]', (AllowedService("tcp", 10, 30),)),
+        ('["tcp/21-30", "tcp/10-20"]', (AllowedService("tcp", 10, 30),)),
+        ('["tcp/10-40", "tcp/15-30"]', (AllowedService("tcp", 10, 40),)),
+        (
+            '["tcp/10-20", "tcp/22-30"]',
+            (AllowedService("tcp", 10, 20), AllowedService("tcp", 22, 30)),
+        ),
+        ('["tcp/22", "tcp"]', (AllowedService("tcp"),)),
+        ('["udp/53", "tcp/53"]', (AllowedService("tcp", 53, 53), AllowedService("udp", 53, 53))),
+        ('["icmp", "icmp"]', (AllowedService("icmp"),)),
+        (
+            '["tcp/65535", "tcp/1"]',
+            (AllowedService("tcp", 1, 1), AllowedService("tcp", 65535, 65535)),
+        ),
     ],
 )
-def test_allow_is_merged(tmp_path: Path, written: str, merged: tuple[Service, ...]) -> None:
+def test_allow_is_merged(tmp_path: Path, written: str, merged: tuple[AllowedService, ...]) -> None:
     """Ranges that overlap or touch become one, and those of different protocols do not."""
     assert load(tmp_path, mapping(allow=written)).mappings[0].allow == merged
 

@@ -17,6 +17,7 @@ from lab.addresses import (
 from vm_onetoone_nat.desired import desire, mapping_elements, without
 from vm_onetoone_nat.state import (
     Address,
+    AllowedService,
     Configuration,
     DomainState,
     Element,
@@ -25,7 +26,6 @@ from vm_onetoone_nat.state import (
     MappingState,
     Network,
     Observed,
-    Service,
     Table,
 )
 
@@ -445,7 +445,7 @@ def test_open_mapping_elements() -> None:
     ("allow", "sources", "keys"),
     [
         (
-            (Service("icmp"), Service("tcp", 22, 22)),
+            (AllowedService("icmp"), AllowedService("tcp", 22, 22)),
             None,
             {"0.0.0.0/0 . icmp . 0-65535", "0.0.0.0/0 . tcp . 22-22"},
         ),
@@ -455,7 +455,7 @@ def test_open_mapping_elements() -> None:
             {"10.0.0.0/8 . any . 0-65535", "192.168.1.7/32 . any . 0-65535"},
         ),
         (
-            (Service("tcp", 80, 90), Service("udp")),
+            (AllowedService("tcp", 80, 90), AllowedService("udp")),
             (IPv4Network("10.0.0.0/8"), IPv4Network("192.168.1.0/24")),
             {
                 "10.0.0.0/8 . tcp . 80-90",
@@ -467,7 +467,9 @@ def test_open_mapping_elements() -> None:
     ],
 )
 def test_restricted_mapping_elements(
-    allow: tuple[Service, ...] | None, sources: tuple[IPv4Network, ...] | None, keys: set[str]
+    allow: tuple[AllowedService, ...] | None,
+    sources: tuple[IPv4Network, ...] | None,
+    keys: set[str],
 ) -> None:
     """A restricted mapping goes to `restrict`, and `allowed` has each source with each service."""
     mapping = replace(GUEST, allow=allow, allowed_sources=sources)

@@ -7,13 +7,13 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from fakes import FORWARD, FakeKernel, laptop, running_guests
 from lab.addresses import LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal, mac_of
-from vm_onetoone_nat.checklist import render, to_json
+from vm_onetoone_nat.checklist import diagnoses_to_json, render_diagnosis
 from vm_onetoone_nat.diagnosis import Check, Diagnosis, Verdict, diagnose, failed
 from vm_onetoone_nat.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import look, reconcile, settled
 from vm_onetoone_nat.remedies import remedy
-from vm_onetoone_nat.state import Cause, Configuration, Mapping, Service
+from vm_onetoone_nat.state import AllowedService, Cause, Configuration, Mapping
 from vm_onetoone_nat.traffic import Tracked, Traffic
 
 GUEST = Mapping(external(1), "default", internal=internal(1), domain=guest_name(1))
@@ -101,7 +101,11 @@ def test_limits_are_told() -> None:
     found = evidence()
     limited = replace(
         GUEST,
-        allow=(Service("icmp"), Service("tcp", 22, 22), Service("udp", 53, 60)),
+        allow=(
+            AllowedService("icmp"),
+            AllowedService("tcp", 22, 22),
+            AllowedService("udp", 53, 60),
+        ),
         allowed_sources=(IPv4Network("10.0.0.0/8"),),
     )
     found = replace(found, status=replace(found.status, mapping=limited))
@@ -217,7 +221,7 @@ def test_each_cause_has_a_remedy(cause: Cause) -> None:
 def test_shown_to_a_person() -> None:
     """Marks, what is wrong, what to do; in colour only where that is asked for."""
     found = diagnose(replace(evidence(), answers=Answers(guest=frozenset({MAC}), near=True)))
-    lines = render(found)
+    lines = render_diagnosis(found)
     assert lines[0] == "el7-x86_64-101 (192.168.1.101):"
     shown = "\n".join(lines)
     assert "\n✗ guest answers          it answers the bridge's own address, but no" in shown
@@ -226,7 +230,7 @@ def test_shown_to_a_person() -> None:
     assert "\nremedy: in the guest, set the default route" in shown
     assert max(map(len, lines)) <= 80
     assert all("\033" not in line for line in lines)
-    coloured = render(found, colour=True)
+    coloured = render_diagnosis(found, colour=True)
     assert [
         line.replace("\033[32m", "").replace("\033[31m", "").replace("\033[0m", "")
         for line in coloured
@@ -237,7 +241,7 @@ def test_shown_to_a_person() -> None:
 def test_names_cannot_harm_a_terminal() -> None:
     """No escape sequence in a guest's name, or in what another program wrote, is printed."""
     check = failed("guest", Cause.GUEST_OFF, "domain '\033[2J' is not running", GUEST)
-    shown = "\n".join(render(Diagnosis("\033]0;x\007", (check,))))
+    shown = "\n".join(render_diagnosis(Diagnosis("\033]0;x\007", (check,))))
     assert "\033" not in shown and "\007" not in shown
 
 
@@ -245,7 +249,7 @@ def test_as_json() -> None:
     """The document has the outcome at the top, and every check below its mapping."""
     wrong = diagnose(replace(evidence(), uplink_runs=False))
     right = diagnose(evidence())
-    document = json.loads(to_json("web", [right, wrong]))
+    document = json.loads(diagnoses_to_json("web", [right, wrong]))
     assert (document["target"], document["healthy"]) == ("web", False)
     assert document["cause"] == "uplink-down"
     assert document["remedy"] == remedy(Cause.UPLINK_DOWN, GUEST)
@@ -257,7 +261,7 @@ def test_as_json() -> None:
         "cause": None,
         "remedy": "",
     }
-    healthy = json.loads(to_json("web", [right]))
+    healthy = json.loads(diagnoses_to_json("web", [right]))
     assert (healthy["healthy"], healthy["cause"]) == (True, None)
 
 

@@ -19,7 +19,7 @@ from reports import DAY, entry, report
 from running import Daemon, mapping
 from vm_onetoone_nat.errors import PrivilegeError
 from vm_onetoone_nat.metrics import exposition
-from vm_onetoone_nat.report import BOUNDS, Report, to_json
+from vm_onetoone_nat.report import BOUNDS, Report, report_to_json
 from vm_onetoone_nat.state import MappingState
 from vm_onetoone_nat.status_socket import StatusSocket, socket_path
 
@@ -196,7 +196,7 @@ def test_http(place: Namespace, tmp_path: Path, family: str) -> None:
     """Metrics are served on any kind of socket, with a daemon or without, until SIGTERM."""
     exporter = Exporter(place, tmp_path, family)
     assert samples(exporter.curl("/metrics").stdout) == {"vm_onetoone_nat_up": 0}
-    daemon = StatusSocket(socket_path(tmp_path), lambda: to_json(report(entry(1))))
+    daemon = StatusSocket(socket_path(tmp_path), lambda: report_to_json(report(entry(1))))
     daemon.start()
     assert samples(exporter.curl("/metrics").stdout) == exposed(entry(1))
     daemon.stop()
@@ -207,7 +207,7 @@ def test_http(place: Namespace, tmp_path: Path, family: str) -> None:
 def test_what_is_served(place: Namespace, tmp_path: Path) -> None:
     """Only GET of /metrics; as text or OpenMetrics, compressed or in part, as the client asks."""
     exporter = Exporter(place, tmp_path, "AF_UNIX")
-    daemon = StatusSocket(socket_path(tmp_path), lambda: to_json(report(entry(1))))
+    daemon = StatusSocket(socket_path(tmp_path), lambda: report_to_json(report(entry(1))))
     daemon.start()
     try:
         for path in ("/", "/favicon.ico", "/metrics/", "/metricsx", "/../metrics"):

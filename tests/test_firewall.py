@@ -9,7 +9,7 @@ from ipaddress import IPv4Network
 import pytest
 from lab.addresses import LAN_NETWORK, LIBVIRT_BRIDGE, UPLINK, external, internal
 from vm_onetoone_nat.firewall import Chain, Packet, Ruleset, judge
-from vm_onetoone_nat.path import Route, obstructions
+from vm_onetoone_nat.path import Endpoints, obstructions
 from vm_onetoone_nat.state import DEFAULT_FWMARK, ChainName
 
 PACKET = Packet(
@@ -20,7 +20,7 @@ PACKET = Packet(
     mark=DEFAULT_FWMARK,
     status=frozenset({"dnat"}),
 )
-ROUTE = Route(UPLINK, LIBVIRT_BRIDGE, LAN_NETWORK, external(1), internal(1), DEFAULT_FWMARK)
+ENDPOINTS = Endpoints(UPLINK, LIBVIRT_BRIDGE, LAN_NETWORK, external(1), internal(1), DEFAULT_FWMARK)
 CHAIN = ChainName("inet", "t", "c")
 
 _LOAD = """
@@ -191,7 +191,7 @@ def found(text: str, *commands: str) -> list[tuple[str, str, bool]]:
     """What is in the way of the mapping: which packets, in which chain, or translated."""
     return [
         (o.packets, str(o.verdict.chain), o.verdict.translated)
-        for o in obstructions(load(text, *commands), ROUTE)
+        for o in obstructions(load(text, *commands), ENDPOINTS)
     ]
 
 

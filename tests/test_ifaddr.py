@@ -2,8 +2,8 @@
 
 from ipaddress import IPv4Address, IPv4Interface
 
-from vm_onetoone_nat.ifaddr import Entry, additions, deletions, entries
-from vm_onetoone_nat.rtnetlink import parse
+from vm_onetoone_nat.ifaddr import ListedAddress, additions, deletions, listed_addresses
+from vm_onetoone_nat.rtnetlink import parse_answer
 
 ONE, OTHER = IPv4Interface("192.168.1.101/24"), IPv4Interface("192.168.1.102/24")
 BROADCAST = IPv4Address("192.168.1.255")
@@ -21,8 +21,8 @@ END = bytes.fromhex("14000000 0300 0200 07000000 00000000 00000000")
 
 def test_listed_address() -> None:
     """An address of a listing is read with its interface, broadcast and protocol."""
-    answer = parse(LISTED + END)
-    assert tuple(entries(answer)) == (Entry(3, ONE, BROADCAST, 118),)
+    answer = parse_answer(LISTED + END)
+    assert tuple(listed_addresses(answer)) == (ListedAddress(3, ONE, BROADCAST, 118),)
     assert answer.results == {7: 0}
     assert not answer.interrupted
 
@@ -30,15 +30,15 @@ def test_listed_address() -> None:
 def test_interrupted_listing() -> None:
     """A listing during which addresses changed says so, and is not to be believed."""
     flags = bytes.fromhex("1200")
-    assert parse(LISTED[:6] + flags + LISTED[8:] + END).interrupted
+    assert parse_answer(LISTED[:6] + flags + LISTED[8:] + END).interrupted
 
 
 def test_additions_are_read_as_they_were_written() -> None:
     """What asks the kernel for an address says what the kernel would list."""
     messages = additions(3, [(ONE, BROADCAST), (OTHER, None)], 118)
-    assert tuple(entries(parse(messages))) == (
-        Entry(3, ONE, BROADCAST, 118),
-        Entry(3, OTHER, None, 118),
+    assert tuple(listed_addresses(parse_answer(messages))) == (
+        ListedAddress(3, ONE, BROADCAST, 118),
+        ListedAddress(3, OTHER, None, 118),
     )
 
 
@@ -55,4 +55,4 @@ def test_results() -> None:
     """An error is known by the number of its message, success of the last one too."""
     error = bytes.fromhex("24000000 0200 0001 05000000 00000000 efffffff") + bytes(16)
     success = bytes.fromhex("24000000 0200 0001 07000000 00000000 00000000") + bytes(16)
-    assert parse(error + success).results == {5: 17, 7: 0}
+    assert parse_answer(error + success).results == {5: 17, 7: 0}

@@ -12,7 +12,7 @@ from lab import wait_for
 from vm_onetoone_nat import libvirt_source
 from vm_onetoone_nat.agents import Agents
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.libvirt_source import Answers, Definitions, LibvirtHangs, LibvirtSource
+from vm_onetoone_nat.libvirt_source import BoundedCalls, Definitions, LibvirtHangs, LibvirtSource
 from vm_onetoone_nat.state import Guests, Interface
 
 URI = "test:///default"
@@ -41,7 +41,7 @@ class TestAnswers:
 
     def test_answer(self) -> None:
         """What is answered in time is returned, and what is raised is raised."""
-        answers = Answers(lambda: None)
+        answers = BoundedCalls(lambda: None)
         assert answers.ask(lambda: 7) == 7
         with pytest.raises(ZeroDivisionError):
             answers.ask(lambda: 1 // 0)
@@ -49,7 +49,7 @@ class TestAnswers:
     def test_hangs(self) -> None:
         """A call that hangs is waited for once; after that no time is lost, until it returns."""
         released, answered = threading.Event(), threading.Event()
-        answers = Answers(answered.set, patience=0.2)
+        answers = BoundedCalls(answered.set, patience=0.2)
         began = time.monotonic()
         with pytest.raises(LibvirtHangs, match=r"has not answered for 0\.2 s"):
             answers.ask(released.wait)
@@ -67,7 +67,7 @@ class TestAnswers:
     def test_slow(self) -> None:
         """A libvirt that is slow, and not hung, is given the time that it needs."""
         answered = threading.Event()
-        answers = Answers(answered.set, patience=0.1)
+        answers = BoundedCalls(answered.set, patience=0.1)
         with pytest.raises(LibvirtHangs):
             answers.ask(lambda: time.sleep(0.3))
         assert answered.wait(5)

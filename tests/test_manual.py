@@ -12,7 +12,7 @@ from vm_onetoone_nat.cli import _parser
 from vm_onetoone_nat.metrics import exposition
 from vm_onetoone_nat.remedies import remedy
 from vm_onetoone_nat.report import Passes, Report, Running
-from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, parse
+from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, parse_text
 from vm_onetoone_nat.state import Cause, MappingState, Range
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_values() -> None:
         for table in tables
         for written in ["\n".join(re.findall(r"^\*[a-z_]+\* = .*$", section(FILE, table), re.M))]
     )
-    file = parse(text)
+    file = parse_text(text)
     assert file.settings == Settings()
     assert file.settings.model_fields_set == set(Settings.model_fields)
     assert file.mapping[0].model_fields_set == set(MappingTable.model_fields)
@@ -126,7 +126,7 @@ def test_values() -> None:
 def test_examples() -> None:
     """Each example of a configuration is accepted as it stands."""
     blocks = re.findall(r"^```\n(.*?)^```$", source(FILE), re.MULTILINE | re.DOTALL)
-    examples = [parse(block) for block in blocks if block.startswith("[")]
+    examples = [parse_text(block) for block in blocks if block.startswith("[")]
     assert len(examples) == 3
     assert all(isinstance(each, File) for each in examples)
     assert tomllib.loads(blocks[0])["mapping"][0]["domain"] == "web"

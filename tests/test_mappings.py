@@ -13,6 +13,7 @@ from vm_onetoone_nat.plan import Plan, plan
 from vm_onetoone_nat.state import (
     AddressSource,
     Allocation,
+    AllowedService,
     Configuration,
     Desired,
     Domain,
@@ -25,7 +26,6 @@ from vm_onetoone_nat.state import (
     Origin,
     Pool,
     Range,
-    Service,
     Unavailable,
 )
 
@@ -84,7 +84,7 @@ class TestMetadata:
 
     def test_claim(self) -> None:
         """A good claim is a mapping of that guest, with what it allows, and is recorded."""
-        allow = (Service("tcp", 22, 22),)
+        allow = (AllowedService("tcp", 22, 22),)
         result = gathered(CLAIMING, guests(domain(1, claim(1, allow=allow))))
         assert result.mappings == (
             Mapping(external(1), "default", domain="guest1", allow=allow, origin=Origin.METADATA),
@@ -312,7 +312,7 @@ class TestWithoutLibvirt:
     def test_what_the_kernel_has_stays(self) -> None:
         """Allocated mappings that are active go on as they are, restricted ones too."""
         kernel = laptop()
-        allow = (Service("tcp", 22, 22),)
+        allow = (AllowedService("tcp", 22, 22),)
         known = guests(domain(1, claim(1, allow=allow, internal=internal(1))), domain(2))
         kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(2), mac(2))]
         configuration = replace(pool(50, 52), metadata_external=(LAN,))

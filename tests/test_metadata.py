@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lab.addresses import external, internal
 from vm_onetoone_nat.metadata import NAMESPACE, MetadataError, claims
-from vm_onetoone_nat.state import AddressSource, Mapping, Origin, Service
+from vm_onetoone_nat.state import AddressSource, AllowedService, Mapping, Origin
 
 BOUNDED = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 
@@ -38,7 +38,7 @@ def test_every_key() -> None:
             prefixlen=24,
             internal=internal(1),
             mac="52:54:00:aa:bb:cc",
-            allow=(Service("icmp"), Service("tcp", 22, 23)),
+            allow=(AllowedService("icmp"), AllowedService("tcp", 22, 23)),
             allowed_sources=(IPv4Network("10.0.0.0/8"),),
             origin=Origin.METADATA,
             source=AddressSource.METADATA,

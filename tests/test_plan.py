@@ -24,6 +24,7 @@ from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     AcceptRule,
     Address,
+    AllowedService,
     ChainName,
     Configuration,
     Desired,
@@ -34,7 +35,6 @@ from vm_onetoone_nat.state import (
     MappingState,
     MappingStatus,
     Observed,
-    Service,
     Table,
     Translation,
 )
@@ -389,7 +389,9 @@ MAPPINGS = NUMBERS.flatmap(
                 replace,
                 st.just(guest(n)),
                 internal=st.just(internal(n)),
-                allow=st.sampled_from([None, (Service("tcp", 22, 22),), (Service("icmp"),)]),
+                allow=st.sampled_from(
+                    [None, (AllowedService("tcp", 22, 22),), (AllowedService("icmp"),)]
+                ),
                 prefixlen=st.sampled_from([24, 32, 16]),
             )
             for n in numbers

@@ -26,13 +26,13 @@ from vm_onetoone_nat.reconcile import GuestSide, KernelSide, look, reconcile, re
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     Address,
+    AllowedService,
     ChainName,
     Configuration,
     DomainState,
     Element,
     Mapping,
     MappingState,
-    Service,
 )
 
 MARK = DEFAULT_FWMARK
@@ -297,8 +297,8 @@ def test_refused_mapping_while_guests_are_out_of_sight(away: bool) -> None:
 def test_refused_change_of_what_is_allowed() -> None:
     """A mapping whose new restriction the kernel refuses is named, and not called active."""
     kernel, libvirt = laptop(), running_guests(1, 2)
-    before = replace(guest(1), allow=(Service("tcp", 22, 22),))
-    after = replace(guest(1), allow=(Service("tcp", 22, 23),))
+    before = replace(guest(1), allow=(AllowedService("tcp", 22, 22),))
+    after = replace(guest(1), allow=(AllowedService("tcp", 22, 23),))
     reconcile(Configuration((before, guest(2))), libvirt, kernel)
     kernel.refuse.add(external(1))
     outcome = reconcile(Configuration((after, guest(2))), libvirt, kernel)
@@ -323,7 +323,9 @@ def test_address_that_cannot_be_added() -> None:
 def test_status_of_a_mapping_that_lacks_a_part(container: str) -> None:
     """A mapping that the kernel does not hold whole is in error, whichever element is missing."""
     kernel, libvirt = laptop(), running_guests(1, 2)
-    restricted = replace(guest(1), allow=(Service("tcp", 22, 22), Service("tcp", 80, 80)))
+    restricted = replace(
+        guest(1), allow=(AllowedService("tcp", 22, 22), AllowedService("tcp", 80, 80))
+    )
     both = Configuration((restricted, guest(2)))
     reconcile(both, libvirt, kernel)
     assert kernel.table is not None
@@ -400,7 +402,7 @@ CONFIGURATIONS = (
     Configuration(
         (
             guest(1),
-            replace(guest(2), allow=(Service("icmp"), Service("tcp", 22, 80))),
+            replace(guest(2), allow=(AllowedService("icmp"), AllowedService("tcp", 22, 80))),
             replace(guest(3), prefixlen=32),
             BY_NETWORK,
         )

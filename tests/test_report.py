@@ -16,9 +16,9 @@ from vm_onetoone_nat.report import (
     Report,
     Running,
     UnreadableReport,
-    from_json,
     mapped,
-    to_json,
+    report_from_json,
+    report_to_json,
     unmapped,
 )
 from vm_onetoone_nat.state import (
@@ -72,12 +72,12 @@ reports = st.builds(
 @given(reports)
 def test_round_trip(told: Report) -> None:
     """A report is the same after it was written and read."""
-    assert from_json(to_json(told)) == told
+    assert report_from_json(report_to_json(told)) == told
 
 
 def test_shape() -> None:
     """The document has what other programs rely on, by these names."""
-    document = json.loads(to_json(report(entry(1), entry(2, MappingState.CONFLICT, "so"))))
+    document = json.loads(report_to_json(report(entry(1), entry(2, MappingState.CONFLICT, "so"))))
     assert document["uplink"] == "wlp0s20f3"
     assert document["libvirt"] == "connected"
     first, second = document["mappings"]
@@ -90,7 +90,7 @@ def test_shape() -> None:
         "reason": "",
     }
     assert (second["state"], second["reason"]) == ("conflict", "so")
-    away = json.loads(to_json(replace(report(), libvirt=False, daemon=None)))
+    away = json.loads(report_to_json(replace(report(), libvirt=False, daemon=None)))
     assert away == {
         "uplink": "wlp0s20f3",
         "libvirt": "disconnected",
@@ -103,13 +103,13 @@ def broken() -> dict[str, str]:
     """Documents that are none of ours, by what is wrong with them."""
 
     def changed(**changes: object) -> str:
-        return json.dumps({**json.loads(to_json(report(entry(1)))), **changes})
+        return json.dumps({**json.loads(report_to_json(report(entry(1)))), **changes})
 
-    daemon = json.loads(to_json(report()))["daemon"]
-    (mapping,) = json.loads(to_json(report(entry(1))))["mappings"]
+    daemon = json.loads(report_to_json(report()))["daemon"]
+    (mapping,) = json.loads(report_to_json(report(entry(1))))["mappings"]
     return {
         "nothing": "",
-        "half": to_json(report(entry(1)))[:100],
+        "half": report_to_json(report(entry(1)))[:100],
         "no JSON": "active",
         "null": "null",
         "list": "[]",
@@ -128,7 +128,7 @@ def broken() -> dict[str, str]:
 def test_unreadable(text: str) -> None:
     """A document of another version, or none at all, is an error that says what to do."""
     with pytest.raises(UnreadableReport) as caught:
-        from_json(text)
+        report_from_json(text)
     assert isinstance(caught.value, VmNatError)
     assert "systemctl restart vm-onetoone-nat" in str(caught.value)
 

@@ -3,7 +3,7 @@
 from ipaddress import IPv4Address
 
 from vm_onetoone_nat.routes import DefaultRoute, Hop, default_routes
-from vm_onetoone_nat.rtnetlink import parse
+from vm_onetoone_nat.rtnetlink import parse_answer
 
 GATEWAY, OTHER = IPv4Address("192.168.1.1"), IPv4Address("192.168.1.2")
 
@@ -24,16 +24,16 @@ UNREACHABLE = bytes.fromhex(f"1c000000 {HEADER} 02 00 00 00 fe 03 00 07 00000000
 
 def test_default_route() -> None:
     """A default route has its priority, interface and router; other routes are none."""
-    answer = parse(SUBNET + PLAIN)
+    answer = parse_answer(SUBNET + PLAIN)
     assert tuple(default_routes(answer)) == (DefaultRoute(600, (Hop(3, GATEWAY),)),)
 
 
 def test_multipath_route() -> None:
     """A multipath route has each of its hops."""
     hops = Hop(3, GATEWAY), Hop(4, OTHER)
-    assert tuple(default_routes(parse(MULTIPATH))) == (DefaultRoute(0, hops),)
+    assert tuple(default_routes(parse_answer(MULTIPATH))) == (DefaultRoute(0, hops),)
 
 
 def test_route_that_leads_nowhere() -> None:
     """An unreachable default route has no hop."""
-    assert tuple(default_routes(parse(UNREACHABLE))) == (DefaultRoute(0, ()),)
+    assert tuple(default_routes(parse_answer(UNREACHABLE))) == (DefaultRoute(0, ()),)

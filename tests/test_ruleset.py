@@ -31,11 +31,11 @@ from vm_onetoone_nat.ruleset import (
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     AcceptRule,
+    AllowedService,
     ChainName,
     Element,
     ForeignChain,
     Mapping,
-    Service,
     Table,
 )
 
@@ -172,9 +172,9 @@ def some_elements(*mappings: Mapping) -> list[Element]:
 
 
 SERVICES = st.one_of(
-    st.just(Service("icmp")),
+    st.just(AllowedService("icmp")),
     st.builds(
-        lambda protocol, ports: Service(protocol, min(ports), max(ports)),
+        lambda protocol, ports: AllowedService(protocol, min(ports), max(ports)),
         st.sampled_from(["tcp", "udp"]),
         st.tuples(st.integers(1, 65535), st.integers(1, 65535)),
     ),
@@ -332,10 +332,17 @@ MAPPED = (
         external(2),
         "default",
         internal=internal(2),
-        allow=(Service("icmp"), Service("tcp", 22, 22), Service("tcp", 8000, 8100), Service("udp")),
+        allow=(
+            AllowedService("icmp"),
+            AllowedService("tcp", 22, 22),
+            AllowedService("tcp", 8000, 8100),
+            AllowedService("udp"),
+        ),
         allowed_sources=(IPv4Network("10.0.0.0/8"), IPv4Network("192.168.1.7/32")),
     ),
-    Mapping(external(3), "default", internal=internal(3), allow=(Service("tcp", 8000, 8015),)),
+    Mapping(
+        external(3), "default", internal=internal(3), allow=(AllowedService("tcp", 8000, 8015),)
+    ),
     Mapping(
         external(4),
         "default",
@@ -401,7 +408,10 @@ def child_many_elements() -> None:
         length = random.randint(0, 32)
         first = random.choice([1, 22, 80, 1024, 8000, 8192, 65535])
         last = min(65535, first + random.choice([0, 1, 7, 15, 255, 1023, 65535]))
-        services = (Service("icmp"), Service(random.choice(["tcp", "udp"]), first, last))
+        services = (
+            AllowedService("icmp"),
+            AllowedService(random.choice(["tcp", "udp"]), first, last),
+        )
         source = IPv4Network((random.getrandbits(32), length), strict=False)
         mappings.append(
             Mapping(
@@ -438,7 +448,7 @@ def child_changed_ranges() -> None:
             before.external,
             "default",
             internal=before.internal,
-            allow=(Service("tcp", first, last),),
+            allow=(AllowedService("tcp", first, last),),
             allowed_sources=before.allowed_sources,
         )
         nft.apply(_replacing(before, after))

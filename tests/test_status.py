@@ -22,7 +22,7 @@ from lab.addresses import UPLINK, external, internal
 from reports import entry, report
 from running import Daemon, mapping
 from test_report import CONTRACT
-from vm_onetoone_nat.report import to_json
+from vm_onetoone_nat.report import report_to_json
 from vm_onetoone_nat.status_socket import NotRunning, Silent, StatusSocket, ask, socket_path
 
 SOCKET = Path("/run/vm-onetoone-nat/status.sock")
@@ -77,7 +77,7 @@ def test_daemon_that_accepts_nobody(tmp_path: Path) -> None:
 
 def test_answer_that_fails(tmp_path: Path) -> None:
     """Where the daemon cannot answer it says nothing, and answers the next one."""
-    answers = [to_json(report(entry(1)))]
+    answers = [report_to_json(report(entry(1)))]
     status = StatusSocket(socket_path(tmp_path), answers.pop)
     status.start()
     assert ask(socket_path(tmp_path))

@@ -11,7 +11,7 @@ from reports import entry, report
 from test_report import reports
 from vm_onetoone_nat.report import Entry, Report
 from vm_onetoone_nat.state import MappingState
-from vm_onetoone_nat.table import WIDTH, amount, duration, printable, render
+from vm_onetoone_nat.table import WIDTH, amount, duration, printable, render_report
 from vm_onetoone_nat.traffic import Traffic
 
 REASON = (
@@ -28,7 +28,7 @@ def shown(text: str) -> int:
 def test_table() -> None:
     """The laptop's guests fit a terminal of 80 columns, each in a line, with its reason below."""
     idle = replace(entry(2, MappingState.INACTIVE, "domain 'el7-x86_64-102' is not running"))
-    assert render(report(entry(1), idle, entry(3, MappingState.CONFLICT, REASON))) == [
+    assert render_report(report(entry(1), idle, entry(3, MappingState.CONFLICT, REASON))) == [
         "1 of 3 active, uplink wlp0s20f3, libvirt connected, daemon up 1d00",
         "",
         "EXTERNAL      STATE     FOR GUEST          INTERNAL        BY       CONN BYTES",
@@ -44,7 +44,9 @@ def test_table() -> None:
 
 def test_empty() -> None:
     """Without a mapping there is the summary alone; it says what is missing."""
-    assert render(Report("", False, ())) == ["0 of 0 active, uplink missing, libvirt disconnected"]
+    assert render_report(Report("", False, ())) == [
+        "0 of 0 active, uplink missing, libvirt disconnected"
+    ]
 
 
 def test_without_a_guest() -> None:
@@ -52,7 +54,7 @@ def test_without_a_guest() -> None:
     bare = Entry(
         None, None, None, "default", MappingState.PENDING, "", origin="configuration", source=None
     )
-    assert render(Report("", True, (bare,)))[3].split() == [
+    assert render_report(Report("", True, (bare,)))[3].split() == [
         *("-", "pending", "-", "net:default", "-", "-", "-", "-")
     ]
 
@@ -62,11 +64,11 @@ def test_width(width: int) -> None:
     """Names are shortened only as far as the width demands, and reasons are wrapped."""
     long = replace(entry(1), domain="a-very-long-name-of-a-guest" * 4)
     wide = replace(entry(2), domain="日本語" * 30)
-    lines = render(report(long, wide, entry(3, MappingState.ERROR, REASON)), width)
+    lines = render_report(report(long, wide, entry(3, MappingState.ERROR, REASON)), width)
     assert max(map(shown, lines)) == max(width, 70)
     assert sum("…" in line for line in lines) == (3 if width < 80 else 2)
     assert " ".join(" ".join(lines[6:]).split()) == REASON
-    short = render(report(entry(1)), 132)
+    short = render_report(report(entry(1)), 132)
     assert guest_name(1) in short[3]
     assert "  active  " in short[3], "two spaces between columns where there is room"
 
@@ -74,7 +76,7 @@ def test_width(width: int) -> None:
 @given(reports, st.integers(40, 200))
 def test_any_report(told: Report, width: int) -> None:
     """Whatever is in a report, no control character is in what is shown, and the columns align."""
-    lines = render(told, width)
+    lines = render_report(told, width)
     assert all(line.isprintable() for line in lines)
     assert lines[0].startswith(f"{told.count(MappingState.ACTIVE)} of {len(told.entries)} active")
 
@@ -86,7 +88,7 @@ def test_control_characters(name: str) -> None:
     """What a guest's name could do to a terminal is not in what is shown of it."""
     told = report(replace(entry(1), domain=name, reason=name))
     for colour in (False, True):
-        text = "".join(render(told, colour=colour))
+        text = "".join(render_report(told, colour=colour))
         assert text.replace("\033[32m", "").replace("\033[0m", "").isprintable()
     assert printable("el7-x86_64 ü 日本") == "el7-x86_64 ü 日本"
 
@@ -94,7 +96,7 @@ def test_control_characters(name: str) -> None:
 def test_colours() -> None:
     """Colours are of the state alone, and change nothing else."""
     told = report(*(entry(n, state) for n, state in enumerate(MappingState, start=1)))
-    plain, coloured = render(told), render(told, colour=True)
+    plain, coloured = render_report(told), render_report(told, colour=True)
     assert "\033" not in "".join(plain)
     for before, after in zip(plain, coloured, strict=True):
         if str(external(1))[:-3] not in before:
@@ -157,6 +159,6 @@ def test_never_wider(seconds: float, number: int) -> None:
 def test_both_directions(inbound: int, outbound: int) -> None:
     """Connections and bytes are those of both directions, of an active mapping only."""
     told = replace(entry(1), inbound=Traffic(inbound, 0, 0), outbound=Traffic(outbound, 0, 0))
-    *_, connections, size = render(report(told))[3].split()
+    *_, connections, size = render_report(report(told))[3].split()
     assert (connections, size) == (amount(inbound + outbound), "0")
-    assert len(render(report(told))[3]) <= WIDTH
+    assert len(render_report(report(told))[3]) <= WIDTH

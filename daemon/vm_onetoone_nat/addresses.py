@@ -75,7 +75,7 @@ class Addresses:
         recorded = set() if self._protocol_kept else self._recorded()
         found: list[Address] = []
         with_primary: set[str] = set()
-        for entry in self._list(ifaddr.LISTING, ifaddr.entries):
+        for entry in self._list(ifaddr.LISTING, ifaddr.listed_addresses):
             link = links.get(entry.ifindex)
             if link is None:
                 continue
@@ -168,7 +168,7 @@ class Addresses:
         try:
             self._send(messages)
             while len(batch) - 1 not in results:
-                results.update(rtnetlink.parse(self._socket.recv(_DATAGRAM)).results)
+                results.update(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)).results)
         except OSError as error:
             yield f"addresses could not be {verb}: {error.strerror}"
         for number, error_number in results.items():
@@ -198,7 +198,7 @@ class Addresses:
                 answers: list[rtnetlink.Answer] = []
                 self._send(request)
                 while not answers or not answers[-1].results:
-                    answers.append(rtnetlink.parse(self._socket.recv(_DATAGRAM)))
+                    answers.append(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)))
                     # A table without a route yet is not there.
                     for error in set(answers[-1].results.values()) - {0, ENOENT}:
                         raise OSError(error, os.strerror(error))

@@ -13,7 +13,7 @@ import libvirt
 
 log = logging.getLogger(__name__)
 
-Addresses = dict[str, tuple[IPv4Address, ...]]
+AddressesByMac = dict[str, tuple[IPv4Address, ...]]
 """A guest's IPv4 addresses by MAC."""
 
 
@@ -26,11 +26,11 @@ class Agents:
     def __init__(self, uri: str, answered: Callable[[], None]) -> None:
         self._uri = uri
         self._answered = answered
-        self._known: dict[str, Addresses] = {}
+        self._known: dict[str, AddressesByMac] = {}
         self._asked: set[str] = set()
         self._lock = threading.Lock()
 
-    def addresses(self, uuid: str) -> Addresses:
+    def addresses(self, uuid: str) -> AddressesByMac:
         """What the agent of that guest has told; it is asked if it was not."""
         with self._lock:
             known, asked = self._known.get(uuid, {}), uuid in self._asked

@@ -171,7 +171,7 @@ class Arp:
     def _receive(self, packets: socket.socket) -> None:
         while True:
             try:
-                packet = parse(packets.recv(128))
+                packet = parse_packet(packets.recv(128))
             except BlockingIOError:
                 return
             except OSError as error:
@@ -230,7 +230,7 @@ def request(mac: str, sender: IPv4Address, target: IPv4Address) -> bytes:
     return _packet(_REQUEST, bytes.fromhex(mac.replace(":", "")), sender, bytes(6), target)
 
 
-def parse(data: bytes) -> ArpPacket | None:
+def parse_packet(data: bytes) -> ArpPacket | None:
     """What a packet says, None where it is not about IPv4 on Ethernet."""
     if len(data) < _ARP.size:
         return None

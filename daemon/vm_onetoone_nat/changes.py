@@ -31,7 +31,7 @@ def changes(seen: Look) -> tuple[Change, ...]:
     return tuple(Change(str(write), reasons.of(write)) for write in writes(seen.plan))
 
 
-def render(found: Iterable[Change]) -> list[str]:
+def render_changes(found: Iterable[Change]) -> list[str]:
     """The changes below their reasons."""
     by_reason: dict[str, list[str]] = {}
     for change in found:

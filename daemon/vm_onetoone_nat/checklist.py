@@ -15,7 +15,9 @@ _MARKS = {
 }
 
 
-def render(diagnosis: Diagnosis, *, width: int = WIDTH, colour: bool = False) -> list[str]:
+def render_diagnosis(
+    diagnosis: Diagnosis, *, width: int = WIDTH, colour: bool = False
+) -> list[str]:
     """The checks with their marks; below them what is wrong first, and what to do about it."""
     lines = [f"{printable(diagnosis.subject)}:", ""]
     column = max((len(check.step) for check in diagnosis.checks), default=0)
@@ -32,7 +34,7 @@ def render(diagnosis: Diagnosis, *, width: int = WIDTH, colour: bool = False) ->
     return lines
 
 
-def to_json(target: str, diagnoses: Sequence[Diagnosis]) -> str:
+def diagnoses_to_json(target: str, diagnoses: Sequence[Diagnosis]) -> str:
     """The document of `diagnose --json`; `cause` is that of the first mapping that has one."""
     firsts = [first for each in diagnoses if (first := each.first) is not None]
     document = {

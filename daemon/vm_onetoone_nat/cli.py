@@ -127,13 +127,13 @@ def _check(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vm_onetoone_nat.changes import changes, render
+    from vm_onetoone_nat.changes import changes, render_changes
 
     found = changes(_look(config.load(arguments.config)))
     if arguments.json:
         print(json.dumps({"changes": [asdict(change) for change in found]}, indent=2))
     elif found:
-        print("\n".join(render(found)))
+        print("\n".join(render_changes(found)))
     else:
         print("converged: nothing to change")
     return CHANGES_PENDING if found else 0
@@ -158,24 +158,24 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _status_lines(arguments: argparse.Namespace) -> list[str]:
-    from vm_onetoone_nat.report import to_json
-    from vm_onetoone_nat.table import render
+    from vm_onetoone_nat.report import report_to_json
+    from vm_onetoone_nat.table import render_report
 
     report, note = _report(arguments.config)
     if arguments.json:
-        return [to_json(report)]
-    return [*note, *render(report, _width(), colour=_colour())]
+        return [report_to_json(report)]
+    return [*note, *render_report(report, _width(), colour=_colour())]
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.checklist import render, to_json
+    from vm_onetoone_nat.checklist import diagnoses_to_json, render_diagnosis
 
     diagnoses = _diagnoses(arguments.config, arguments.target)
     if arguments.json:
-        print(to_json(arguments.target, diagnoses))
+        print(diagnoses_to_json(arguments.target, diagnoses))
     else:
         for diagnosis in diagnoses:
-            print("\n".join(render(diagnosis, width=_width(), colour=_colour())))
+            print("\n".join(render_diagnosis(diagnosis, width=_width(), colour=_colour())))
     return 1 if any(diagnosis.first is not None for diagnosis in diagnoses) else 0
 
 
@@ -224,11 +224,11 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.nft import read_counters
     from vm_onetoone_nat.reconcile import settled
-    from vm_onetoone_nat.report import Report, from_json, mapped, unmapped
+    from vm_onetoone_nat.report import Report, mapped, report_from_json, unmapped
     from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
 
     try:
-        return from_json(ask(socket_path(runtime_path()))), ()
+        return report_from_json(ask(socket_path(runtime_path()))), ()
     except NotRunning as error:
         absent = error.message
     configuration = config.load(path)
@@ -249,14 +249,14 @@ def _metrics(_arguments: argparse.Namespace) -> int:
     from vm_onetoone_nat.exporter import inherited_sockets, serve
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.metrics import application, exposition
-    from vm_onetoone_nat.report import from_json
+    from vm_onetoone_nat.report import report_from_json
     from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
 
     path = socket_path(runtime_path())
 
     def told() -> "Report | None":
         try:
-            return from_json(ask(path))
+            return report_from_json(ask(path))
         except NotRunning:
             return None
 

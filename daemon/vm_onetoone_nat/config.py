@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, mapping_of, parse
+from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, mapping_of, parse_text
 from vm_onetoone_nat.state import Address, Configuration, Pool, Range
 
 DEFAULT_PATH = Path("/etc/vm-onetoone-nat/config.toml")
@@ -36,7 +36,7 @@ def load(path: Path) -> Configuration:
     for source in sources:
         try:
             text = _main_text(source) if source is path else _drop_in_text(source)
-            files.append((source, parse(text)))
+            files.append((source, parse_text(text)))
         except ConfigError as error:
             problems += (f"{_shown(source)}: {problem}" for problem in error.problems)
     written = [

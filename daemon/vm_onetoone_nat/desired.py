@@ -13,6 +13,7 @@ from vm_onetoone_nat.discovery import doubtful, is_host, why_unknown
 from vm_onetoone_nat.mappings import gather
 from vm_onetoone_nat.state import (
     Address,
+    AllowedService,
     Cause,
     Configuration,
     Desired,
@@ -23,7 +24,6 @@ from vm_onetoone_nat.state import (
     MappingState,
     MappingStatus,
     Observed,
-    Service,
     Unavailable,
     element,
     interface,
@@ -135,7 +135,9 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
     )
     if not restricted:
         return translation
-    services: Iterable[Service] = (Service("any"),) if mapping.allow is None else mapping.allow
+    services: Iterable[AllowedService] = (
+        (AllowedService("any"),) if mapping.allow is None else mapping.allow
+    )
     sources = mapping.allowed_sources
     if sources is None:
         sources = (IPv4Network("0.0.0.0/0"),)

@@ -11,11 +11,11 @@ from enum import StrEnum
 from vm_onetoone_nat.evidence import Daemon, Evidence
 from vm_onetoone_nat.remedies import remedy
 from vm_onetoone_nat.state import (
+    AllowedService,
     Cause,
     DomainState,
     Mapping,
     MappingState,
-    Service,
 )
 
 
@@ -257,7 +257,7 @@ def _limits(mapping: Mapping) -> str:
     return text
 
 
-def _service(service: Service) -> str:
+def _service(service: AllowedService) -> str:
     if (service.first, service.last) == (0, 65535):
         return service.protocol
     last = f"-{service.last}" if service.last != service.first else ""
@@ -343,9 +343,9 @@ def _active(evidence: Evidence) -> bool:
     return evidence.status.state is MappingState.ACTIVE
 
 
-_Look = Callable[[Evidence, str], _Found]
+_CheckFunction = Callable[[Evidence, str], _Found]
 
-_STEPS: tuple[tuple[str, tuple[Cause, ...], _Look], ...] = (
+_STEPS: tuple[tuple[str, tuple[Cause, ...], _CheckFunction], ...] = (
     ("daemon", (), _daemon),
     ("libvirt", (Cause.LIBVIRT,), _libvirt),
     (

@@ -14,10 +14,10 @@ from vm_onetoone_nat.discovery import interfaces
 from vm_onetoone_nat.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.nft import read_counters, read_others
-from vm_onetoone_nat.path import Route, obstructions
+from vm_onetoone_nat.path import Endpoints, obstructions
 from vm_onetoone_nat.probes import connects, echoes, who_has
 from vm_onetoone_nat.reconcile import Look
-from vm_onetoone_nat.report import Report, from_json
+from vm_onetoone_nat.report import Report, report_from_json
 from vm_onetoone_nat.state import (
     AddressSource,
     Interface,
@@ -59,7 +59,7 @@ class DaemonSeen:
 def ask_daemon(socket: Path) -> DaemonSeen:
     """Ask the daemon at its socket. Raises PrivilegeError, UnreadableReport."""
     try:
-        return DaemonSeen(Daemon.RUNNING, from_json(ask(socket)))
+        return DaemonSeen(Daemon.RUNNING, report_from_json(ask(socket)))
     except Silent:
         return DaemonSeen(Daemon.SILENT)
     except NotRunning:
@@ -114,12 +114,12 @@ class _Examination:
         own = [interface for interface in hosts if interface.ip != pair.external]
         counters = read_counters()
         lan = next((i.network for i in own if pair.external in i.network), _ANYWHERE)
-        route = Route(uplink.name, bridge.name, lan, pair.external, internal, self._fwmark)
+        endpoints = Endpoints(uplink.name, bridge.name, lan, pair.external, internal, self._fwmark)
         return replace(
             found,
             answers=self._answers(internal, network, uplink, bridge),
             routes=routes,
-            obstructions=tuple(obstructions(read_others(), route)),
+            obstructions=tuple(obstructions(read_others(), endpoints)),
             tracked=conntrack.track(pair, tuple(i.ip for i in own)),
             traffic=counters.of(self._mapping) if counters is not None else None,
         )

@@ -62,7 +62,7 @@ class Packet:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ChainVerdict:
     """Where a packet ends for certain, or is `translated`; `rule` is as `nft` prints it."""
 
     chain: ChainName
@@ -73,19 +73,19 @@ class Verdict:
         return f"{self.rule!r} in chain {self.chain}"
 
 
-def judge(ruleset: Ruleset, chain: Chain, packet: Packet) -> Verdict | None:
+def judge(ruleset: Ruleset, chain: Chain, packet: Packet) -> ChainVerdict | None:
     """What certainly happens to a packet in a base chain, None where it passes or that depends."""
     walk = _Walk(ruleset, packet)
     end = walk.through(chain)
-    if isinstance(end, Verdict):
+    if isinstance(end, ChainVerdict):
         return end
     if end is None and chain.drops and not walk.doubtful:
-        return Verdict(chain.name, "policy drop")
+        return ChainVerdict(chain.name, "policy drop")
     return None
 
 
 _PASSED = "accepted, or nobody knows"
-_End = Verdict | str | None
+_End = ChainVerdict | str | None
 """A verdict; _PASSED; None for the end of the chain."""
 
 
@@ -124,7 +124,7 @@ class _Walk:
             return _RETURNED if certain else None
         if verb in ("accept", "queue") or self.doubtful:
             return _PASSED
-        return Verdict(chain.name, rule.text, translated=verb not in ("drop", "reject"))
+        return ChainVerdict(chain.name, rule.text, translated=verb not in ("drop", "reject"))
 
     def _jump(self, chain: Chain, verb: str, target: str, *, certain: bool) -> _End:
         name = ChainName(chain.name.family, chain.name.table, target)

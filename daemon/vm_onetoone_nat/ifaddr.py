@@ -21,7 +21,7 @@ LISTING = rtnetlink.listing(_GET, _MESSAGE.pack(_AF_INET, 0, 0, 0, 0))
 """The request for all IPv4 addresses."""
 
 
-class Entry(NamedTuple):
+class ListedAddress(NamedTuple):
     """An address as the kernel lists it."""
 
     ifindex: int
@@ -48,7 +48,7 @@ def deletions(index: int, unwanted: Iterable[IPv4Interface]) -> bytes:
     return rtnetlink.changes(_DELETE, 0, [_body(index, each) for each in unwanted])
 
 
-def entries(answer: Answer) -> Iterator[Entry]:
+def listed_addresses(answer: Answer) -> Iterator[ListedAddress]:
     """The addresses in a part of a listing."""
     data = answer.data
     for start, end in answer.messages:
@@ -63,7 +63,7 @@ def entries(answer: Answer) -> Iterator[Entry]:
             elif kind == _PROTOCOL:
                 protocol = data[at]
         if local is not None:
-            yield Entry(ifindex, interface(local, prefixlen), broadcast, protocol)
+            yield ListedAddress(ifindex, interface(local, prefixlen), broadcast, protocol)
 
 
 def _body(index: int, each: IPv4Interface) -> bytes:

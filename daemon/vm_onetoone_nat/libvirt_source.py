@@ -117,7 +117,7 @@ class LibvirtHangs(LibvirtUnavailable):
     """libvirt has been asked and does not answer."""
 
 
-class Answers:
+class BoundedCalls:
     """Asks libvirt in a thread of its own, and waits no longer than is good for everything else.
 
     A call into a hung libvirtd blocks until keepalive gives it up, and that long neither signals
@@ -167,15 +167,15 @@ class LibvirtOnce:
         self._connection: Any = None
         self._told = threading.Event()
         self._agents = Agents(uri, self._told.set) if guest_agent else None
-        self._answers = Answers(lambda: None, _ANSWER_SECONDS[1])
+        self._calls = BoundedCalls(lambda: None, _ANSWER_SECONDS[1])
 
     def observe(self) -> Guests:
         """All domains and networks. Raises LibvirtUnavailable."""
         if self._connection is None:
-            self._connection = self._answers.ask(lambda: _open(self._uri))
-        guests = self._answers.ask(self._read)
+            self._connection = self._calls.ask(lambda: _open(self._uri))
+        guests = self._calls.ask(self._read)
         if self._agents is not None and self._told.wait(_ANSWER_SECONDS[0]):
-            guests = self._answers.ask(self._read)
+            guests = self._calls.ask(self._read)
         return guests
 
     def _read(self) -> Guests:
@@ -196,7 +196,7 @@ class LibvirtSource:
         self._uri = uri
         self._notify = notify
         self._connection: Any = None
-        self._answers = Answers(lambda: notify("libvirt answers"))
+        self._calls = BoundedCalls(lambda: notify("libvirt answers"))
         self._known: Guests | None = None
         self._definitions = Definitions()
         self._lost = threading.Event()
@@ -242,7 +242,7 @@ class LibvirtSource:
             raise LibvirtUnavailable("libvirt is not connected")
         try:
             definitions = self._definitions
-            return self._answers.ask(lambda: read_guests(connection, definitions, self._agents))
+            return self._calls.ask(lambda: read_guests(connection, definitions, self._agents))
         except LibvirtHangs:
             # It is left to keepalive whether the connection is to be given up.
             raise

@@ -5,7 +5,6 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import nftables
 from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_REQUEST
@@ -18,6 +17,7 @@ from vm_onetoone_nat.firewall import Ruleset, lookups, parse_chain, parse_collec
 from vm_onetoone_nat.plan import Transaction
 from vm_onetoone_nat.ruleset import (
     FORWARD_CHAINS,
+    Json,
     parse_chains,
     parse_foreign_chain,
     parse_obstacle,
@@ -26,8 +26,6 @@ from vm_onetoone_nat.ruleset import (
 )
 from vm_onetoone_nat.state import TABLE, ChainName, ForeignChain, Obstacle, Table
 from vm_onetoone_nat.traffic import Counters, parse_counters
-
-Json = dict[str, Any]
 
 _OUR_TABLE: Json = {"table": {"family": "inet", "name": TABLE}}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from vm_onetoone_nat.firewall import Chain, Packet, Ruleset, Verdict, judge
+from vm_onetoone_nat.firewall import Chain, ChainVerdict, Packet, Ruleset, judge
 
 # Our own chains' priorities: what stands before them sees packets as they were.
 _DNAT, _SNAT, _MARK = -105, 95, -5
@@ -12,7 +12,7 @@ _ANYWHERE = IPv4Network("0.0.0.0/0")
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Endpoints:
     """Between which interfaces and addresses a mapping's packets go."""
 
     uplink: str
@@ -28,17 +28,17 @@ class Obstruction:
     """Which packets of a mapping come to what end."""
 
     packets: str
-    verdict: Verdict
+    verdict: ChainVerdict
 
 
-def obstructions(ruleset: Ruleset, route: Route) -> Iterator[Obstruction]:
+def obstructions(ruleset: Ruleset, endpoints: Endpoints) -> Iterator[Obstruction]:
     """What certainly happens to packets that a mapping needs, in the order of their way."""
     for name, hooks in _WAYS.items():
         for family, hook in hooks:
             for chain in _at(ruleset, family, hook):
-                if chain.name.family == "netdev" and route.uplink not in chain.devices:
+                if chain.name.family == "netdev" and endpoints.uplink not in chain.devices:
                     continue
-                verdict = judge(ruleset, chain, _packet(name, hook, chain, route))
+                verdict = judge(ruleset, chain, _packet(name, hook, chain, endpoints))
                 if verdict is not None and _matters(chain, verdict):
                     yield Obstruction(name, verdict)
 
@@ -66,28 +66,28 @@ def _at(ruleset: Ruleset, family: str, hook: str) -> list[Chain]:
     return sorted(found, key=lambda chain: chain.priority)
 
 
-def _packet(way: str, hook: str, chain: Chain, route: Route) -> Packet:
+def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
     """The packet of that way as a chain sees it."""
-    external, internal = IPv4Network(route.external), IPv4Network(route.internal)
+    external, internal = IPv4Network(endpoints.external), IPv4Network(endpoints.internal)
     translated = frozenset({"dnat"}) if way != _OUTBOUND else frozenset()
     marked = hook == "postrouting" or (hook == "forward" and chain.priority > _MARK)
-    mark = route.fwmark if marked else 0
+    mark = endpoints.fwmark if marked else 0
     forwarded = hook in ("forward", "postrouting")
     if way == _INBOUND:
         before = hook == "ingress" or (hook == "prerouting" and chain.priority <= _DNAT)
         packet = Packet(
-            iifname=route.uplink,
-            saddr=route.lan,
+            iifname=endpoints.uplink,
+            saddr=endpoints.lan,
             daddr=external if before else internal,
             status=frozenset() if before else translated,
         )
     else:
-        there = route.lan if way == _ANSWERS else _ANYWHERE
-        packet = Packet(iifname=route.bridge, saddr=internal, daddr=there, status=translated)
+        there = endpoints.lan if way == _ANSWERS else _ANYWHERE
+        packet = Packet(iifname=endpoints.bridge, saddr=internal, daddr=there, status=translated)
         if way == _ANSWERS:
             packet = replace(packet, state="established")
     if forwarded:
-        oifname = route.bridge if way == _INBOUND else route.uplink
+        oifname = endpoints.bridge if way == _INBOUND else endpoints.uplink
         # From postrouting on, the interface of arrival is no longer told.
         iifname = packet.iifname if hook == "forward" else None
         packet = replace(packet, iifname=iifname, oifname=oifname)
@@ -96,7 +96,7 @@ def _packet(way: str, hook: str, chain: Chain, route: Route) -> Packet:
     return replace(packet, mark=mark)
 
 
-def _matters(chain: Chain, verdict: Verdict) -> bool:
+def _matters(chain: Chain, verdict: ChainVerdict) -> bool:
     """Whether it harms: another translation does only where it comes before ours."""
     if not verdict.translated:
         return True

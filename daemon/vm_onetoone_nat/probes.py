@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 
-from vm_onetoone_nat.arp import ARP_PROTOCOL, BROADCAST, parse, request
+from vm_onetoone_nat.arp import ARP_PROTOCOL, BROADCAST, parse_packet, request
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.links import Link
 
@@ -48,7 +48,7 @@ def who_has(
 
 def _collect(packets: socket.socket, found: dict[IPv4Address, set[str]], until: float) -> None:
     while (left := until - time.monotonic()) > 0 and select.select([packets], [], [], left)[0]:
-        heard = parse(packets.recv(128))
+        heard = parse_packet(packets.recv(128))
         if heard is not None and heard.sender in found:
             found[heard.sender].add(heard.mac)
 

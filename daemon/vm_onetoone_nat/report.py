@@ -111,7 +111,7 @@ def unmapped(guest: Unmapped) -> Entry:
     )
 
 
-def to_json(report: Report) -> str:
+def report_to_json(report: Report) -> str:
     """The document of `status --json`, which is also what the daemon answers with."""
     document = {
         "uplink": report.uplink,
@@ -122,7 +122,7 @@ def to_json(report: Report) -> str:
     return json.dumps(document, indent=2)
 
 
-def from_json(text: str) -> Report:
+def report_from_json(text: str) -> Report:
     """The report in a document. Raises UnreadableReport."""
     try:
         document = json.loads(text)

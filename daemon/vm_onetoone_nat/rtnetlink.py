@@ -45,7 +45,7 @@ def changes(kind: int, flags: int, bodies: Sequence[bytes]) -> bytes:
     )
 
 
-def parse(data: bytes) -> Answer:
+def parse_answer(data: bytes) -> Answer:
     """What a datagram says."""
     messages: list[tuple[int, int]] = []
     results: dict[int, int] = {}

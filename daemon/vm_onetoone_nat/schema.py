@@ -22,7 +22,14 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.state import DEFAULT_FWMARK, AddressSource, Mapping, Origin, Range, Service
+from vm_onetoone_nat.state import (
+    DEFAULT_FWMARK,
+    AddressSource,
+    AllowedService,
+    Mapping,
+    Origin,
+    Range,
+)
 
 _INTERFACE_MAX = 15  # IFNAMSIZ less the closing NUL
 
@@ -130,15 +137,15 @@ def _is_host(external: External) -> bool:
     return lan.prefixlen >= 31 or external.ip not in edges
 
 
-def _service(value: str) -> Service:
+def _service(value: str) -> AllowedService:
     advice = 'write "icmp", "tcp/22", "udp/53" or a range such as "tcp/8000-8100"'
     protocol, slash, ports = value.partition("/")
     if value == "icmp":
-        return Service("icmp")
+        return AllowedService("icmp")
     if protocol not in ("tcp", "udp"):
         raise ValueError(advice)
     if not slash:
-        return Service(protocol)
+        return AllowedService(protocol)
     first, dash, last = ports.partition("-")
     numbers = [first, last] if dash else [first, first]
     if not all(n.isascii() and n.isdigit() and len(n) <= 5 for n in numbers):
@@ -146,7 +153,7 @@ def _service(value: str) -> Service:
     low, high = int(numbers[0]), int(numbers[1])
     if not 1 <= low <= high <= 65535:
         raise ValueError(f"ports go from 1 to 65535, the lower first; {advice}")
-    return Service(protocol, low, high)
+    return AllowedService(protocol, low, high)
 
 
 def _source(value: str) -> IPv4Network:
@@ -235,7 +242,7 @@ class MappingTable(_Model):
     domain: Annotated[str, _from_text(_domain)] | None = None
     network: Annotated[str, _from_text(_name)] | None = None
     mac: Annotated[str, _from_text(_mac)] | None = None
-    allow: _Listed[Annotated[Service, _from_text(_service)]] | None = None
+    allow: _Listed[Annotated[AllowedService, _from_text(_service)]] | None = None
     allowed_sources: _Listed[Annotated[IPv4Network, _from_text(_source)]] | None = None
 
 
@@ -271,19 +278,19 @@ def mapping_of(table: MappingTable, network: str, origin: Origin = Origin.CONFIG
     )
 
 
-def _merged(services: Iterable[Service]) -> tuple[Service, ...]:
+def _merged(services: Iterable[AllowedService]) -> tuple[AllowedService, ...]:
     """The same services in ranges that neither overlap nor touch, as nftables intervals must."""
-    merged: list[Service] = []
+    merged: list[AllowedService] = []
     for service in sorted(services):
         last = merged[-1] if merged else None
         if last and last.protocol == service.protocol and service.first <= last.last + 1:
-            merged[-1] = Service(last.protocol, last.first, max(last.last, service.last))
+            merged[-1] = AllowedService(last.protocol, last.first, max(last.last, service.last))
         else:
             merged.append(service)
     return tuple(merged)
 
 
-def parse(text: str) -> File:
+def parse_text(text: str) -> File:
     """The tables in a file's text. Raises ConfigError with a line, without file, for each fault."""
     try:
         document = tomllib.loads(text)

@@ -25,7 +25,7 @@ from vm_onetoone_nat.nft import read_counters
 from vm_onetoone_nat.notify import Notify
 from vm_onetoone_nat.plan import describe
 from vm_onetoone_nat.reconcile import Look, Outcome, reconcile, remove
-from vm_onetoone_nat.report import to_json
+from vm_onetoone_nat.report import report_to_json
 from vm_onetoone_nat.runner import Runner
 from vm_onetoone_nat.state import (
     AddressSource,
@@ -212,7 +212,7 @@ class Service:
         self._looked.wait(_FIRST_LOOK_SECONDS)
         counters = read_counters()
         report = self._history.report(time.monotonic(), os.getpid(), __version__, counters)
-        return to_json(report) if report is not None else ""
+        return report_to_json(report) if report is not None else ""
 
     def _is_guest(self, address: str, mac: str) -> bool:
         return mac in self._macs or address in self._internals

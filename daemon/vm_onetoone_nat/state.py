@@ -30,7 +30,7 @@ def interface(packed: bytes, prefixlen: int) -> IPv4Interface:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Service:
+class AllowedService:
     """What `allow` admits: a protocol and, for tcp and udp, an inclusive range of ports."""
 
     protocol: str
@@ -78,7 +78,7 @@ class Mapping:
     internal: IPv4Address | None = None
     domain: str | None = None
     mac: str | None = None
-    allow: tuple[Service, ...] | None = None
+    allow: tuple[AllowedService, ...] | None = None
     allowed_sources: tuple[IPv4Network, ...] | None = None
     origin: Origin = Origin.CONFIGURATION
     source: AddressSource | None = None

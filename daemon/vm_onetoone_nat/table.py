@@ -24,7 +24,7 @@ _FIGURES = {_HEADINGS.index(name) for name in ("FOR", "CONN", "BYTES")}
 _NARROWEST = 8
 
 
-def render(report: Report, width: int = WIDTH, *, colour: bool = False) -> list[str]:
+def render_report(report: Report, width: int = WIDTH, *, colour: bool = False) -> list[str]:
     """The lines to show; none is wider than `width` where that can be.
 
     A guest's name is shortened before the table becomes wider. A reason stands below its mapping.
