@@ -1,7 +1,8 @@
-# Completion for bash. Needs nothing of the package bash-completion, which loads it where it is.
+# Completion for bash. The package bash-completion loads this file if it is installed; this file
+# uses nothing of it.
 
-# Guests and addresses that the daemon or libvirt knows, one a line. A name that JSON has to escape
-# is left to virsh.
+# Guests and addresses that the daemon or libvirt knows, one per line. Names with a character that
+# JSON escapes come from virsh only.
 _vm_onetoone_nat_targets() {
     {
         timeout 5 vm-onetoone-nat status --json |
@@ -10,9 +11,9 @@ _vm_onetoone_nat_targets() {
     } 2>/dev/null </dev/null | sed '/^$/d' | sort -u
 }
 
-# Takes the line up to the cursor apart as the shell would, without expanding anything of it: the
-# words without their quotes into `words`, the quote that is open at the end into `quote`. `kept` is
-# how much of the last word readline leaves as it is, and replaces what follows.
+# Splits the line up to the cursor into words as the shell would, without expanding anything.
+# `words` gets the words without their quotes, `quote` the quote that is open at the end. `kept` is
+# the length of the part of the last word that readline keeps; readline replaces the rest.
 _vm_onetoone_nat_words() {
     local line=${COMP_LINE:0:COMP_POINT} word="" inside="" i c
     words=() quote="" kept=0
@@ -20,7 +21,7 @@ _vm_onetoone_nat_words() {
         c=${line:i:1}
         if [[ $c == \\ && $quote != \' ]]; then
             ((++i))
-            # Between double quotes a backslash escapes these alone.
+            # Between double quotes a backslash escapes only these characters.
             [[ -z $quote || ${line:i:1} == [\\\"\$\`] ]] || word+=\\
             word+=${line:i:1} inside=1
         elif [[ -n $quote ]]; then
@@ -42,8 +43,7 @@ _vm_onetoone_nat_words() {
     words+=("$word")
 }
 
-# Offers those of the arguments that begin with the last word, written so that the shell reads them
-# as they are.
+# Offers the arguments that begin with the last word, quoted so that the shell reads them unchanged.
 _vm_onetoone_nat_offer() {
     local word=${words[-1]} each rest
     for each in "$@"; do
@@ -71,7 +71,7 @@ _vm_onetoone_nat() {
     done
     case ${words[-2]}:${words[-1]} in
     --config:* | *:--config=*)
-        # Files, as readline itself completes them.
+        # File names: readline's own completion.
         compopt -o default
         return
         ;;

@@ -1,7 +1,7 @@
-# What is installed beside the Python package, for bash to source: install.sh puts it below
-# /usr/local, the Debian packages below /usr.
+# The files that are installed beside the Python package; to be sourced by bash. install.sh installs
+# them below /usr/local, the Debian packages below /usr.
 
-# Each file, and where it goes below that prefix.
+# Each file, and its path below that prefix.
 declare -A installed_files=(
     [systemd/vm-onetoone-nat.service]=lib/systemd/system/vm-onetoone-nat.service
     [systemd/vm-onetoone-nat-metrics.service]=lib/systemd/system/vm-onetoone-nat-metrics.service
@@ -14,13 +14,13 @@ declare -A installed_files=(
     [completion/_vm-onetoone-nat]=share/zsh/${zsh_functions:-site-functions}/_vm-onetoone-nat
 )
 
-# The same for manual pages, which scdoc makes.
+# The same for manual pages, which scdoc renders.
 declare -A manual_pages=(
     [docs/vm-onetoone-nat.8.scd]=share/man/man8/vm-onetoone-nat.8
     [docs/vm-onetoone-nat.toml.5.scd]=share/man/man5/vm-onetoone-nat.toml.5
 )
 
-# The example, which becomes the configuration where there is none.
+# The example, which is installed as the configuration if there is none.
 configuration=config.example.toml
 
 # Installs the files below PREFIX.
@@ -34,7 +34,7 @@ install_files() {
     done
 }
 
-# Removes them again.
+# Removes the files below PREFIX.
 remove_files() {
     local prefix=$1 file
     for file in "${installed_files[@]}" "${manual_pages[@]}"; do

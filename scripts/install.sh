@@ -21,7 +21,7 @@ usage: scripts/install.sh                           install, or upgrade what is 
 END
 }
 
-# Whether systemd runs here; in an image that is being built it does not.
+# Whether systemd runs; in an image under construction it does not.
 booted() { [ -d /run/systemd/system ]; }
 
 reload_systemd() {
@@ -30,18 +30,18 @@ reload_systemd() {
 }
 
 install_venv() {
-    # With the system's own python3: after an upgrade of the distribution it is made anew.
+    # With the system's python3. After an upgrade of the distribution the environment is made again.
     local version source
     version=$(/usr/bin/python3 -c 'import sys; print(*sys.version_info[:2], sep=".")')
     [ -d "$venv/lib/python$version" ] ||
         /usr/bin/python3 -m venv --clear --system-site-packages "$venv"
-    # From a copy, so that building leaves nothing in the clone.
+    # Build from a copy, so that nothing is left in the clone.
     source=$(mktemp -d)
     trap "rm -rf '$source'" EXIT
     cp -r pyproject.toml README.md daemon "$source"
     PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \
         "$venv/bin/pip" install -qq --no-build-isolation "$source"
-    # Imported with the sandbox's read-only view of the file system, it could not be cached then.
+    # The daemon could not cache bytecode itself: its sandbox sees this directory read-only.
     "$venv/bin/python3" -m compileall -q "$venv/lib"
 }
 
@@ -52,7 +52,7 @@ install_settings() {
 
 install_all() {
     install_packages "${daemon_packages[@]}" "${build_packages[@]}"
-    # Where the distribution's are new enough they are used, else pip brings newer ones.
+    # Use the distribution's packages if they are new enough; else pip installs newer ones.
     install_if_new_enough python3-pydantic 2.7
     install_if_new_enough python3-pyroute2 0.7.7
     say "installing to $venv"
@@ -82,10 +82,11 @@ uninstall() {
         systemctl disable --now --quiet "$unit"
     fi
     if booted && [ -e "$prefix/lib/systemd/system/$name-metrics.socket" ]; then
-        # The service goes with its socket.
+        # The service stops with its socket.
         systemctl disable --now --quiet "$name-metrics.socket"
     fi
-    # Whatever a daemon that had crashed has left in the kernel; an image's kernel is another system's.
+    # Remove what a crashed daemon has left in the kernel. In an image the kernel is another
+    # system's.
     ! booted || [ ! -x "$command" ] || "$command" cleanup
     remove_files "$prefix"
     rm -f "$command"
@@ -100,7 +101,7 @@ uninstall() {
     say "removed; the distribution's packages stay"
 }
 
-# Its user and its configuration are the package's then.
+# The user and the configuration belong to the package, if it is installed.
 refuse_beside_package() {
     ! is_installed "$name" || die "the package $name is installed; use apt, or remove it first"
 }

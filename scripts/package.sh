@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds the Debian package for the release that this runs on, 12 or 13, and the wheel, into dist/.
-# With a number as argument that is the package's revision; a greater one is an upgrade.
+# The optional argument is the revision of the package; a greater one is an upgrade.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 . scripts/requirements.sh
@@ -10,7 +10,7 @@ maintainer="The developers of vm-onetoone-nat <vm-onetoone-nat@example.org>"
 
 . /etc/os-release
 case ${VERSION_ID:-} in
-# What is compiled inside is for this one version of Python.
+# The bundled compiled modules are for this version of Python only.
 12) architecture=any depends="python3 (>= 3.11), python3 (<< 3.12), " units=lib ;;
 13) architecture=all depends="python3-pydantic (>= 2.7), python3-pyroute2 (>= 0.7.7), " units=usr ;;
 *) die "packages are for Debian 12 and 13" ;;
@@ -33,11 +33,10 @@ export PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 rm -rf "$tree/build" "$tree"/daemon/*.egg-info
 
 if [ "$architecture" = any ]; then
-    say "what Debian 12 has too old"
-    # --break-system-packages: not even here, but pip wants to be told.
+    say "libraries that are too old in Debian 12"
     /usr/bin/python3 -m pip install -q --no-deps --require-hashes --only-binary :all: --no-compile \
         --target "$tree/vendor" -r packaging/bookworm-requirements.txt
-    # Commands of the libraries are nobody's here.
+    # The package does not install the libraries' commands.
     rm -rf "$tree/vendor/bin"
     find "$tree/vendor" -name '*.py' -exec sed -i '1{/^#!/d}' {} +
 fi
@@ -56,7 +55,7 @@ vm-onetoone-nat ($full) $VERSION_CODENAME; urgency=medium
 
  -- $maintainer  $(date -R)
 END
-# -d: it would ask for a compiler, and nothing is compiled.
+# -d: ignore the build dependency on a compiler, since nothing is compiled.
 (cd "$tree" && UNITS=$units dpkg-buildpackage -b -d -us -uc >"$work/log" 2>&1) || {
     cat "$work/log" >&2
     die "the package could not be built"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes the pictures of the README anew, in docs/pictures: terminals with what real runs print.
+# Updates docs/pictures: terminals that show the output of real runs.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 . scripts/requirements.sh

@@ -1,21 +1,22 @@
-# What the scripts beside this one install, for bash to source.
+# The packages that the other scripts install; to be sourced by bash.
 #
-# Distribution packages first: libvirt, nftables and systemd bindings must match the host's own
-# libraries. None of these starts a service or changes the host's network.
+# The bindings of libvirt, nftables and systemd come from the distribution, since they must match
+# the host's libraries. None of these packages starts a service or changes the host's network.
 
 daemon_packages=(
     python3 python3-venv python3-libvirt python3-nftables python3-prometheus-client python3-systemd
 )
 
-# What an installation builds the package with, so that it needs no index for that; and manual pages.
+# The build tools of an installation, so that it needs no package index for them; and scdoc for
+# manual pages.
 build_packages=(python3-setuptools python3-wheel scdoc)
 
-# What builds the Debian packages and the wheel.
+# The build tools of the Debian packages and the wheel.
 package_packages=(
     python3 python3-pip python3-setuptools python3-wheel dpkg-dev debhelper dh-python scdoc
 )
 
-# The lab's parts: a libvirtd without its system service, an emulator, and what looks at packets.
+# The lab: a libvirtd without its system service, an emulator, and tools that inspect packets.
 lab_packages=(
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-config-network libvirt-clients
     qemu-system-x86 dnsmasq-base nftables iptables iproute2 procps util-linux
@@ -38,7 +39,7 @@ is_installed() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
-# Installs those of the named packages that are missing; asks the network for nothing otherwise.
+# Installs the named packages that are missing. Uses the network only if there are any.
 install_packages() {
     local missing=() package
     for package in "$@"; do
@@ -52,7 +53,7 @@ install_packages() {
         -o Dpkg::Use-Pty=0 "${missing[@]}" >/dev/null
 }
 
-# Installs PACKAGE if the distribution's is of VERSION or later, and not installed yet.
+# Installs PACKAGE if the distribution has VERSION or later, and it is not installed yet.
 install_if_new_enough() {
     local package=$1 version=$2 candidate
     candidate=$(apt-cache policy "$package" | sed -n 's/^  Candidate: //p')
@@ -61,8 +62,8 @@ install_if_new_enough() {
     fi
 }
 
-# Makes the virtual environment DIRECTORY from the system's own python3, and installs the pip
-# arguments that follow into it. It is made anew when the arguments or pyproject.toml change.
+# Makes the virtual environment DIRECTORY with the system's python3, and installs the remaining
+# arguments into it with pip. Makes it again when the arguments or pyproject.toml change.
 make_venv() {
     local directory=$1 stamp
     shift

@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# Init of a lab guest. The kernel hands over `lab_…=…` of its command line as environment.
+# Init of a lab guest. The kernel passes `lab_…=…` of its command line as environment variables.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

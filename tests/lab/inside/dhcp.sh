@@ -1,5 +1,5 @@
 #!/bin/sh
-# What udhcpc does with a lease, in a namespace that speaks for a guest.
+# The script that udhcpc runs for a lease, in a namespace that stands for a guest.
 case "$1" in
 deconfig) ip -4 address flush dev "$interface" ;;
 bound | renew)
