@@ -30,16 +30,16 @@ def test_first_installation() -> None:
     """From nothing to one guest: the table, the accept, and each part of the mapping in words."""
     seen = look(Configuration((RESTRICTED,)), running_guests(1), laptop())
     assert render_changes(changes(seen)) == [
-        "our table is not there:",
+        "our table does not exist:",
         "+ table inet vm_onetoone_nat, mark 0x00100000",
-        "el7-x86_64-101 is to be reached by 192.168.1.101:",
+        "el7-x86_64-101 gets 192.168.1.101:",
         "+ allow tcp 22-22 from 0.0.0.0/0 to 192.168.1.101",
         "+ dnat 192.168.1.101 to 192.168.122.101",
         "+ forward connections to 192.168.1.101, as allowed",
         "+ snat 192.168.122.101 to 192.168.1.101",
         "+ forward connections from 192.168.122.101",
         f"+ address 192.168.1.101/24 on {UPLINK}",
-        "the uplink is that of the default route, or the configured one:",
+        "the uplink is the interface of the default route, or the configured one:",
         f"+ uplink {UPLINK}",
         "chain ip filter FORWARD would refuse guests:",
         "+ accept of mark 0x00100000 at the head of ip filter FORWARD",
@@ -120,7 +120,7 @@ def test_mapping_that_is_gone() -> None:
     reconcile(Configuration((GUEST,)), libvirt, kernel)
     found = changes(look(Configuration(), libvirt, kernel))
     reasons = {c.why for c in found if not c.change.startswith("- uplink")}
-    assert reasons == {"no mapping asks for it any more"}
+    assert reasons == {"no mapping needs it any more"}
 
 
 def test_other_internal_address() -> None:
@@ -129,7 +129,7 @@ def test_other_internal_address() -> None:
     reconcile(Configuration((GUEST,)), libvirt, kernel)
     moved = Mapping(external(1), "default", internal=internal(2), domain=guest_name(1))
     assert why(moved, libvirt, kernel)[f"- dnat {external(1)} to {internal(1)}"] == (
-        f"{guest_name(1)} is at {internal(2)}, by {external(1)}, as the configuration says"
+        f"the mapping of {guest_name(1)} is {external(1)} to {internal(2)}"
     )
 
 
@@ -140,9 +140,9 @@ def test_table_that_was_changed() -> None:
     found = changes(look(Configuration((GUEST,), fwmark=0x2), libvirt, kernel))
     by_change = {c.change: c.why for c in found}
     assert by_change["+ table inet vm_onetoone_nat, mark 0x00000002"] == (
-        "'settings.fwmark' is another"
+        "'settings.fwmark' has changed"
     )
     assert kernel.table is not None
     kernel.table = replace(kernel.table, intact=False)
     line = "+ table inet vm_onetoone_nat, mark 0x00100000"
-    assert why(GUEST, libvirt, kernel)[line] == "our table was changed by somebody else"
+    assert why(GUEST, libvirt, kernel)[line] == "another program changed our table"

@@ -162,7 +162,7 @@ def test_why_unknown() -> None:
             MAPPING,
             replace(none, domains=(unreadable,)),
         ),
-        "write 'internal', or 'domain' for a guest whose address is then looked for": (
+        "write 'internal', or write 'domain' to have the guest's address found": (
             replace(MAPPING, domain=None),
             none,
         ),

@@ -283,7 +283,7 @@ HOSTILE = [
     ('<mapping external="10.1.2.3"/>', "settings.metadata_external allows 192.168.1.0/24"),
     (f'<mapping external="{LAN_CLIENT.ip}"/>', "is the router of the LAN"),
     (f'<mapping external="{HOST.ip}"/>', "is the host's own address"),
-    (f'<mapping external="{external(5)}"/>', "is another guest's by the configuration"),
+    (f'<mapping external="{external(5)}"/>', "the configuration gives to another guest"),
     (
         f'<mapping external="{external(2)}" internal="{internal(5)}"/>',
         "is the address of another guest",

@@ -126,7 +126,7 @@ def test_repairs() -> None:
     )
     assert passing.passes().repairs == {"address": 1, "nftables": 1}
     damaged(passing)
-    passing.pass_at(3, "ARP: an address is found free or taken")
+    passing.pass_at(3, "ARP: an address is free or unavailable")
     passing.pass_at(4, "resync")
     assert passing.passes().repairs == {"address": 1, "arp": 1, "nftables": 1}
 

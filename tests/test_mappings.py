@@ -115,7 +115,7 @@ class TestMetadata:
         assert result.mappings == (mapping,)
         (refused,) = result.unmapped
         assert refused.domain == "guest2"
-        assert "is another guest's by the configuration" in refused.reason
+        assert "the configuration gives to another guest" in refused.reason
 
     def test_first_claim_stays(self) -> None:
         """Who has an address keeps it against a later claim, also while it does not run."""
@@ -126,7 +126,7 @@ class TestMetadata:
         assert given(result) == {"guest2": external(1)}
         (refused,) = result.unmapped
         assert refused.domain == "guest1"
-        assert refused.reason.endswith("is already that of domain 'guest2'")
+        assert refused.reason.endswith("is already used by domain 'guest2'")
         gone = gathered(CLAIMING, guests(domain(1, claim(1)), domain(2)), kernel)
         assert given(gone) == {"guest1": external(1)}
 
@@ -139,7 +139,7 @@ class TestMetadata:
             (claim(1, internal=internal(2)), "is the address of another guest"),
             (claim(1, internal=internal(3)), "is the address of another guest"),
             (claim(1, internal=internal(4)), "is the address of another guest"),
-            (claim(2), "is another guest's by the configuration"),
+            (claim(2), "the configuration gives to another guest"),
         ],
         ids=["prefix", "network", "MAC", "configured", "leased", "heard", "external"],
     )
@@ -336,7 +336,7 @@ def test_two_mappings_of_one_address() -> None:
     kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(1), mac(1))]
     desired = run(Configuration(mappings), guests(domain(1)), kernel)
     assert [s.state for s in desired.statuses] == [MappingState.ACTIVE, MappingState.ERROR]
-    assert "is already that of external 192.168.1.101" in desired.statuses[1].reason
+    assert "is already used by external 192.168.1.101" in desired.statuses[1].reason
 
 
 def test_unasked_address() -> None:

@@ -107,7 +107,7 @@ def test_converged_passes_write_nothing(active: Daemon, tmp_path: Path) -> None:
     with writes(active.host, tmp_path) as heard:
         for reloads in (1, 2, 3):
             active.reload()
-            wait_for(lambda: active.log().count("read again") >= reloads, 10, "a pass")  # noqa: B023
+            wait_for(lambda: active.log().count("configuration reloaded") >= reloads, 10, "a pass")  # noqa: B023
         assert active.command("status").returncode == 0
         assert active.command("plan").returncode == 0
     assert heard == []

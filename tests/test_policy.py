@@ -54,10 +54,10 @@ class Policy:
         else:
             self._daemon.reload()
         read = self._daemon.log().count
-        reloads = read("configuration read again")
+        reloads = read("configuration reloaded")
         self._daemon.wait_for(external(1), "active")
         self._daemon.wait_until_converged()
-        assert read("configuration read again") == reloads
+        assert read("configuration reloaded") == reloads
 
 
 @pytest.fixture

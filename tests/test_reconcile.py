@@ -346,7 +346,7 @@ def test_kernel_that_changes_during_the_pass() -> None:
     kernel = Undone(*laptop().addresses)
     outcome = reconcile(configuration(1), running_guests(1), kernel)
     (failure,) = outcome.failures
-    assert failure.startswith("the kernel changed while it was written to: + address")
+    assert failure.startswith("the kernel changed during the pass: + address")
     assert [s.state for s in outcome.statuses] == [ERROR]
 
 

@@ -206,7 +206,7 @@ def test_disk_full(host: Host, daemon: Daemon) -> None:
         daemon.start()
         wait_for(lambda: daemon.ended or daemon.has_begun, 20, "it has begun")
         daemon.wait_for(external(1), "active")
-        assert "'status' cannot ask this daemon: [Errno 28] No space left" in daemon.log()
+        assert "the status socket cannot be created: [Errno 28] No space left" in daemon.log()
         assert daemon.stop() == 0
     finally:
         host.run("umount", str(folder))

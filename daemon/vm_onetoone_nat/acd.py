@@ -1,6 +1,7 @@
 """Address conflict detection for IPv4 (RFC 5227): when to probe, announce, defend and give up.
 
-Pure: times come in as arguments, packets go out as return values. `arp` has the socket.
+Times are arguments and packets are return values; only the jitter of probes is random. `arp` has
+the socket.
 """
 
 import random
@@ -11,23 +12,23 @@ from math import inf
 
 PROBES = 3
 PROBE_SECONDS = 0.2
-"""Between two probes, and after the last. Not the RFC's two seconds, which were made for networks
-of another age: a guest is to be reachable when it is up. Conflicts that answer later are found by
-listening on, as the RFC has it too."""
+"""Between two probes, and after the last. The RFC's two seconds are for slower networks; a guest
+should be reachable when it is up. A conflict that shows later is detected by listening, which the
+RFC requires too."""
 
 ANNOUNCEMENTS = 3
 ANNOUNCE_SECONDS = 2.0
 
 DEFEND_SECONDS = 10.0
-"""A second conflict within this time means that the other host insists."""
+"""After a second conflict within this time the address is given up (RFC 5227, 2.4)."""
 
-_JITTER_SECONDS = 0.02  # two hosts that begin at once hear each other
+_JITTER_SECONDS = 0.02  # two hosts that start at the same time receive each other's probes
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 60.0)  # RFC: 60 after ten
 
 
 @dataclass(frozen=True, slots=True)
 class ArpPacket:
-    """An ARP packet that was heard; `sender` is 0.0.0.0 in a probe."""
+    """A received ARP packet; `sender` is 0.0.0.0 in a probe."""
 
     mac: str
     sender: IPv4Address
@@ -36,14 +37,14 @@ class ArpPacket:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Ask whether anybody has the address."""
+    """Probe whether another host has the address."""
 
     address: IPv4Address
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Tell everybody that the address is ours, by a gratuitous request and reply."""
+    """Announce the address as ours, by a gratuitous request and reply."""
 
     address: IPv4Address
 
@@ -54,7 +55,7 @@ _NOBODY = IPv4Address(0)
 
 
 class _Record:
-    """One address: being probed (`probe_at` is finite), clear, or another host's (`mac`)."""
+    """One address: being probed (`probe_at` is finite), clear, or in conflict (`mac` is set)."""
 
     def __init__(self, now: float) -> None:
         self.held = False
@@ -86,7 +87,7 @@ class _Record:
 
 
 class Detector:
-    """The addresses of one interface. Times are in seconds, of any clock that only goes forward."""
+    """The addresses of one interface. Times are in seconds, of any monotonic clock."""
 
     def __init__(self) -> None:
         self._records: dict[IPv4Address, _Record] = {}
@@ -94,15 +95,15 @@ class Detector:
 
     @property
     def addresses(self) -> Set[IPv4Address]:
-        """Those that were asked for, or are held."""
+        """The addresses that are wanted or held."""
         return self._records.keys()
 
     def update(
         self, now: float, wanted: Set[IPv4Address], held: Set[IPv4Address], own: Set[str]
     ) -> None:
-        """From now on these addresses are `wanted`, and those `held`; `own` are our MACs.
+        """Set the addresses that are `wanted` and those that are `held`; `own` are our MACs.
 
-        A wanted one is probed until it is known to be free, one newly held is announced.
+        A wanted address is probed until it is free; a newly held one is announced.
         """
         self._own = own
         self._records = {a: r for a, r in self._records.items() if a in wanted or a in held}
@@ -118,14 +119,14 @@ class Detector:
             record.held = address in held
 
     def link_is_up(self, now: float) -> None:
-        """The link came up: on what network is not known, so all is looked at again, and said."""
+        """The link came up, perhaps on another network: probe all again, announce what is held."""
         for record in self._records.values():
             record.probe(now)
             if record.held and record.mac is None:
                 record.announce(now)
 
     def received(self, now: float, packet: ArpPacket) -> tuple[Message, ...]:
-        """What is to be sent in answer to a packet; `unavailable` may have changed after it."""
+        """Handle a received packet, return what to send; `unavailable` may change."""
         if packet.mac in self._own:
             return ()
         probing_too = packet.sender == _NOBODY
@@ -134,7 +135,7 @@ class Detector:
             return ()
         address = packet.target if probing_too else packet.sender
         if record.mac is not None and record.probes == 0:
-            pass  # known, and waiting for the next try
+            pass  # in conflict already, and waiting for the next probe
         elif record.held and record.probe_at == inf and now - record.defended > DEFEND_SECONDS:
             record.defended = now
             return (Announcement(address),)
@@ -143,7 +144,7 @@ class Detector:
         return ()
 
     def due(self, now: float) -> tuple[Message, ...]:
-        """What is to be sent now; `unavailable` may have changed after it."""
+        """Return what to send now; `unavailable` may change."""
         messages: list[Message] = []
         for address, record in self._records.items():
             if record.probe_at <= now:
@@ -160,12 +161,12 @@ class Detector:
         return tuple(messages)
 
     def deadline(self) -> float:
-        """When `due` has something to do next; infinite if never."""
+        """When `due` has something to send next; infinite if never."""
         return min(
             (min(r.probe_at, r.announce_at) for r in self._records.values()),
             default=inf,
         )
 
     def unavailable(self) -> dict[IPv4Address, str | None]:
-        """The contested addresses, each with the MAC of the host that has it, None while probed."""
+        """Addresses not to add, with the MAC of the host in conflict, or None while probing."""
         return {a: r.mac for a, r in self._records.items() if not r.clear}

@@ -1,4 +1,4 @@
-"""ARP on the uplink: probes, announcements and what others say, by a packet socket and a thread."""
+"""ARP on the uplink: sends probes and announcements and receives, in a thread of its own."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ _REQUEST, _REPLY = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """The addresses that may not be taken, and all that were asked for; None: there is no need."""
+    """Addresses not to add, and all that are or were probed; `probed` None: no probing."""
 
     unavailable: tuple[Unavailable, ...]
     probed: frozenset[IPv4Address] | None
@@ -42,10 +42,10 @@ NOT_PROBING = Detection((), None)
 
 
 class Arp:
-    """The addresses that are wanted and held on the uplink, probed, announced and defended.
+    """Probes wanted addresses on the uplink, announces and defends held ones.
 
-    `notify` is called from the thread of this class when an address is found free or taken.
-    `record` is a file that tells other processes which addresses are contested.
+    `notify` is called in the thread of this class when an address becomes free or unavailable.
+    `record` is a file from which other processes read the unavailable addresses.
     """
 
     def __init__(self, notify: Callable[[str], None], record: Path) -> None:
@@ -70,12 +70,12 @@ class Arp:
             self._record.unlink(missing_ok=True)
 
     def observe(self, link: Link | None) -> Detection:
-        """What is known of that link."""
+        """The result of detection on that link."""
         if link is None or not link.has_arp or self._refused:
             return NOT_PROBING
         with self._lock:
             if self._link is None or (link.index, link.mac) != (self._link.index, self._link.mac):
-                return Detection((), frozenset())  # nothing is known of this network yet
+                return Detection((), frozenset())  # nothing is probed on this link yet
             macs = self._detector.unavailable()
             return Detection(
                 tuple(Unavailable(address, macs[address]) for address in sorted(macs, key=int)),
@@ -89,7 +89,7 @@ class Arp:
         held: Set[IPv4Address],
         own: Set[str],
     ) -> None:
-        """What is wanted and held on the uplink from now on; `own` are the MACs of this host."""
+        """Set what is wanted and held on the uplink; `own` are the MACs of this host."""
         with self._lock:
             before, now = self._link, time.monotonic()
             if link is None or not link.has_arp:
@@ -112,8 +112,7 @@ class Arp:
         except PermissionError:
             if not self._refused:
                 log.warning(
-                    "addresses are taken without looking whether another host has them: "
-                    "that needs CAP_NET_RAW",
+                    "address conflicts are not detected: probing needs CAP_NET_RAW",
                     extra=entry(Event.DETECTION_OFF),
                 )
             self._refused = True
@@ -121,7 +120,7 @@ class Arp:
         try:
             packets.bind((link.name, ARP_PROTOCOL))
         except OSError as error:
-            # It is gone already, and the notification of that is on its way.
+            # The interface is gone; its notification follows.
             log.debug("ARP on %s: %s", link.name, error)
             packets.close()
             return
@@ -147,7 +146,7 @@ class Arp:
                     poll.register(packets, select.POLLIN)
                 registered = packets
             wait = None if deadline == inf else max(0.0, deadline - time.monotonic()) * 1000
-            # Rounded up: a moment too early would be a turn for nothing.
+            # Rounded up, so that it does not wake before the deadline.
             ready = {fd for fd, _ in poll.poll(None if wait is None else int(wait) + 1)}
             if self._wake in ready:
                 os.eventfd_read(self._wake)
@@ -161,10 +160,10 @@ class Arp:
                 if changed:
                     self._write_record()
             if changed:
-                self._notify("ARP: an address is found free or taken")
+                self._notify("ARP: an address is free or unavailable")
 
     def _deadline(self) -> float:
-        """When to send next; never on a link that is down, which nobody would hear."""
+        """When to send next; never while the link is down."""
         up = self._link is not None and self._link.running
         return self._detector.deadline() if up else inf
 
@@ -175,7 +174,7 @@ class Arp:
             except BlockingIOError:
                 return
             except OSError as error:
-                # The link went down, or away: there is a notification for that.
+                # The link went down or disappeared; its notification follows.
                 log.debug("ARP: %s", error)
                 return
             if packet is not None:
@@ -192,7 +191,7 @@ class Arp:
                     log.debug("ARP on %s: %s", self._link.name, error)
 
     def _write_record(self) -> None:
-        """Tell `status` and `plan`. Without the file they know nothing of conflicts, no more."""
+        """Write the record for `plan` and `status`, which see no conflicts without it."""
         name = None if self._link is None else self._link.name
         macs = {str(a): mac for a, mac in sorted(self._detector.unavailable().items())}
         text = json.dumps({"uplink": name, "contested": macs})
@@ -207,7 +206,7 @@ class Arp:
 
 
 class RecordedConflicts:
-    """What a running daemon has written of contested addresses, for other commands to read."""
+    """The unavailable addresses that the running daemon has recorded, for other commands."""
 
     def __init__(self, record: Path) -> None:
         try:
@@ -215,23 +214,23 @@ class RecordedConflicts:
             self._uplink = content["uplink"]
             self._macs = {IPv4Address(a): m for a, m in content["contested"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # None is running, or it could not write.
+            # No daemon is running, or it could not write.
             self._uplink, self._macs = None, {}
 
     def observe(self, link: Link | None) -> Detection:
-        """As of Arp, but that what is not in the record is taken for free."""
+        """As Arp.observe; an address that is not in the record counts as free."""
         if link is None or link.name != self._uplink:
             return NOT_PROBING
         return Detection(tuple(Unavailable(a, mac) for a, mac in self._macs.items()), None)
 
 
 def request(mac: str, sender: IPv4Address, target: IPv4Address) -> bytes:
-    """A question for an address; `sender` 0.0.0.0 in a probe (RFC 5227)."""
+    """An ARP request; `sender` is 0.0.0.0 in a probe (RFC 5227)."""
     return _packet(_REQUEST, bytes.fromhex(mac.replace(":", "")), sender, bytes(6), target)
 
 
 def parse_packet(data: bytes) -> ArpPacket | None:
-    """What a packet says, None where it is not about IPv4 on Ethernet."""
+    """Parse a packet; None if it is not for IPv4 on Ethernet."""
     if len(data) < _ARP.size:
         return None
     hardware, protocol, hlen, plen, _, mac, sender, _, target = _ARP.unpack_from(data)
@@ -244,7 +243,7 @@ def _build(message: Message, mac: str) -> tuple[bytes, ...]:
     address = message.address
     if isinstance(message, Announcement):
         own = bytes.fromhex(mac.replace(":", ""))
-        # Some stacks take only the one, some only the other.
+        # Some stacks accept only a request, some only a reply.
         return request(mac, address, address), _packet(_REPLY, own, address, own, address)
     return (request(mac, IPv4Address(0), address),)
 

@@ -1,4 +1,4 @@
-"""Why each write of a plan is to be made, in words for a person. Pure."""
+"""The reason for each write of a plan, as text. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ from vm_onetoone_nat.state import (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A write as `plan` shows it, `+` for what comes and `-` for what goes, and why."""
+    """A write as `plan` shows it, `+` for an addition and `-` for a removal, and its reason."""
 
     change: str
     why: str
 
 
 def changes(seen: Look) -> tuple[Change, ...]:
-    """Every write of the plan, in the order in which they would be made."""
+    """Every write of the plan, in the order of application."""
     reasons = _Reasons(seen)
     return tuple(Change(str(write), reasons.of(write)) for write in writes(seen.plan))
 
 
 def render_changes(found: Iterable[Change]) -> list[str]:
-    """The changes below their reasons."""
+    """The changes as lines, grouped by reason."""
     by_reason: dict[str, list[str]] = {}
     for change in found:
         by_reason.setdefault(change.why, []).append(change.change)
@@ -75,15 +75,15 @@ class _Reasons:
     def _(self, about: OurTable, comes: bool) -> str:
         observed = self._seen.observed.table
         if observed is None:
-            return "our table is not there"
+            return "our table does not exist"
         if observed.fwmark not in (None, self._seen.desired.fwmark):
-            return "'settings.fwmark' is another"
-        return "our table was changed by somebody else"
+            return "'settings.fwmark' has changed"
+        return "another program changed our table"
 
     @_why.register
     def _(self, about: Element, comes: bool) -> str:
         if about.container == "uplink":
-            return "the uplink is that of the default route, or the configured one"
+            return "the uplink is the interface of the default route, or the configured one"
         if about.container == "hairpin":
             return HAIRPIN
         address = IPv4Address(about.key.partition(" . ")[0])
@@ -92,14 +92,14 @@ class _Reasons:
 
     def _mapping(self, status: MappingStatus | None, comes: bool) -> str:
         if status is None:
-            return "no mapping asks for it any more"
+            return "no mapping needs it any more"
         mapping = status.mapping
         name = mapping.subject
         if status.state is not MappingState.ACTIVE:
             return f"{name} is {status.state.value}, {status.reason}"
         if comes:
-            return f"{name} is to be reached by {mapping.external}"
-        return f"{name} is at {mapping.internal}, by {mapping.external}, as the configuration says"
+            return f"{name} gets {mapping.external}"
+        return f"the mapping of {name} is {mapping.external} to {mapping.internal}"
 
 
 _BY_EXTERNAL = ("external", "inbound", "allowed")

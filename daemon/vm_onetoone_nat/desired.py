@@ -1,6 +1,6 @@
-"""What the kernel should hold, computed from the configuration, libvirt and the kernel's own facts.
+"""The desired state, computed from the configuration, the guests and the observed kernel state.
 
-Pure: the same arguments give the same answer, and nothing is remembered between two passes.
+Pure: nothing is kept from one pass to the next.
 """
 
 from collections.abc import Iterable, Iterator
@@ -42,7 +42,7 @@ ACTIVE, INACTIVE, PENDING, CONFLICT, ERROR = (
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
-    """What is in the way of a mapping."""
+    """Why a mapping is not active."""
 
     state: MappingState
     reason: str
@@ -50,12 +50,12 @@ class _Finding:
 
 
 def desire(configuration: Configuration, guests: Guests | None, observed: Observed) -> Desired:
-    """The desired state. `guests` None means that libvirt was never reached, not `current` ones
-    that it cannot be reached now.
+    """The desired state. `guests` is None if libvirt was never reached, and not `current` if it
+    cannot be reached now.
 
-    Then, and for a guest that is paused, a mapping stays as the kernel has it: losing sight of a
-    guest is not the guest stopping, and the destination of a migration is paused until it takes
-    over.
+    In both cases, and for a paused guest, a mapping stays as the kernel has it: losing the connection
+    to libvirt does not mean that guests have stopped, and a guest is paused at the destination of a
+    migration until it runs there.
     """
     gathered = gather(configuration, guests, observed)
     checked = _unambiguous(_status(m, configuration, guests, observed) for m in gathered.mappings)
@@ -71,10 +71,9 @@ def desire(configuration: Configuration, guests: Guests | None, observed: Observ
 
 
 def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
-    """The same desired state less the mappings that the kernel would not take.
+    """The desired state without the mappings that the kernel has refused.
 
-    `refused` has the reason for each, by external address; `observed` is what `desired` was
-    computed from.
+    `refused` has the reason for each, by external address; `desired` was computed from `observed`.
     """
     statuses = tuple(
         MappingStatus(s.mapping, ERROR, refused[s.mapping.external], Cause.REFUSED_BY_KERNEL)
@@ -115,7 +114,7 @@ def _desired(
 
 
 def _remembered(mappings: Iterable[Mapping], observed: Observed) -> Iterator[Element]:
-    """The elements that the kernel has of mappings: each begins with an address of one."""
+    """The elements of these mappings in the kernel, whose keys begin with one of the addresses."""
     addresses = {str(address) for m in mappings for address in (m.external, m.internal)}
     for each in observed.table.elements if observed.table is not None else ():
         if each.key.partition(" . ")[0] in addresses:
@@ -124,7 +123,7 @@ def _remembered(mappings: Iterable[Mapping], observed: Observed) -> Iterator[Ele
 
 @lru_cache(1 << 14)
 def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
-    """The elements of our table that one active mapping with a known guest address consists of."""
+    """The elements of our table for one active mapping whose internal address is known."""
     external, internal = str(mapping.external), str(mapping.internal)
     restricted = mapping.allow is not None or mapping.allowed_sources is not None
     translation = (
@@ -159,20 +158,20 @@ def _status(
     external = _external_state(mapping, configuration, guests, observed)
     in_order = (guest, internal, external)
     if _rests_on_kernel(mapping, guests):
-        # What is wrong with the uplink takes the mapping from the kernel: it stays the reason
-        # also when the kernel, asked again, no longer has the mapping.
+        # A fault of the uplink removes the mapping from the kernel. It stays the reason when the
+        # kernel no longer has the mapping at the next pass.
         in_order = (external, guest, internal)
     found = [finding for finding in in_order if finding is not None]
     if not found:
         return MappingStatus(mapping, ACTIVE)
-    # A guest that will speak some day does not mend what is wrong anyway.
+    # An error stays when the pending address is known, so it is reported first.
     if found[0].state is PENDING:
         found.sort(key=lambda finding: finding.state is not ERROR)
     return MappingStatus(mapping, found[0].state, found[0].reason, found[0].cause)
 
 
 def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:
-    """The same, but that each guest's address has one external address: the first that has it."""
+    """The same statuses, with an error for each mapping whose internal address has one already."""
     first: dict[IPv4Address | None, IPv4Address] = {}
     checked = []
     for status in statuses:
@@ -180,7 +179,7 @@ def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:
         if status.state is ACTIVE:
             other = first.setdefault(mapping.internal, mapping.external)
             if other != mapping.external:
-                reason = f"internal {mapping.internal} is already that of external {other}"
+                reason = f"internal {mapping.internal} is already used by external {other}"
                 advice = "write another 'internal', or the 'mac' of another interface"
                 checked.append(
                     MappingStatus(mapping, ERROR, f"{reason}; {advice}", Cause.ADDRESS_OF_ANOTHER)
@@ -191,7 +190,7 @@ def _unambiguous(statuses: Iterable[MappingStatus]) -> list[MappingStatus]:
 
 
 def _if_available(status: MappingStatus, observed: Observed) -> MappingStatus:
-    """The status of a mapping that is to be active, as far as other hosts allow."""
+    """The same status, or pending or conflict while its external address is unavailable."""
     if status.state is not ACTIVE:
         return status
     external, uplink = status.mapping.external, observed.uplink
@@ -201,14 +200,14 @@ def _if_available(status: MappingStatus, observed: Observed) -> MappingStatus:
     if found is None:
         return status
     if found.mac is None:
-        reason = f"asking on {uplink} whether another host has the address"
+        reason = f"probing on {uplink} whether another host has the address"
         return MappingStatus(status.mapping, PENDING, reason, Cause.ASKING)
     reason = f"the host with MAC {found.mac} on {uplink} has the address"
     return MappingStatus(status.mapping, CONFLICT, reason, Cause.CONFLICT)
 
 
 def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
-    """Whether the guest's own state does not decide, so that what the kernel has does."""
+    """Whether the mapping stays as the kernel has it, since the guest's state does not decide."""
     if guests is None or not guests.current:
         return True
     network, domain = guests.network(mapping.network), guests.domain(mapping.domain)
@@ -217,7 +216,7 @@ def _rests_on_kernel(mapping: Mapping, guests: Guests | None) -> bool:
 
 
 def _guest_state(mapping: Mapping, guests: Guests | None, observed: Observed) -> _Finding | None:
-    """Whether the guest, or the network that the mapping lives with, is there."""
+    """Why the guest, or the network of a mapping without one, is not running."""
     if (guests is None or not guests.current) and _was_active(mapping, observed):
         return None
     if guests is None:
@@ -239,7 +238,7 @@ def _guest_state(mapping: Mapping, guests: Guests | None, observed: Observed) ->
     if domain.state is DomainState.OFF:
         return _Finding(INACTIVE, f"domain '{domain.name}' is not running", Cause.GUEST_OFF)
     if domain.state is DomainState.LEAVING:
-        reason = f"domain '{domain.name}' runs on another host, or will in a moment"
+        reason = f"domain '{domain.name}' has migrated to another host, or is about to"
         return _Finding(INACTIVE, reason, Cause.GUEST_LEFT)
     if domain.state is DomainState.PAUSED and not _was_active(mapping, observed):
         return _Finding(INACTIVE, f"domain '{domain.name}' is paused", Cause.GUEST_PAUSED)
@@ -247,7 +246,7 @@ def _guest_state(mapping: Mapping, guests: Guests | None, observed: Observed) ->
 
 
 def _internal_state(mapping: Mapping, guests: Guests | None) -> _Finding | None:
-    """Whether the guest's own address is known, and one that its network can have."""
+    """Why the internal address is unknown, or not one of a host on its network."""
     if mapping.internal is None:
         return _Finding(PENDING, *why_unknown(mapping, guests))
     network = guests.network(mapping.network) if guests is not None else None
@@ -270,7 +269,7 @@ def _internal_state(mapping: Mapping, guests: Guests | None) -> _Finding | None:
 def _external_state(
     mapping: Mapping, configuration: Configuration, guests: Guests | None, observed: Observed
 ) -> _Finding | None:
-    """Whether the uplink can carry the external address."""
+    """Why the uplink cannot carry the external address."""
     external = mapping.external
     if observed.uplink is None:
         if configuration.uplink is None:
@@ -295,7 +294,7 @@ def _external_state(
 
 
 def _subnet_state(mapping: Mapping, observed: Observed) -> _Finding | None:
-    """Whether the external address is one that a host of the uplink's subnet can have."""
+    """Why the external address is not one of a host in the uplink's subnet."""
     external = mapping.external
     subnets = observed.uplink_subnets
     if not subnets:
@@ -313,9 +312,9 @@ def _subnet_state(mapping: Mapping, observed: Observed) -> _Finding | None:
 
 
 def _was_active(mapping: Mapping, observed: Observed) -> bool:
-    """Whether the kernel translates this external address now, or would but for another host.
+    """Whether the kernel translates this external address, or it is in conflict.
 
-    Only an address that was wanted is known to be another's.
+    Only a wanted address is probed, so a conflict shows that it was wanted.
     """
     found = observed.unavailable_by_ip.get(mapping.external)
     in_conflict = found is not None and found.mac is not None
@@ -323,7 +322,7 @@ def _was_active(mapping: Mapping, observed: Observed) -> bool:
 
 
 def _external_interface(mapping: Mapping, observed: Observed) -> IPv4Interface:
-    """The external address with its prefix: its own, or else that of the subnet it lies in."""
+    """The external address with its own prefix length, or else that of its subnet."""
     prefixlen = mapping.prefixlen
     if prefixlen is None:
         prefixlen = next(s.prefixlen for s in observed.uplink_subnets if mapping.external in s)
@@ -339,10 +338,10 @@ def _address(mapping: Mapping, observed: Observed) -> Address:
 
 
 def _hairpins(active: list[Mapping], observed: Observed) -> frozenset[str]:
-    """The ports that need to send a frame back where it came from.
+    """The bridge ports that need the hairpin flag.
 
     With br_netfilter, a guest's packet to its own external address is translated while it is
-    still being bridged, and a bridge does not forward to the port of arrival without the flag.
+    bridged, and a bridge forwards to the port of arrival only with the flag.
     """
     if not observed.bridge_netfilter:
         return frozenset()

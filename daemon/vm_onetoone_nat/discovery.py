@@ -1,7 +1,7 @@
-"""The guest's own address, where nobody has written it down: from whom it is known.
+"""Finds the guest's own address if the configuration has none.
 
-Pure. In this order: the network's reservation for the guest's MAC, its DHCP lease, the guest agent,
-the neighbour table of the bridge; and what the kernel translates to, while nothing else is known.
+Pure. Sources in this order: the network's reservation for the guest's MAC, its DHCP lease, the
+guest agent, the bridge's neighbour table; else the address that the kernel translates to is kept.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ from vm_onetoone_nat.state import (
 
 
 def is_host(address: IPv4Address, network: IPv4Network) -> bool:
-    """Whether a host can have this address: not the network's own nor its broadcast address.
+    """Whether it is a host address: neither the network address nor the broadcast address.
 
     Networks of 31 and 32 bits have neither (RFC 3021).
     """
@@ -33,7 +33,7 @@ def is_host(address: IPv4Address, network: IPv4Network) -> bool:
 
 
 def interfaces(domain: Domain, network: Network, mac: str | None = None) -> tuple[Interface, ...]:
-    """The guest's interfaces on a network, or the one of them with that MAC."""
+    """The guest's interfaces on a network; with `mac`, only the one that has it."""
     return tuple(
         nic
         for nic in domain.interfaces
@@ -45,7 +45,7 @@ def interfaces(domain: Domain, network: Network, mac: str | None = None) -> tupl
 
 
 def located(mapping: Mapping, guests: Guests, observed: Observed) -> Mapping:
-    """The mapping with its guest's own address, as far as that is known."""
+    """The mapping with its internal address, if that is known."""
     if mapping.internal is not None:
         return mapping
     current = observed.translated(mapping.external)
@@ -64,7 +64,7 @@ def located(mapping: Mapping, guests: Guests, observed: Observed) -> Mapping:
 def why_unknown(mapping: Mapping, guests: Guests | None) -> tuple[str, Cause]:
     """Why `located` found no address."""
     if mapping.domain is None:
-        reason = "write 'internal', or 'domain' for a guest whose address is then looked for"
+        reason = "write 'internal', or write 'domain' to have the guest's address found"
         return reason, Cause.ADDRESS_UNKNOWN
     if guests is None:
         reason = "libvirt cannot be reached, so it is not known which address the guest has"
@@ -85,10 +85,9 @@ def why_unknown(mapping: Mapping, guests: Guests | None) -> tuple[str, Cause]:
 
 
 def doubtful(mappings: Iterable[Mapping], observed: Observed) -> tuple[Neighbour, ...]:
-    """The entries of mappings' addresses, where the guest has shown another one since.
+    """Neighbour entries of internal addresses whose guest has shown another address since.
 
-    Only its own silence, when the kernel asks for it, tells that it has moved: a guest may have
-    two addresses.
+    A guest may have two addresses: it has moved only if the kernel's probe is not answered.
     """
     addresses = {m.internal for m in mappings if m.source is AddressSource.NEIGHBOUR}
     return tuple(
@@ -109,15 +108,15 @@ def _known(
     ):
         yield from ((source, address) for mac, address in known if mac == nic.mac)
     yield from ((AddressSource.AGENT, address) for address in nic.addresses)
-    heard = observed.neighbours_by_mac.get(nic.mac, ())
-    seen = [n for n in heard if n.ifname == network.bridge]
-    # What is in use stays for as long as the guest answers there.
+    neighbours = observed.neighbours_by_mac.get(nic.mac, ())
+    seen = [n for n in neighbours if n.ifname == network.bridge]
+    # The address in use stays while the guest answers there.
     seen.sort(key=lambda n: (n.address != current, n.age))
     yield from ((AddressSource.NEIGHBOUR, n.address) for n in seen)
 
 
 def _may_have(nic: Interface, address: IPv4Address, network: Network) -> bool:
-    """Whether a guest's word for an address is good: not the gateway's, nor that of another."""
+    """Whether an address can be this guest's: not the gateway's, nor one given to another MAC."""
     return any(
         is_host(address, gateway.network) and address != gateway.ip for gateway in network.gateways
     ) and network.given.get(address) in (None, nic.mac)

@@ -1,7 +1,7 @@
-"""Other programs that undo what the daemon writes: when to stop repeating it for a while.
+"""Other programs that undo what the daemon writes: when to pause a repair.
 
-Pure: times come in as arguments. A repair is a write although nothing else was desired than
-before; the same one again and again is a fight that nobody wins.
+Pure; times are arguments. A repair is a write without a change of the desired state. A repair that
+is repeated too often is a fight.
 """
 
 from collections import deque
@@ -13,15 +13,15 @@ from vm_onetoone_nat.state import Desired
 
 REPAIRS = 5
 WITHIN_SECONDS = 30.0
-"""So many repairs of one thing in that time are a fight."""
+"""This many repairs of one object within this time are a fight."""
 
 _HOLD_SECONDS = (5.0, 15.0, 60.0)
-_FORGET_SECONDS = 300.0
+_EXPIRY_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fight:
-    """One thing that somebody keeps undoing; `hold` is how long it is left alone, in seconds."""
+    """An object that another program keeps undoing; it is not repaired for `hold` seconds."""
 
     what: str
     rivals: tuple[str, ...]
@@ -36,14 +36,14 @@ class _Object:
 
 
 class Fights:
-    """What is repaired how often."""
+    """Counts the repairs of each object, and holds back those that are undone too often."""
 
     def __init__(self) -> None:
         self._objects: dict[str, _Object] = {}
         self._desired: Desired | None = None
 
     def hold(self, now: float, plan: Plan) -> Plan:
-        """The plan without what is to be left alone for now."""
+        """The plan without the writes that are held back now."""
         held = {what for what, known in self._objects.items() if known.held_until > now}
         if not held:
             return plan
@@ -54,14 +54,14 @@ class Fights:
                 delete_accepts=transaction.delete_accepts,
                 insert_accepts=transaction.insert_accepts,
             )
-        in_peace = [c for c, _ in transaction.insert_accepts if f"accept in {c}" not in held]
-        contested = {c for c, _ in transaction.insert_accepts} - set(in_peace)
+        free = [c for c, _ in transaction.insert_accepts if f"accept in {c}" not in held]
+        held_chains = {c for c, _ in transaction.insert_accepts} - set(free)
         transaction = replace(
             transaction,
             add_elements=tuple(e for e in transaction.add_elements if str(e) not in held),
             delete_elements=tuple(e for e in transaction.delete_elements if str(e) not in held),
-            insert_accepts=tuple(a for a in transaction.insert_accepts if a[0] in in_peace),
-            delete_accepts=tuple(a for a in transaction.delete_accepts if a[0] not in contested),
+            insert_accepts=tuple(a for a in transaction.insert_accepts if a[0] in free),
+            delete_accepts=tuple(a for a in transaction.delete_accepts if a[0] not in held_chains),
         )
         return replace(
             plan,
@@ -75,13 +75,13 @@ class Fights:
     def written(
         self, now: float, plan: Plan, desired: Desired, triggers: frozenset[str]
     ) -> tuple[Fight, ...]:
-        """Take note of what a pass wrote, and why; the fights that this shows, each said once."""
+        """Record what a pass wrote, with its triggers; return the fights that begin with it."""
         same = self._desired is not None and desired.content == self._desired.content
         self._desired = desired
         self._objects = {
             what: known
             for what, known in self._objects.items()
-            if known.held_until > now - _FORGET_SECONDS
+            if known.held_until > now - _EXPIRY_SECONDS
             or (known.repairs and known.repairs[-1] > now - WITHIN_SECONDS)
         }
         if not same:
@@ -102,7 +102,7 @@ class Fights:
         return tuple(fights)
 
     def next_attempt(self, now: float) -> float:
-        """In how many seconds something held may be tried again; infinite where nothing is."""
+        """Seconds until the next held write may be repeated; infinite if none is held."""
         return min(
             (k.held_until - now for k in self._objects.values() if k.held_until > now), default=inf
         )
@@ -113,7 +113,7 @@ _FORWARDING = "sysctl net.ipv4.ip_forward"
 
 
 def _objects(plan: Plan) -> list[str]:
-    """What a plan writes to, each named as `hold` knows it."""
+    """The objects that a plan writes to, by the names that `hold` uses."""
     transaction = plan.transaction
     if transaction.install is not None:
         elements = [_TABLE]

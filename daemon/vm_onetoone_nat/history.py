@@ -1,4 +1,4 @@
-"""What the daemon remembers of itself for those who ask: never what it decides by. Pure."""
+"""What `status` and `metrics` show of past passes; no decision depends on it. Pure."""
 
 from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass, field, replace
@@ -11,12 +11,12 @@ from vm_onetoone_nat.state import MappingState
 from vm_onetoone_nat.traffic import Counters
 
 _Subject = tuple[IPv4Address, str | None]
-"""A mapping, over every change of the rest of it: its external address and its guest."""
+"""The identity of a mapping: its external address and its guest."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """All that is told, replaced as a whole: it is read from another thread."""
+    """All that `report` reads. Replaced as a whole, since another thread reads it."""
 
     outcome: Outcome | None = None
     since: tuple[tuple[_Subject, MappingState, float], ...] = ()
@@ -24,9 +24,9 @@ class _Moment:
 
 
 class History:
-    """Written by the thread that reconciles, after each pass; read from any.
+    """Written by the thread that reconciles, after each pass; read from any thread.
 
-    Times are those of one monotonic clock, in seconds.
+    Times are in seconds, of one monotonic clock.
     """
 
     def __init__(self, now: float) -> None:
@@ -35,7 +35,7 @@ class History:
         self._held: tuple[object, ...] | None = None
 
     def passed(self, began: float, now: float, triggers: frozenset[str], outcome: Outcome) -> None:
-        """A pass is over; it may have failed."""
+        """Record a pass that observed the kernel; it may have failed later."""
         desired = outcome.look.desired
         again = bool(outcome.written) and self._held == desired.content
         self._held = None if outcome.failures else desired.content
@@ -53,13 +53,13 @@ class History:
         self._moment = _Moment(outcome, tuple(since), passes)
 
     def failed(self, began: float, now: float) -> None:
-        """A pass is over that could not even see how things are."""
+        """Record a pass that could not observe the kernel."""
         self._moment = replace(self._moment, passes=self._timed(now - began, failed=True))
 
     def report(
         self, now: float, pid: int, version: str, counters: Counters | None
     ) -> Report | None:
-        """How things were after the last pass that saw them; None before the first."""
+        """The state after the last pass that observed it; None before the first."""
         moment = self._moment
         if moment.outcome is None:
             return None
@@ -87,7 +87,7 @@ class History:
 
 
 def _restores(plan: Plan) -> bool:
-    """Whether the kernel was not as it had been left: not what is only recorded or forgotten."""
+    """Whether a plan changes more than recorded allocations and tracked connections."""
     return (
         replace(plan, allocations=None, flush_translated=(), flush_bypassing=(), host_sources=())
         != Plan()

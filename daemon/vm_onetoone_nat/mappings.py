@@ -1,8 +1,8 @@
-"""All mappings of a pass: those of the configuration, of guests' metadata, and of pools.
+"""All mappings of a pass: from the configuration, from guests' metadata, and from pools.
 
-Pure. The configuration comes first, then metadata, in the order in which claims were made, then
-pools: what one of them has, a later one cannot take. Who was given what is in the allocations,
-which are recorded, so that it is the same after a restart.
+Pure. The configuration comes first, then metadata in the order in which claims were made, then
+pools; an address that one of them uses is not available to a later one. Allocations record which
+guest has which address, so that guests keep their addresses over a restart.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from vm_onetoone_nat.state import (
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The mappings, with their guests' addresses where known, and the guests that get none."""
+    """The mappings, with internal addresses where known, and the guests without an address."""
 
     mappings: tuple[Mapping, ...]
     unmapped: tuple[Unmapped, ...]
@@ -35,7 +35,7 @@ class Gathered:
 
 
 def gather(configuration: Configuration, guests: Guests | None, observed: Observed) -> Gathered:
-    """All mappings. `guests` None means that libvirt was never reached: then the kernel tells."""
+    """All mappings. `guests` None: libvirt was never reached, and the kernel's state is used."""
     if guests is None:
         return _remembered(configuration, observed)
     gathering = _Gathering(configuration, guests, observed)
@@ -50,7 +50,7 @@ def gather(configuration: Configuration, guests: Guests | None, observed: Observ
 
 
 def _remembered(configuration: Configuration, observed: Observed) -> Gathered:
-    """What the kernel has, for the configuration and for what was allocated."""
+    """The configuration and the allocations, with the addresses that the kernel translates to."""
     mappings = list(configuration.mappings)
     written = {m.external for m in mappings}
     mappings += (
@@ -90,7 +90,7 @@ class _Gathering:
         }
 
     def metadata(self) -> None:
-        """Add what guests claim for themselves."""
+        """Add the mappings that guests claim in their metadata."""
         if not self._configuration.metadata:
             return
         claims: list[tuple[Domain, Mapping]] = []
@@ -103,8 +103,8 @@ class _Gathering:
                 )
                 if (domain.uuid, mapping.network) not in self._mapped:
                     claims.append((domain, mapping))
-        # Who has claimed an address first, keeps it.
-        claims.sort(key=lambda claim: not self._had(*claim))
+        # The guest that claimed an address first keeps it.
+        claims.sort(key=lambda claim: not self._was_allocated(*claim))
         claimed = {m.external: d for d, m in reversed(claims)}
         for domain, mapping in claims:
             refusal = self._refusal(domain, mapping, claimed)
@@ -115,7 +115,7 @@ class _Gathering:
         self._mapped |= {(d.uuid, m.network) for d, m in claims}
 
     def pool(self, pool: Pool) -> None:
-        """Give each guest of a network that has no mapping an address."""
+        """Allocate an address to each guest on the pool's network that has no mapping."""
         had = {a.uuid: a for a in self._before.values() if self._is_of(a, pool)}
         domains = self._without_mapping(pool)
         served = set()
@@ -124,7 +124,7 @@ class _Gathering:
             if known is not None and known.external not in self._taken:
                 self._accept(domain, Mapping(known.external, pool.network, origin=Origin.POOL))
                 served.add(domain.uuid)
-        # Guests that need no address now, or that libvirt no longer knows, keep theirs.
+        # Guests that need no address now, or that libvirt no longer has, keep theirs.
         for allocation in had.values():
             if allocation.external not in self._taken:
                 self.allocations[allocation.external] = allocation
@@ -136,7 +136,7 @@ class _Gathering:
                 continue
             external = next(free, None) or next(abandoned, None)
             if external is None and domain.uuid in had:
-                # Another host has it, and there is no other: that is said as a conflict.
+                # Its address is in conflict and the pool has no other: report the conflict.
                 external = had[domain.uuid].external
             if external is None:
                 reason = f"all addresses of the pool of network '{pool.network}' are in use"
@@ -148,7 +148,7 @@ class _Gathering:
             self._accept(domain, Mapping(external, pool.network, origin=Origin.POOL))
 
     def _without_mapping(self, pool: Pool) -> list[Domain]:
-        """The guests of a pool, in the order of their names."""
+        """The guests of a pool, sorted by name."""
         network = self._guests.network(pool.network)
         if network is None:
             return []
@@ -158,7 +158,7 @@ class _Gathering:
             if (domain.uuid, pool.network) in self._mapped or domain.fault:
                 continue
             probe = Mapping(IPv4Address(0), pool.network, domain=domain.name)
-            # The configuration may map a guest by its address, without naming it.
+            # The configuration may map a guest by its internal address, without `domain`.
             mapped = located(probe, self._guests, self._observed).internal in written
             if interfaces(domain, network) and not mapped:
                 found.append(domain)
@@ -177,13 +177,13 @@ class _Gathering:
         self.unmapped.append(Unmapped(domain.name, network, reason, external))
 
     def _network(self, domain: Domain) -> str:
-        """The network of a claim that names none: the configured one, or else the guest's first."""
+        """The network of a claim without one: the configured one, or else the guest's first."""
         names = [nic.network for nic in domain.interfaces if nic.network is not None]
         default = self._configuration.network
         return default if default in names or not names else names[0]
 
     def _refusal(self, domain: Domain, mapping: Mapping, claimed: dict[IPv4Address, Domain]) -> str:
-        """Why a claim is not good, empty where it is."""
+        """Why a claim is refused; empty if it is accepted."""
         external = mapping.external
         prefixes = self._configuration.metadata_external
         if not any(external in prefix for prefix in prefixes):
@@ -193,13 +193,13 @@ class _Gathering:
                 "write another address, or allow it there"
             )
         if any(external == m.external for m in self._configuration.mappings):
-            return f"metadata claims {external}, which is another guest's by the configuration"
+            return f"metadata claims {external}, which the configuration gives to another guest"
         before = self._before.get(external)
         holder = claimed[external]
         if before is not None and before.origin is Origin.POOL and before.uuid != domain.uuid:
             holder = next((d for d in self._guests.domains if d.uuid == before.uuid), holder)
         if holder.uuid != domain.uuid or external in self.allocations:
-            return f"metadata claims {external}, which is already that of domain '{holder.name}'"
+            return f"metadata claims {external}, which is already used by domain '{holder.name}'"
         network = self._guests.network(mapping.network)
         if network is None:
             return f"libvirt has no network '{mapping.network}'"
@@ -220,7 +220,7 @@ class _Gathering:
             for m in self._configuration.mappings
         )
 
-    def _had(self, domain: Domain, mapping: Mapping) -> bool:
+    def _was_allocated(self, domain: Domain, mapping: Mapping) -> bool:
         before = self._before.get(mapping.external)
         return before is not None and before.uuid == domain.uuid
 
@@ -232,7 +232,7 @@ class _Gathering:
         )
 
     def _abandoned(self, pool: Pool) -> Iterator[IPv4Address]:
-        """Addresses of guests that libvirt no longer knows, if it is certain what it knows."""
+        """Addresses of guests that libvirt no longer has; none while libvirt cannot be reached."""
         present = {domain.uuid for domain in self._guests.domains}
         kept = sorted(self.allocations.values()) if self._guests.current else []
         return (a.external for a in kept if self._is_of(a, pool) and a.uuid not in present)
@@ -246,6 +246,6 @@ class _Gathering:
         for part in pool.ranges:
             for address in part:
                 inside = [subnet for subnet in subnets if address in subnet]
-                # Outside of them all it is no better, but the mapping's state will say so.
+                # Outside of all subnets it cannot work, but the mapping's state reports that.
                 if not inside or any(is_host(address, subnet) for subnet in inside):
                     yield address

@@ -1,6 +1,6 @@
-"""The difference between what is observed and what is desired, as writes in the order they go out.
+"""The writes that turn the observed state into the desired state, in the order of application.
 
-Pure. An empty plan means that the kernel is converged and that nothing may be written.
+Pure. An empty plan means that the kernel has converged: nothing is written.
 """
 
 from collections.abc import Iterable
@@ -25,8 +25,8 @@ from vm_onetoone_nat.state import (
 class Transaction:
     """One nftables transaction: all of it takes effect, or nothing.
 
-    `install` writes the static table anew, dropping what had its name; the elements are then
-    complete instead of a difference. `install` None keeps the table, `remove_table` deletes it.
+    `install` replaces the table by the static one with this mark bit; `add_elements` then has all
+    elements, not a difference. `install` None keeps the table; `remove_table` deletes it.
     """
 
     install: int | None = None
@@ -42,7 +42,7 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All writes of one pass, in order. `allocations` None leaves the recorded ones.
+    """All writes of one pass, in order. `allocations` None keeps the recorded ones.
 
     An address is deleted before its translation and added after it: while the host has an external
     address without a translation, a packet for the guest reaches the host itself. A hairpin flag is
@@ -70,7 +70,7 @@ class Plan:
 
 
 def plan(observed: Observed, desired: Desired) -> Plan:
-    """What to write so that the kernel holds the desired state, and nothing else of ours."""
+    """The writes after which the kernel holds the desired state, and nothing else of ours."""
     elements = desired.elements | _hairpin_records(observed, desired)
     table = observed.table
     present = table.elements if table is not None else frozenset()
@@ -78,10 +78,10 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     recorded = {e.key for e in present if e.container == "hairpin"} | observed.hairpins_set
     wanted = {e.key for e in elements if e.container == "hairpin"}
     deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
-    # Where chains or rules were missing, nothing was translated whatever elements there were.
+    # A table without its chains or rules did not translate, whatever elements it had.
     to_flush = translations(elements if replace else elements - present)
     if observed.flushed is not None:
-        # A process before this one may have ended between writing them and this.
+        # The previous process may have ended after it wrote the elements, before it flushed.
         to_flush |= translations(elements) - observed.flushed
     record = desired.allocations != observed.allocations or not observed.recorded
     return Plan(
@@ -105,7 +105,7 @@ def plan(observed: Observed, desired: Desired) -> Plan:
 
 
 def removal(observed: Observed, fwmark: int) -> Plan:
-    """What to write so that nothing of ours is left, whatever state it was left in."""
+    """The writes that remove all that is ours, from any state."""
     present = observed.table.elements if observed.table is not None else frozenset()
     recorded = {e.key for e in present if e.container == "hairpin"}
     marks = _marks(observed, fwmark)
@@ -127,14 +127,14 @@ def removal(observed: Observed, fwmark: int) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class OurTable:
-    """Our nftables table, as something to write."""
+    """Our nftables table, as the object of a write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write of a plan: what `comes` or goes, in words.
+    """One write of a plan, as text: `comes` is true for an addition, false for a removal.
 
-    `about` is the object that it is for, or a reason where every such write has the same.
+    `about` is the object that the write is for, or the reason if all such writes have the same.
     """
 
     comes: bool
@@ -181,15 +181,15 @@ def writes(planned: Plan) -> tuple[Write, ...]:
     return tuple(found)
 
 
-HAIRPIN = "by it a guest reaches itself at its external address, with br_netfilter"
+HAIRPIN = "with br_netfilter, a guest needs it to reach itself at its external address"
 
 
 def describe(planned: Plan) -> tuple[str, ...]:
-    """The plan as lines for a person, `+` for what comes and `-` for what goes."""
+    """The plan as lines of text, `+` for additions and `-` for removals."""
     return tuple(str(write) for write in writes(planned))
 
 
-# By keys, as of thousands: comparing the values themselves is a call for each two of them.
+# Sorted by keys: with thousands of values, each comparison of two values would be a Python call.
 
 
 def _in_order(elements: Iterable[Element]) -> tuple[Element, ...]:
@@ -201,7 +201,7 @@ def _by_external(pairs: Iterable[Translation]) -> tuple[Translation, ...]:
 
 
 def _hairpin_records(observed: Observed, desired: Desired) -> frozenset[Element]:
-    """The ports to record as ours: not those whose flag somebody else had set before."""
+    """The ports to record as ours, without those whose flag another program has set."""
     present = observed.table.elements if observed.table is not None else frozenset()
     records = (Element("hairpin", name) for name in desired.hairpins)
     ours = observed.hairpins_set | {r.key for r in present if r.container == "hairpin"}
@@ -209,7 +209,7 @@ def _hairpin_records(observed: Observed, desired: Desired) -> frozenset[Element]
 
 
 def _marks(observed: Observed, fwmark: int) -> frozenset[int]:
-    """The mark bits that are ours: the configured one, and the one that our table still sets."""
+    """The mark bits that are ours: the configured one, and the one that our table sets."""
     table = observed.table
     before = {table.fwmark} if table is not None and table.fwmark is not None else set()
     return frozenset(before | {fwmark})
@@ -218,7 +218,7 @@ def _marks(observed: Observed, fwmark: int) -> frozenset[int]:
 def _accepts(
     observed: Observed, fwmark: int, marks: frozenset[int]
 ) -> tuple[tuple[tuple[ChainName, int], ...], tuple[tuple[ChainName, int], ...]]:
-    """Accepts to delete, by handle, and to insert: each chain has one, at its head."""
+    """Accepts to delete, by handle, and to insert, so that each chain has one at its head."""
     deleted: list[tuple[ChainName, int]] = []
     inserted: list[tuple[ChainName, int]] = []
     for chain in observed.foreign:
@@ -232,7 +232,7 @@ def _accepts(
 
 
 def _missing_addresses(observed: Observed, desired: Desired) -> tuple[Address, ...]:
-    """Addresses to add: a foreign one on the uplink serves as it is, whatever its prefix."""
+    """Addresses to add. A foreign one on the uplink serves, whatever its prefix length."""
     foreign = {(a.ifname, a.interface.ip) for a in observed.addresses if not a.owned}
     present = {a for a in observed.addresses if a.owned} - _displacing(observed)
     return tuple(
@@ -248,11 +248,11 @@ def _stale_addresses(observed: Observed, desired: Desired) -> tuple[Address, ...
 
 
 def _displacing(observed: Observed) -> set[Address]:
-    """Addresses of ours that came to stand before the host's own in the same subnet.
+    """Addresses of ours that stand before the host's own in the same subnet.
 
-    The kernel makes the first address of a subnet the primary one, and gives only that one a
-    route to the subnet. Where the host's own went and came back, as DHCP clients do, it would be
-    secondary to a guest's: ours goes, and comes again behind it.
+    The kernel makes the first address of a subnet the primary one, and adds a route to the subnet
+    for that one only. A DHCP client may delete the host's own address and add it again, which makes
+    it secondary to a guest's. Ours is then deleted and added again after it.
     """
     leading: dict[tuple[str, IPv4Network], Address] = {}
     displacing = set()
@@ -264,7 +264,7 @@ def _displacing(observed: Observed) -> set[Address]:
 
 
 def _uplink_hosts(observed: Observed) -> tuple[IPv4Address, ...]:
-    """The host's own addresses on the uplink, behind which guests are without a mapping."""
+    """The host's own addresses on the uplink: the source of guests that have no mapping."""
     return tuple(
         a.interface.ip for a in observed.addresses if a.ifname == observed.uplink and not a.owned
     )

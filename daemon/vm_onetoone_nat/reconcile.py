@@ -1,4 +1,4 @@
-"""One pass: observe, plan, apply, verify. Everything is read anew; nothing is remembered."""
+"""One pass: observe, plan, apply, verify. Nothing is kept from one pass to the next."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from vm_onetoone_nat.state import (
 
 
 class KernelSide(Protocol):
-    """What a pass needs of the kernel; `kernel.Kernel` in earnest."""
+    """What a pass needs of the kernel; the real one is `kernel.Kernel`."""
 
     def observe(self, configuration: Configuration) -> Observed: ...
     def apply(self, plan: Plan) -> None: ...
@@ -30,14 +30,14 @@ class KernelSide(Protocol):
 
 
 class GuestSide(Protocol):
-    """What a pass needs of libvirt; `libvirt_source` in earnest."""
+    """What a pass needs of libvirt; the real ones are in `libvirt_source`."""
 
     def observe(self) -> Guests: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at both sides, and what would have to be written."""
+    """Both sides as observed once, and the plan that follows."""
 
     observed: Observed
     desired: Desired
@@ -52,7 +52,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pass did. `failures` is empty where the kernel now holds the desired state."""
+    """What a pass did. `failures` is empty if the kernel now holds the desired state."""
 
     look: Look
     written: tuple[Plan, ...] = ()
@@ -60,12 +60,12 @@ class Outcome:
 
     @cached_property
     def statuses(self) -> tuple[MappingStatus, ...]:
-        """The state of each mapping, as the kernel has it after the pass."""
+        """The status of each mapping after the pass."""
         return settled(self.look)
 
 
 def look(configuration: Configuration, source: GuestSide, kernel: KernelSide) -> Look:
-    """Observe and plan, without a write. Raises KernelError."""
+    """Observe and plan; writes nothing. Raises KernelError."""
     try:
         guests = source.observe()
     except LibvirtUnavailable:
@@ -81,10 +81,10 @@ def reconcile(
     kernel: KernelSide,
     hold: Callable[[Plan], Plan] = lambda plan: plan,
 ) -> Outcome:
-    """One pass. Raises KernelError where the kernel cannot even be observed.
+    """One pass. Raises KernelError if the kernel cannot be observed.
 
-    What is desired is decided once: what changes during the pass has an event of its own, and is
-    no fault of what was written. `hold` takes out of a plan what is to be left alone for now.
+    The desired state is computed once: a change during the pass has its own event, and is not a
+    failure of this pass. `hold` removes from a plan the writes that are held back.
     """
     before = look(configuration, source, kernel)
     outcome = _write(configuration, kernel, before, hold)
@@ -117,12 +117,12 @@ def _write(
     after = Look(observed, desired, plan(observed, desired), before.guests)
     left = hold(after.plan)
     if left and not failures:
-        failures.append(f"the kernel changed while it was written to: {describe(left)[0]}")
+        failures.append(f"the kernel changed during the pass: {describe(left)[0]}")
     return Outcome(after, tuple(written), tuple(failures))
 
 
 def remove(fwmark: int, kernel: KernelSide) -> Plan:
-    """Remove all that is ours, whatever state it is in; what was removed. Raises KernelError."""
+    """Remove all that is ours, from any state; return what was removed. Raises KernelError."""
     observed = kernel.observe(Configuration(fwmark=fwmark))
     planned = removal(observed, fwmark)
     if planned:
@@ -134,7 +134,7 @@ def remove(fwmark: int, kernel: KernelSide) -> Plan:
 
 
 def settled(seen: Look) -> tuple[MappingStatus, ...]:
-    """The statuses, with an error for each active mapping that the kernel does not hold whole."""
+    """The statuses, with an error for each active mapping of which the kernel lacks a part."""
     if not seen.plan:
         return seen.desired.statuses
     lacking = {m.external for m in seen.desired.active}
@@ -146,7 +146,7 @@ def settled(seen: Look) -> tuple[MappingStatus, ...]:
         cause = Cause.ACCEPT_MISSING
     else:
         lacking = {m.external for m in _lacking(seen)}
-        cause, reason = Cause.RULES_MISSING, "not in the kernel: see 'plan' for what is missing"
+        cause, reason = Cause.RULES_MISSING, "the kernel lacks a part of it: see 'plan'"
         if not seen.plan.transaction:
             cause = Cause.EXTERNAL_MISSING
     return tuple(
@@ -158,7 +158,7 @@ def settled(seen: Look) -> tuple[MappingStatus, ...]:
 
 
 def _lacking(seen: Look) -> tuple[Mapping, ...]:
-    """The active mappings of which the plan still has to write a part."""
+    """The active mappings of which the plan has to add a part."""
     addresses = {a.interface.ip for a in seen.plan.add_addresses}
     elements = set(seen.plan.transaction.add_elements)
     if not addresses and not elements:
@@ -173,10 +173,10 @@ def _lacking(seen: Look) -> tuple[Mapping, ...]:
 def _install_singly(
     configuration: Configuration, kernel: KernelSide, before: Look
 ) -> tuple[list[Plan], dict[IPv4Address, str]]:
-    """Write what the kernel takes, finding by halves the mappings that make it refuse the whole.
+    """Write what the kernel accepts; find by bisection the mappings for which it refuses the rest.
 
-    Everything but the mappings that lack a part goes first; these wait, and keep their addresses
-    and connections meanwhile. Returns what was written, and the refused mappings with the reason.
+    First everything is written but the mappings that lack a part; these keep their addresses and
+    connections meanwhile. Returns what was written, and the reason for each refused mapping.
     """
     waiting = {m.external for m in _lacking(before)}
     written: list[Plan] = []
@@ -216,7 +216,7 @@ def _install_singly(
     try:
         attempt()
     except (TransactionRefused, KernelError) as error:
-        # Not a mapping's fault: no part of the ruleset can be written now.
+        # No mapping is at fault: no part of the ruleset can be written now.
         return written, dict.fromkeys(lacking, str(error))
     if lacking:
         install(lacking)

@@ -1,7 +1,7 @@
-"""The queue between everything that happens and the one thread that reconciles.
+"""The queue between event sources and the one thread that reconciles.
 
-An event carries no work, only a trigger for the log. However many are waiting, one pass answers
-them all; a pass that failed is repeated with growing delay until one succeeds.
+An event carries no work, only its trigger. One pass serves all events that are queued. A pass that
+fails is repeated with increasing delay until one succeeds.
 """
 
 import logging
@@ -11,15 +11,16 @@ from math import inf
 from queue import Empty, SimpleQueue
 
 RESYNC_SECONDS = 300.0
-"""How often to look without a trigger: a net under the notifications, not a way to notice."""
+"""Longest time between passes: a safety net for lost notifications."""
 
 TICK_SECONDS = 10.0
-"""How often `tick` is called while nothing happens."""
+"""How often `tick` is called while the queue is empty."""
 
 PASSES = 4
 EVERY_SECONDS = 0.25
-"""So many passes may begin at once after a rest, as a guest that starts shows its interface some
-times before libvirt tells of it; then one in that time, and what comes in faster waits for it."""
+"""Token bucket: PASSES passes may start back to back after an idle time, then one every
+EVERY_SECONDS; triggers that come faster wait. A guest that starts causes several notifications
+about its interface before libvirt's event."""
 
 _RETRY_SECONDS = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
 
@@ -52,26 +53,26 @@ class Runner:
         # SimpleQueue, since its put() may be called from a signal handler.
         self._queue: SimpleQueue[str | None] = SimpleQueue()
         self._failed = 0
-        # When all passes that have begun would have, had they come one by one.
-        self._paid = -inf
+        # Token bucket: the time at which it is full again.
+        self._full_at = -inf
 
     def notify(self, trigger: str) -> None:
-        """Ask for another look. From any thread, and from a signal handler."""
+        """Request a pass. From any thread, and from a signal handler."""
         self._queue.put(trigger)
 
     def stop(self) -> None:
-        """Let `run` return after the pass under way. From any thread or signal handler."""
+        """Let `run` return after the current pass. From any thread or signal handler."""
         self._queue.put(None)
 
     def run(self) -> None:
-        """Pass after pass until `stop`; the first at once."""
+        """Run passes until `stop`, the first immediately."""
         triggers: frozenset[str] | None = frozenset({"start"})
         while triggers is not None:
             log.debug("pass: %s", ", ".join(sorted(triggers)))
             began = self._clock()
-            paid = max(self._paid, began) + EVERY_SECONDS
-            # A retry does not wait for its turn, and so it must not put off what comes after it.
-            self._paid = min(paid, began + PASSES * EVERY_SECONDS)
+            full_at = max(self._full_at, began) + EVERY_SECONDS
+            # A retry does not wait for a token, so it must not delay the triggers after it.
+            self._full_at = min(full_at, began + PASSES * EVERY_SECONDS)
             again = self._reconcile(triggers)
             log.debug("the pass took %.1f ms", 1000 * (self._clock() - began))
             if again is None:
@@ -98,9 +99,9 @@ class Runner:
                 return triggers
 
     def _gather(self, first: str | None) -> frozenset[str] | None:
-        """All that waits, and all that comes until a pass may begin; None to stop."""
+        """All that is queued, and all that comes until a pass may start; None to stop."""
         waiting = {first}
-        earliest = self._paid - (PASSES - 1) * EVERY_SECONDS
+        earliest = self._full_at - (PASSES - 1) * EVERY_SECONDS
         while None not in waiting:
             pause = earliest - self._clock()
             try:

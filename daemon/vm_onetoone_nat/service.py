@@ -1,4 +1,4 @@
-"""The daemon: what is wired to what, signals, reloading."""
+"""The daemon: wires the parts together, handles signals, reloads."""
 
 import gc
 import logging
@@ -48,7 +48,7 @@ _FIRST_LOOK_SECONDS = 3.0
 
 
 class Service:
-    """The daemon in the foreground. Make and run it in the main thread: it takes signals."""
+    """The daemon in the foreground. Create and run it in the main thread: it handles signals."""
 
     def __init__(
         self, path: Path, configuration: Configuration, runtime: Path, state: Path
@@ -68,10 +68,10 @@ class Service:
         self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
         self._looked = threading.Event()
         self._history = History(time.monotonic())
-        self._status = StatusSocket(socket_path(runtime), self._tell)
+        self._status = StatusSocket(socket_path(runtime), self._answer_status)
         self._fights = Fights()
         self._obstacles = Obstacles()
-        self._said: dict[object, MappingStatus] = {}
+        self._logged: dict[object, MappingStatus] = {}
         self._macs: frozenset[str] = frozenset()
         self._internals: frozenset[str] = frozenset()
         self._unmapped: tuple[Unmapped, ...] = ()
@@ -87,7 +87,7 @@ class Service:
         )
 
     def run(self) -> None:
-        """Reconcile until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+        """Reconcile until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: self._runner.stop())
         signal.signal(signal.SIGHUP, lambda _number, _frame: self._runner.notify(_RELOAD))
@@ -96,7 +96,7 @@ class Service:
             len(self._configuration.mappings),
             extra=entry(Event.STARTED),
         )
-        # What is loaded by now stays: the collector need not go through it during a pass.
+        # All that is loaded now stays: the collector need not scan it during a pass.
         gc.freeze()
         self._watch.start()
         self._arp.start()
@@ -104,21 +104,21 @@ class Service:
         try:
             self._status.start()
         except OSError as error:
-            log.warning("'status' cannot ask this daemon: %s", error)
+            log.warning("the status socket cannot be created: %s", error)
         self._runner.run()
         self._notify.stopping()
         self._status.stop()
         self._source.stop()
         self._arp.stop()
         if self._notify.managed:
-            # systemd restarts by stopping first: whether this is the end, only the unit knows.
-            log.info("stopped; what is in the kernel stays", extra=entry(Event.STOPPED))
+            # Only systemd knows whether this is a stop or a restart: ExecStopPost= asks it.
+            log.info("stopped; addresses and rules stay in the kernel", extra=entry(Event.STOPPED))
             return
         remove(self._configuration.fwmark, self._kernel)
-        log.info("stopped; everything of ours is removed", extra=entry(Event.STOPPED))
+        log.info("stopped; addresses and rules are removed", extra=entry(Event.STOPPED))
 
     def _is_news(self, triggers: frozenset[str]) -> bool:
-        """Whether a pass could find anything: not where the last one saw these very rules."""
+        """Whether a pass is needed: not if the last one has observed this ruleset already."""
         only_rules = all(trigger.startswith(NFTABLES) for trigger in triggers)
         return not only_rules or self._watch.generation > self._kernel.generation
 
@@ -140,7 +140,7 @@ class Service:
         except KernelError as error:
             self._history.failed(began, time.monotonic())
             self._looked.set()
-            self._say_failures((str(error),))
+            self._log_failures((str(error),))
             self._notify.ready(f"Cannot read the kernel's state: {error}")
             return None
         self._history.passed(began, time.monotonic(), triggers, outcome)
@@ -148,9 +148,9 @@ class Service:
         for written in outcome.written:
             desired = outcome.look.desired
             for fight in self._fights.written(time.monotonic(), written, desired, triggers):
-                _say_fight(fight)
+                _log_fight(fight)
         self._remember(outcome.look)
-        self._say(outcome, triggers)
+        self._log(outcome, triggers)
         self._notify.alive()
         if triggers & {_START, _RELOAD}:
             self._notify.ready(_summary(outcome))
@@ -160,19 +160,19 @@ class Service:
             return None
         now = time.monotonic()
         again = min(self._fights.next_attempt(now), self._obstacles.next_look(now))
-        # A DHCP server writes its lease down only after the guest has it.
+        # A DHCP server records a lease only after the guest has it.
         return min(again, _LEASE_SECONDS) if NEIGHBOUR in triggers else again
 
     def _remember(self, look: Look) -> None:
-        """By what the neighbours are known that matter."""
+        """Keep the MACs and addresses of guests, by which `_is_guest` filters neighbours."""
         if look.guests is not None:
             self._macs = frozenset(n.mac for d in look.guests.domains for n in d.interfaces)
         self._internals = frozenset(str(s.mapping.internal) for s in look.desired.statuses)
 
     def _tick(self) -> bool:
-        """Feed the watchdog, from the thread that reconciles: it starves when a pass hangs.
+        """Feed the watchdog, in the thread that reconciles, so that it expires if a pass hangs.
 
-        Tells whether br_netfilter was switched meanwhile, which the kernel notifies nobody of.
+        Returns whether br_netfilter was switched: the kernel sends no notification of that.
         """
         self._notify.alive()
         return bridge_netfilter() != self._bridge_netfilter
@@ -186,7 +186,7 @@ class Service:
             for problem in error.problems:
                 log.error("%s", problem, extra=entry(Event.CONFIGURATION_REFUSED, reason=problem))
             log.error(
-                "not reloaded: the configuration that was running goes on",
+                "not reloaded: the running configuration stays in effect",
                 extra=entry(Event.CONFIGURATION_REFUSED),
             )
             return
@@ -202,13 +202,13 @@ class Service:
             self._source = self._connect(configuration)
             self._source.start()
         log.info(
-            "configuration read again: %d mappings",
+            "configuration reloaded: %d mappings",
             len(configuration.mappings),
             extra=entry(Event.CONFIGURATION_READ),
         )
 
-    def _tell(self) -> str:
-        """What the status socket answers, in a thread of its own; not before the first pass."""
+    def _answer_status(self) -> str:
+        """The status socket's answer, in a thread of its own; waits for the first pass."""
         self._looked.wait(_FIRST_LOOK_SECONDS)
         counters = read_counters()
         report = self._history.report(time.monotonic(), os.getpid(), __version__, counters)
@@ -217,7 +217,7 @@ class Service:
     def _is_guest(self, address: str, mac: str) -> bool:
         return mac in self._macs or address in self._internals
 
-    def _say(self, outcome: Outcome, triggers: frozenset[str]) -> None:
+    def _log(self, outcome: Outcome, triggers: frozenset[str]) -> None:
         for written in outcome.written if log.isEnabledFor(logging.DEBUG) else ():
             for line in describe(written):
                 log.debug("%s (%s)", line, ", ".join(sorted(triggers)))
@@ -242,17 +242,17 @@ class Service:
             )
             self._uplink = uplink
         for status in outcome.statuses:
-            if self._said.get(status.mapping) != status:
-                _say_status(status, uplink)
-        self._said = {status.mapping: status for status in outcome.statuses}
+            if self._logged.get(status.mapping) != status:
+                _log_status(status, uplink)
+        self._logged = {status.mapping: status for status in outcome.statuses}
         for unmapped in outcome.look.desired.unmapped:
             if unmapped not in self._unmapped:
-                _say_unmapped(unmapped)
+                _log_unmapped(unmapped)
         self._unmapped = outcome.look.desired.unmapped
-        self._say_failures(outcome.failures)
+        self._log_failures(outcome.failures)
 
-    def _say_failures(self, failures: tuple[str, ...]) -> None:
-        """Each failure once, not at every retry."""
+    def _log_failures(self, failures: tuple[str, ...]) -> None:
+        """Log each failure once, not at every retry."""
         for failure in failures:
             if failure not in self._failures:
                 log.error("%s", failure, extra=entry(Event.RECONCILE_FAILED, reason=failure))
@@ -260,32 +260,32 @@ class Service:
 
 
 class Obstacles:
-    """Which foreign firewalls are to be told of: not those that are there for a moment only.
+    """Which foreign firewalls to log: not those that exist for a moment only.
 
-    firewalld drops everything while it reloads.
+    firewalld drops all packets while it reloads.
     """
 
     LASTING_SECONDS = 2.0
 
     def __init__(self) -> None:
         self._since: dict[Obstacle, float] = {}
-        self._said: set[Obstacle] = set()
+        self._logged: set[Obstacle] = set()
 
     def lasting(self, now: float, seen: tuple[Obstacle, ...]) -> tuple[Obstacle, ...]:
-        """Those that have been there for some time now, each once."""
+        """Those seen for LASTING_SECONDS, each returned once."""
         self._since = {obstacle: self._since.get(obstacle, now) for obstacle in seen}
-        self._said &= self._since.keys()
+        self._logged &= self._since.keys()
         lasting = tuple(
             obstacle
             for obstacle, since in self._since.items()
-            if obstacle not in self._said and now - since >= self.LASTING_SECONDS
+            if obstacle not in self._logged and now - since >= self.LASTING_SECONDS
         )
-        self._said.update(lasting)
+        self._logged.update(lasting)
         return lasting
 
     def next_look(self, now: float) -> float:
-        """In how many seconds another may have lasted; infinite where none is new."""
-        waiting = [s for obstacle, s in self._since.items() if obstacle not in self._said]
+        """Seconds until the next may have lasted; infinite if none is new."""
+        waiting = [s for obstacle, s in self._since.items() if obstacle not in self._logged]
         return max(0.0, min(waiting, default=inf) + self.LASTING_SECONDS - now)
 
 
@@ -298,11 +298,10 @@ _EVENTS = {
 }
 
 
-def _say_fight(fight: Fight) -> None:
-    rivals = "; ".join(fight.rivals) or "it is not known by whom"
+def _log_fight(fight: Fight) -> None:
+    rivals = "; ".join(fight.rivals) or "by an unknown program"
     log.warning(
-        "%s is undone again and again (%s): it is repaired less often from now on, "
-        "after %g s at first",
+        "%s is undone again and again (%s): repairs are delayed, by %g s at first",
         fight.what,
         rivals,
         fight.hold,
@@ -310,7 +309,7 @@ def _say_fight(fight: Fight) -> None:
     )
 
 
-def _say_unmapped(unmapped: Unmapped) -> None:
+def _log_unmapped(unmapped: Unmapped) -> None:
     log.warning(
         "%s has no external address: %s",
         unmapped.domain,
@@ -326,7 +325,7 @@ def _say_unmapped(unmapped: Unmapped) -> None:
     )
 
 
-def _say_status(status: MappingStatus, uplink: str | None) -> None:
+def _log_status(status: MappingStatus, uplink: str | None) -> None:
     mapping = status.mapping
     level, event = _EVENTS[status.state]
     log.log(
@@ -342,7 +341,7 @@ def _say_status(status: MappingStatus, uplink: str | None) -> None:
 
 
 def _internal(mapping: Mapping) -> str:
-    """The guest's own address, and from where it is known if it was not written."""
+    """The internal address, with its source unless it was written."""
     if mapping.internal is None:
         return "address unknown"
     if mapping.source in (None, AddressSource.CONFIGURATION, AddressSource.METADATA):

@@ -1,6 +1,6 @@
-"""The values that everything else speaks in: configuration, libvirt's side, the kernel's side.
+"""The values that all modules share: configuration, guests as libvirt has them, kernel state.
 
-All are frozen; addresses are `ipaddress` objects. Nothing here touches the system.
+All are frozen; addresses are `ipaddress` objects. Pure.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,26 +12,26 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 TABLE = "vm_onetoone_nat"
 DEFAULT_FWMARK = 0x00100000
 
-# Values that each pass over thousands of mappings reads or makes again. Where a class has a hash of
-# its own, it is of numbers: ipaddress's goes by way of text.
+# Size of the caches below: each pass over thousands of mappings parses the same values. A class
+# with its own __hash__ hashes integers, since ipaddress hashes by way of text.
 _VALUES = 1 << 14
 
 
 @lru_cache(_VALUES)
 def address(text: str) -> IPv4Address:
-    """The address that a text is, made once: each pass reads the same thousands again."""
+    """Parse an address; cached, since each pass parses the same thousands."""
     return IPv4Address(text)
 
 
 @lru_cache(_VALUES)
 def interface(packed: bytes, prefixlen: int) -> IPv4Interface:
-    """The address of four bytes with its prefix, made once as `address`."""
+    """The address in four bytes, with its prefix length; cached as `address`."""
     return IPv4Interface((packed, prefixlen))
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class AllowedService:
-    """What `allow` admits: a protocol and, for tcp and udp, an inclusive range of ports."""
+    """One entry of `allow`: a protocol and, for tcp and udp, an inclusive range of ports."""
 
     protocol: str
     first: int = 0
@@ -39,7 +39,7 @@ class AllowedService:
 
 
 class Origin(StrEnum):
-    """Who asked for a mapping; the values are part of `status --json`."""
+    """What a mapping comes from; the values are part of `status --json`."""
 
     CONFIGURATION = "configuration"
     METADATA = "metadata"
@@ -47,9 +47,9 @@ class Origin(StrEnum):
 
 
 class AddressSource(StrEnum):
-    """How a guest's own address is known, the most reliable first; part of `status --json`.
+    """The source of a guest's own address, most reliable first; part of `status --json`.
 
-    `KEPT` is what the kernel translates to, while nothing tells of another address.
+    `KEPT`: no other source has an address, so the one that the kernel translates to is kept.
     """
 
     CONFIGURATION = "configuration"
@@ -65,11 +65,11 @@ class AddressSource(StrEnum):
 class Mapping:
     """One external address for one guest.
 
-    `prefixlen` None means the uplink's; `domain` None, that the mapping lives as long as its
-    network; `internal` None, that the address is not known yet, and `source` then too. `mac`
-    chooses among a guest's interfaces. `remembered` is true for one of which only the kernel
-    tells, so that its policy is what the kernel has. `allow` and `allowed_sources` None mean
-    everything and anyone; both are merged, so that no two entries overlap.
+    `prefixlen` None: the prefix length of the uplink's subnet. `domain` None: the mapping is active
+    while its network is. `internal` and `source` None: the guest's address is not known yet. `mac`
+    selects one of the guest's interfaces. `remembered`: known from the kernel only, so the kernel's
+    elements are kept as they are. `allow` None: everything; `allowed_sources` None: anyone. Entries
+    of both are merged, so that no two overlap.
     """
 
     external: IPv4Address
@@ -86,7 +86,7 @@ class Mapping:
 
     @property
     def subject(self) -> str:
-        """Whom it is for, in words: its guest, or all of its network."""
+        """The guest, or the network of a mapping without one, for messages."""
         return self.domain or f"network {self.network}"
 
     def __hash__(self) -> int:
@@ -120,14 +120,13 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The whole of config.toml and its drop-ins, merged; one pool for each network.
+    """config.toml and its drop-ins, merged; one pool for each network.
 
-    `guest_agent` tells whether guests' agents are asked for their addresses. Guests may claim
-    addresses inside `metadata_external` by their metadata, which is not read at all where
-    `metadata` is false. `network` is that of mappings that name none. `uplink` None means the
-    interface of the default route. `origins` has the place of each mapping, "conf.d/20-b.toml:
-    mapping[0]", the file as seen from the folder of config.toml; a mapping that moves from one
-    file to another is the same mapping.
+    `guest_agent`: query guest agents for addresses. `metadata`: read guests' metadata, in which
+    they may claim addresses inside `metadata_external`. `network`: for mappings that name none.
+    `uplink` None: the interface of the default route. `origins` is the place of each mapping, such
+    as "conf.d/20-b.toml: mapping[0]", relative to the folder of config.toml; it is not compared,
+    so a mapping that moves to another file stays the same mapping.
     """
 
     mappings: tuple[Mapping, ...] = ()
@@ -144,9 +143,9 @@ class Configuration:
 
 
 class DomainState(StrEnum):
-    """libvirt's domain states, as far as an address is concerned.
+    """libvirt's domain states, reduced to what an address depends on.
 
-    `LEAVING` is paused for the last step of a migration to another host.
+    `LEAVING`: paused for the last step of a migration to another host.
     """
 
     RUNNING = "running"
@@ -159,8 +158,8 @@ class DomainState(StrEnum):
 class Interface:
     """A network interface of a guest, on a virtual network or directly on a bridge.
 
-    `addresses` are what the guest agent tells of it; not `plugged` is one whose link is set down.
-    `tap` is its other end, on the host, while the guest runs.
+    `addresses` are those that the guest agent reports. `plugged` is false while its link is set
+    down. `tap` is its end on the host while the guest runs.
     """
 
     mac: str
@@ -175,8 +174,8 @@ class Interface:
 class Domain:
     """A guest that libvirt knows.
 
-    `claims` are the mappings in its metadata, whose `network` is empty where they name none;
-    `fault` tells why its definition or its metadata cannot be read, and is empty where they can.
+    `claims` are the mappings in its metadata; their `network` is empty if they name none. `fault`
+    is why its definition or metadata cannot be read, else empty.
     """
 
     name: str
@@ -191,7 +190,8 @@ class Domain:
 class Network:
     """A virtual network that libvirt knows. `gateways` are the addresses of its bridge.
 
-    `reservations` and `leases` are of its DHCP server, by MAC; the latest lease comes first.
+    `reservations` and `leases` of its DHCP server are pairs of MAC and address; the latest lease
+    comes first.
     """
 
     name: str
@@ -203,13 +203,13 @@ class Network:
 
     @cached_property
     def given(self) -> dict[IPv4Address, str]:
-        """The MAC to which the DHCP server has given an address, for each that it has given."""
+        """The MAC of each address that the DHCP server has reserved or leased."""
         return {address: mac for mac, address in (*self.leases, *self.reservations)}
 
 
 @dataclass(frozen=True)
 class Guests:
-    """Everything read from libvirt in one look; not `current` if libvirt has gone since."""
+    """What libvirt has, read at once; `current` is false if libvirt has disconnected since."""
 
     domains: tuple[Domain, ...] = ()
     networks: tuple[Network, ...] = ()
@@ -220,7 +220,7 @@ class Guests:
         return self._networks.get(name)
 
     def domain(self, reference: str | None) -> Domain | None:
-        """The domain of that name; only where there is none, the one with that UUID, as virsh."""
+        """The domain of that name, or else the one with that UUID, as virsh resolves it."""
         if reference is None:
             return None
         return self._by_name.get(reference) or self._by_uuid.get(reference.lower())
@@ -242,8 +242,8 @@ class Guests:
 class Address:
     """An IPv4 address on an interface.
 
-    `owned` is true for an address that the daemon added; `primary` for the first that an
-    interface has, which is the host's own and no guest's.
+    `owned`: the daemon added it. `primary`: the first on its interface that is not owned, which is
+    the host's own.
     """
 
     ifname: str
@@ -268,7 +268,7 @@ class Element:
     value: str = ""
 
     def __str__(self) -> str:
-        """What it does, in the words of those who read rules."""
+        """What it does, as `plan` shows it."""
         match self.container:
             case "external":
                 return f"dnat {self.key} to {self.value}"
@@ -289,8 +289,7 @@ class Element:
 
 @lru_cache(4 * _VALUES)
 def element(container: str, key: str, value: str = "") -> Element:
-    """An element, made once: those that are listed and those that are desired are then compared
-    without a look inside."""
+    """An element; cached, so that listed and desired elements compare by identity."""
     return Element(container, key, value)
 
 
@@ -307,12 +306,12 @@ class Translation:
 
 @lru_cache(_VALUES)
 def translation(external: str, internal: str) -> Translation:
-    """The translation between two addresses, made once."""
+    """The translation between two addresses; cached."""
     return Translation(address(external), address(internal))
 
 
 def translations(elements: Iterable[Element]) -> frozenset[Translation]:
-    """What these elements of our table translate."""
+    """The translations that these elements of our table contain."""
     return frozenset(
         Translation(address(e.key), address(e.value)) for e in elements if e.container == "external"
     )
@@ -320,9 +319,9 @@ def translations(elements: Iterable[Element]) -> frozenset[Translation]:
 
 @dataclass(frozen=True)
 class Table:
-    """Our nftables table. `intact` is false where chains, rules or declarations differ from ours.
+    """Our nftables table. `intact` is false if chains, rules or declarations differ from ours.
 
-    `fwmark` is the mark bit that the table sets, if that can still be read from it.
+    `fwmark` is the mark bit that the table sets; None if its rules do not show one.
     """
 
     intact: bool
@@ -331,7 +330,7 @@ class Table:
 
     @cached_property
     def translations(self) -> dict[IPv4Address, IPv4Address]:
-        """What it translates to what: internal addresses by external ones."""
+        """Internal addresses by external ones."""
         return {t.external: t.internal for t in translations(self.elements)}
 
 
@@ -349,7 +348,7 @@ class ChainName:
 
 @dataclass(frozen=True, slots=True)
 class AcceptRule:
-    """A rule in a foreign chain that accepts one mark bit, and nothing else."""
+    """A rule in a foreign chain that accepts packets with one mark bit."""
 
     handle: int
     fwmark: int
@@ -358,7 +357,7 @@ class AcceptRule:
 
 @dataclass(frozen=True, slots=True)
 class ForeignChain:
-    """A foreign base chain that would reject, and the accepts of a mark found in it."""
+    """A foreign base chain that may reject guests, and its rules that accept a mark bit."""
 
     name: ChainName
     accepts: tuple[AcceptRule, ...] = ()
@@ -366,7 +365,7 @@ class ForeignChain:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """A foreign firewall that may refuse guests and is not ours to write to, and what to do."""
+    """A foreign firewall that may reject guests and that the daemon does not write to."""
 
     where: str
     remedy: str
@@ -374,7 +373,7 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """An address that must not be taken: the host `mac` has it, or, None, that is being asked."""
+    """An external address not to add: in conflict with host `mac`, or, None, being probed."""
 
     address: IPv4Address
     mac: str | None = None
@@ -382,9 +381,9 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """An entry of the neighbour table on a bridge. `age` is the time since it was confirmed, in s.
+    """An entry of the neighbour table on a bridge; `age` is the time since confirmation, in s.
 
-    A `fresh` one is known to be right: confirmed lately, or just being asked.
+    `fresh`: confirmed lately, or being probed by the kernel.
     """
 
     ifname: str
@@ -396,7 +395,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Allocation:
-    """An external address that a guest was given, or was the first to claim; kept over restarts."""
+    """An external address recorded for a guest, from a pool or its metadata; kept over restarts."""
 
     external: IPv4Address
     uuid: str
@@ -406,18 +405,20 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything read from the kernel in one look.
+    """What the kernel has, read at once.
 
-    `uplink` is the interface that carries external addresses: None when there is none.
-    `ports` has the bridge ports, by the guest address seen behind each, and `hairpins` every
-    port with the hairpin flag set, `hairpins_set` those where this process set it.
-    `bridge_netfilter` is true when bridged IPv4 frames pass the
-    IP hooks. `contested` has the external addresses that may not be taken on the uplink; where
-    `asked` is not None, neither may one that is not in there, before the LAN was asked for it.
-    `routers` are the next hops of the default routes. `neighbours` are those on bridges.
-    `allocations` are the recorded ones, `recorded` is false where they are in memory only.
-    `flushed` has the translations that this process has freed of flows from before them; None
-    where that is no business of this process.
+    `uplink`: the interface for external addresses; None if there is none.
+    `ports`: pairs of guest address and the bridge port that it is behind.
+    `hairpins`: ports with the hairpin flag; `hairpins_set`: those whose flag this process set.
+    `bridge_netfilter`: bridged IPv4 frames pass the IP hooks.
+    `unavailable`: external addresses not to add on the uplink.
+    `probed`: addresses that are being or have been probed; any other has to be probed before it is
+    added. None: no probing.
+    `routers`: next hops of the default routes.
+    `neighbours`: entries of the neighbour table on bridges.
+    `allocations`: the recorded ones; `recorded` is false while they are in memory only.
+    `flushed`: translations for which this process has flushed bypassing connections; None: this
+    process does not flush.
     """
 
     uplink: str | None
@@ -439,7 +440,7 @@ class Observed:
     flushed: frozenset[Translation] | None = None
 
     def translated(self, external: IPv4Address) -> IPv4Address | None:
-        """The guest's address that the kernel translates an external one to."""
+        """The internal address that the kernel translates an external address to."""
         return self.table.translations.get(external) if self.table is not None else None
 
     @cached_property
@@ -454,7 +455,7 @@ class Observed:
 
     @cached_property
     def host_addresses_by_ip(self) -> dict[IPv4Address, list[Address]]:
-        """The addresses that are not ours, by the address alone."""
+        """The addresses that are not ours, by IP address."""
         found: dict[IPv4Address, list[Address]] = {}
         for address in self.host_addresses:
             found.setdefault(address.interface.ip, []).append(address)
@@ -481,7 +482,7 @@ class Observed:
 
 
 class MappingState(StrEnum):
-    """What `status` says of a mapping; the values are part of its JSON."""
+    """The state of a mapping; the values are part of `status --json`."""
 
     ACTIVE = "active"
     INACTIVE = "inactive"
@@ -547,9 +548,9 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MappingStatus:
-    """What became of one mapping, and why it is not active where it is not.
+    """The state of one mapping. `reason` says why it is not active, `cause` classifies that.
 
-    `cause` classifies `reason`, which says it in full; None where the state is active.
+    An active mapping has neither.
     """
 
     mapping: Mapping
@@ -560,7 +561,7 @@ class MappingStatus:
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:
-    """A guest that should have a mapping and has none, and why; `external` as it was written."""
+    """A guest that should have a mapping and has none; `external` as its metadata has it."""
 
     domain: str
     network: str
@@ -571,11 +572,10 @@ class Unmapped:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What the kernel should hold: the same types as `Observed`, complete and exact.
+    """What the kernel should hold, complete, in the types of `Observed`.
 
-    `claims` are the external addresses that are wanted, also those that another host has.
-    `doubtful` are neighbours that the kernel should ask whether they are there, since their guest
-    has shown another address.
+    `wanted`: external addresses to have on the uplink, including those in conflict.
+    `doubtful`: neighbours for the kernel to probe, since their guest has shown another address.
     """
 
     statuses: tuple[MappingStatus, ...]
@@ -591,10 +591,10 @@ class Desired:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """All of it that the kernel holds, to compare."""
+        """The part that the kernel holds, for comparison."""
         return self.addresses, self.elements, self.fwmark, self.hairpins
 
     @property
     def active(self) -> tuple[Mapping, ...]:
-        """The mappings that translate packets."""
+        """The active mappings."""
         return tuple(s.mapping for s in self.statuses if s.state is MappingState.ACTIVE)
