@@ -27,7 +27,7 @@ def test_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "file" / "allocations.json"
     path.parent.write_text("not a folder")
     allocations = Allocations(path)
-    with pytest.raises(KernelError, match=r"cannot be written: .*: until it can, a restart"):
+    with pytest.raises(KernelError, match=r"cannot be written: .*: until it is written, a restart"):
         allocations.write(frozenset({ONE}))
     assert allocations.read() == {ONE}
     assert not allocations.recorded

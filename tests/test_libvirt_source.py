@@ -42,9 +42,9 @@ class TestAnswers:
     def test_answer(self) -> None:
         """What is answered in time is returned, and what is raised is raised."""
         answers = BoundedCalls(lambda: None)
-        assert answers.ask(lambda: 7) == 7
+        assert answers.call(lambda: 7) == 7
         with pytest.raises(ZeroDivisionError):
-            answers.ask(lambda: 1 // 0)
+            answers.call(lambda: 1 // 0)
 
     def test_hangs(self) -> None:
         """A call that hangs is waited for once; after that no time is lost, until it returns."""
@@ -52,26 +52,26 @@ class TestAnswers:
         answers = BoundedCalls(answered.set, patience=0.2)
         began = time.monotonic()
         with pytest.raises(LibvirtHangs, match=r"has not answered for 0\.2 s"):
-            answers.ask(released.wait)
+            answers.call(released.wait)
         assert 0.2 <= time.monotonic() - began < 1
         began = time.monotonic()
         for _ in range(3):
             with pytest.raises(LibvirtHangs, match="still does not answer"):
-                answers.ask(lambda: 7)
+                answers.call(lambda: 7)
         assert time.monotonic() - began < 0.1
         assert not answered.is_set()
         released.set()
         assert answered.wait(5)
-        assert answers.ask(lambda: 7) == 7
+        assert answers.call(lambda: 7) == 7
 
     def test_slow(self) -> None:
         """A libvirt that is slow, and not hung, is given the time that it needs."""
         answered = threading.Event()
         answers = BoundedCalls(answered.set, patience=0.1)
         with pytest.raises(LibvirtHangs):
-            answers.ask(lambda: time.sleep(0.3))
+            answers.call(lambda: time.sleep(0.3))
         assert answered.wait(5)
-        assert answers.ask(lambda: time.sleep(0.3) or 7) == 7  # type: ignore[func-returns-value]
+        assert answers.call(lambda: time.sleep(0.3) or 7) == 7  # type: ignore[func-returns-value]
 
 
 class TestSource:
@@ -191,5 +191,5 @@ class TestAgents:
         assert agents.addresses(uuid) == known
         agents.ask_again()
         assert agents.addresses(uuid) == known
-        agents.forget(uuid)
+        agents.invalidate(uuid)
         assert agents.addresses(uuid) == {}

@@ -1,4 +1,4 @@
-"""The host's IPv4 addresses and its uplink, through rtnetlink."""
+"""The host's IPv4 addresses and its uplink, by rtnetlink."""
 
 import json
 import os
@@ -24,20 +24,20 @@ from vm_onetoone_nat.state import Address
 T = TypeVar("T")
 
 PROTOCOL = 118
-"""Our number in IFA_PROTO, the field that tells who added an address; the kernel's own end at 3."""
+"""Our number in IFA_PROTO, which records who added an address; the kernel uses 1 to 3."""
 
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 
 _MOST_AT_ONCE = 128
-"""Messages in one datagram: errors of all of them fit into the socket's buffer."""
+"""Messages in one datagram: the errors of all of them fit into the socket's buffer."""
 _DATAGRAM = 1 << 16
-"""Bytes of the kernel's at once; it sends 32 KiB at most (af_netlink.c)."""
+"""Bytes to receive at once; the kernel sends 32 KiB at most (af_netlink.c)."""
 _ATTEMPTS = 5
-"""How often a listing is read that changes meanwhile."""
+"""Attempts to read a dump that is interrupted by changes."""
 
 
 def host_addresses() -> tuple[Address, ...]:
-    """All addresses of this host, for a process without privileges; none is taken for ours."""
+    """All addresses of this host, for a process without privileges; `owned` is not determined."""
     with IPRoute() as netlink:
         addresses = Addresses(Path(os.devnull), protocol_kept=True)
         with closing(addresses):
@@ -45,10 +45,10 @@ def host_addresses() -> tuple[Address, ...]:
 
 
 class Addresses:
-    """Reads and writes addresses in the network namespace that it was made in.
+    """Reads and writes addresses in the network namespace in which it was created.
 
-    An address that we added carries our protocol number. A kernel before 5.18 drops that number
-    silently: there, `record` names the addresses that are ours, written ahead of each.
+    Our addresses carry our protocol number. A kernel before 5.18 drops the number silently: there
+    the file `record` lists our addresses, and is written before they are added.
     """
 
     def __init__(self, record: Path, *, protocol_kept: bool | None = None) -> None:
@@ -71,7 +71,7 @@ class Addresses:
         return port
 
     def observe(self, links: Mapping[int, Link]) -> tuple[Address, ...]:
-        """All IPv4 addresses of these interfaces, in the kernel's order."""
+        """All IPv4 addresses on these interfaces, in the kernel's order."""
         recorded = set() if self._protocol_kept else self._recorded()
         found: list[Address] = []
         with_primary: set[str] = set()
@@ -107,8 +107,8 @@ class Addresses:
     ) -> str | None:
         """The configured interface, or that of the best IPv4 default route; None without one.
 
-        While there is no default route, the interface that has addresses of ours stays: a route
-        that goes and comes, as when Wi-Fi roams, is no reason to break connections.
+        Without a default route, the interface with our addresses stays the uplink: connections
+        survive a route that disappears for a moment, as when Wi-Fi roams.
         """
         if configured is not None:
             return configured if any(link.name == configured for link in links.values()) else None
@@ -119,9 +119,9 @@ class Addresses:
         return next((a.ifname for a in addresses if a.owned), None)
 
     def add(self, addresses: Iterable[Address]) -> None:
-        """Add addresses as ours, in this order; one that is there already is no error.
+        """Add addresses as ours, in this order; one that exists already is not an error.
 
-        Raises KernelError, when all others have been added.
+        Raises KernelError after all others have been added.
         """
         wanted = tuple(addresses)
         if not self._protocol_kept:
@@ -140,12 +140,12 @@ class Addresses:
         _raise_any(failures)
 
     def delete(self, addresses: Iterable[Address]) -> None:
-        """Delete addresses; one that is gone already is no error. Raises KernelError as `add`.
+        """Delete addresses; a missing one is not an error. Raises KernelError as `add`.
 
-        Others in their subnets stay, also where one of these was the first.
+        Other addresses of their subnets stay, even if the first of a subnet is deleted.
         """
-        # From the last: in place of the first of a subnet the kernel promotes the next, and then
-        # adds the routes of all others again (net/ipv4/devinet.c), for each that is deleted.
+        # In reverse order: when the first of a subnet is deleted, the kernel promotes the next and
+        # adds the routes of all others again (net/ipv4/devinet.c).
         unwanted = tuple(addresses)[::-1]
         failures: list[str] = []
         for ifname, batch in _batches(unwanted):
@@ -153,7 +153,7 @@ class Addresses:
                 try:
                     index = socket.if_nametoindex(ifname)
                 except OSError:
-                    continue  # the interface is gone, and they with it
+                    continue  # the interface is gone, and its addresses too
                 messages = ifaddr.deletions(index, (a.interface for a in batch))
                 failures += self._change("deleted", messages, batch, EADDRNOTAVAIL)
         if not self._protocol_kept:
@@ -163,7 +163,7 @@ class Addresses:
     def _change(
         self, verb: str, messages: bytes, batch: tuple[Address, ...], already: int
     ) -> Iterator[str]:
-        """Send the messages that are for these addresses; what went wrong."""
+        """Send the messages for these addresses; yield the errors."""
         results: dict[int, int] = {}
         try:
             self._send(messages)
@@ -172,13 +172,13 @@ class Addresses:
         except OSError as error:
             yield f"addresses could not be {verb}: {error.strerror}"
         for number, error_number in results.items():
-            # That the interface went meanwhile has a notification of its own.
+            # An interface that disappears meanwhile has its own notification.
             gone = error_number == ENODEV and verb == "deleted"
             if error_number not in (0, already) and not gone:
                 yield f"address {batch[number]} could not be {verb}: {os.strerror(error_number)}"
 
     def _send(self, request: bytes) -> None:
-        """Send a request, when nothing is left of one before that failed. Raises OSError."""
+        """Send a request, after discarding replies to one that failed. Raises OSError."""
         while True:
             try:
                 self._socket.recv(_DATAGRAM, socket.MSG_DONTWAIT)
@@ -192,21 +192,21 @@ class Addresses:
     def _list(
         self, request: bytes, read: Callable[[rtnetlink.Answer], Iterator[T]]
     ) -> tuple[T, ...]:
-        """All that there is at one moment. Raises KernelError."""
+        """One consistent dump. Raises KernelError."""
         try:
             for _ in range(_ATTEMPTS):
                 answers: list[rtnetlink.Answer] = []
                 self._send(request)
                 while not answers or not answers[-1].results:
                     answers.append(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)))
-                    # A table without a route yet is not there.
+                    # ENOENT: the table has never had a route.
                     for error in set(answers[-1].results.values()) - {0, ENOENT}:
                         raise OSError(error, os.strerror(error))
                 if not any(answer.interrupted for answer in answers):
                     return tuple(found for answer in answers for found in read(answer))
         except OSError as failure:
             raise KernelError(f"rtnetlink cannot be read: {failure.strerror}") from failure
-        raise KernelError("addresses and routes change all the time, and cannot be listed")
+        raise KernelError("addresses and routes cannot be listed: they change during each attempt")
 
     def _recorded(self) -> set[tuple[str, IPv4Interface]]:
         try:
@@ -216,7 +216,7 @@ class Addresses:
         except (OSError, ValueError) as error:
             raise KernelError(
                 f"{self._record}: cannot be read: {error}",
-                hint="remove the file, and by hand the addresses that the daemon had added",
+                hint="remove the file, and by hand the addresses that the daemon has added",
             ) from error
         return {(ifname, IPv4Interface(interface)) for ifname, interface in entries}
 
@@ -230,9 +230,9 @@ class Addresses:
 
 @contextmanager
 def _promote_secondaries(ifname: str) -> Iterator[None]:
-    """Without this setting the kernel deletes, with the primary address, all of the subnet.
+    """Set promote_secondaries: without it, deleting the primary address deletes its whole subnet.
 
-    systemd sets it for good on the hosts that it runs; elsewhere it is set back.
+    systemd sets it permanently; where it was off, it is restored.
     """
     setting = Path("/proc/sys/net/ipv4/conf", ifname, "promote_secondaries")
     try:
@@ -252,7 +252,7 @@ def _promote_secondaries(ifname: str) -> Iterator[None]:
 
 
 def _batches(addresses: tuple[Address, ...]) -> Iterator[tuple[str, tuple[Address, ...]]]:
-    """The addresses in their order, in parts that are of one interface and fit one datagram."""
+    """The addresses in their order, in batches of one interface that fit into one datagram."""
     for ifname, each in groupby(addresses, attrgetter("ifname")):
         while batch := tuple(islice(each, _MOST_AT_ONCE)):
             yield ifname, batch

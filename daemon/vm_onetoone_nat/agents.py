@@ -1,7 +1,7 @@
-"""What guest agents tell of their guests' addresses (libvirt).
+"""Addresses that guest agents report (libvirt).
 
-To ask an agent needs a connection that may write, with which one may do everything to every guest;
-so it is only made where the administrator has said so.
+A query to an agent needs a read-write connection, which gives full control of every guest; it is
+opened only if the configuration enables it.
 """
 
 import logging
@@ -18,9 +18,9 @@ AddressesByMac = dict[str, tuple[IPv4Address, ...]]
 
 
 class Agents:
-    """Asks each agent in a thread of its own, since one that hangs may never answer.
+    """Queries each agent in a thread of its own, since an agent that hangs may never answer.
 
-    `answered` is called, in that thread, when an agent has told something new.
+    `answered` is called in that thread when an agent reports a change.
     """
 
     def __init__(self, uri: str, answered: Callable[[], None]) -> None:
@@ -31,7 +31,7 @@ class Agents:
         self._lock = threading.Lock()
 
     def addresses(self, uuid: str) -> AddressesByMac:
-        """What the agent of that guest has told; it is asked if it was not."""
+        """The addresses that this guest's agent has reported; the first call starts the query."""
         with self._lock:
             known, asked = self._known.get(uuid, {}), uuid in self._asked
             self._asked.add(uuid)
@@ -39,14 +39,14 @@ class Agents:
             threading.Thread(target=self._ask, args=(uuid,), name="agent", daemon=True).start()
         return known
 
-    def forget(self, uuid: str) -> None:
-        """The agent of that guest is gone, or another one."""
+    def invalidate(self, uuid: str) -> None:
+        """The agent of this guest has connected or disconnected."""
         with self._lock:
             self._known.pop(uuid, None)
             self._asked.discard(uuid)
 
     def ask_again(self) -> None:
-        """Some guest has shown a new address: what was told may be outdated."""
+        """Query all again at the next call: some guest has shown a new address."""
         with self._lock:
             self._asked &= self._asked - self._known.keys()
 
@@ -55,7 +55,9 @@ class Agents:
             connection = libvirt.open(self._uri)
             try:
                 domain = connection.lookupByUUIDString(uuid)
-                told = domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
+                reported = domain.interfaceAddresses(
+                    libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT
+                )
             finally:
                 connection.close()
         except libvirt.libvirtError as error:
@@ -67,7 +69,7 @@ class Agents:
                 for each in interface["addrs"] or ()
                 if each["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4
             )
-            for interface in told.values()
+            for interface in reported.values()
             if interface["hwaddr"]
         }
         with self._lock:

@@ -1,4 +1,4 @@
-"""Which guest was given which external address: a file in the state directory."""
+"""The record of which guest has which external address: a file in the state directory."""
 
 import json
 import logging
@@ -18,17 +18,17 @@ DEFAULT_DIRECTORY = Path("/var/lib/vm-onetoone-nat")
 
 
 def state_directory() -> Path:
-    """The folder that systemd made for the unit, or that of a daemon started by hand."""
+    """systemd's $STATE_DIRECTORY, or the default for a daemon started by hand."""
     return Path(os.environ.get("STATE_DIRECTORY", DEFAULT_DIRECTORY))
 
 
 class Allocations:
-    """The recorded allocations. While they cannot be written they are kept in memory."""
+    """The recorded allocations; in memory while they cannot be written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._unwritten: frozenset[Allocation] | None = None
-        self._said = False
+        self._logged = False
 
     @property
     def recorded(self) -> bool:
@@ -36,7 +36,7 @@ class Allocations:
         return self._unwritten is None
 
     def read(self) -> frozenset[Allocation]:
-        """What was written last; nothing where there is a file that makes no sense."""
+        """What was written last; empty if the file is missing or unreadable."""
         if self._unwritten is not None:
             return self._unwritten
         try:
@@ -48,19 +48,19 @@ class Allocations:
         except FileNotFoundError:
             return frozenset()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # Mappings that nobody allocated must not suffer for it.
-            if not self._said:
+            # Mappings of the configuration do not depend on it.
+            if not self._logged:
                 log.warning(
                     "%s cannot be read: guests of pools may get other addresses: %s",
                     self._path,
                     error,
                     extra=entry(Event.ALLOCATIONS_LOST, reason=error),
                 )
-            self._said = True
+            self._logged = True
             return frozenset()
 
     def write(self, allocations: frozenset[Allocation]) -> None:
-        """Write all of them, so that a crash leaves the old file or the new. Raises KernelError."""
+        """Write all, so that a crash leaves the old file or the new one. Raises KernelError."""
         self._unwritten = allocations
         text = json.dumps(
             {
@@ -75,6 +75,6 @@ class Allocations:
         except OSError as error:
             raise KernelError(
                 f"{self._path}: cannot be written: {error.strerror}",
-                hint="until it can, a restart may give guests of pools other addresses",
+                hint="until it is written, a restart may change the addresses of guests of pools",
             ) from error
         self._unwritten = None

@@ -1,4 +1,4 @@
-"""Bridge ports of guests: where an address is, and the hairpin flag (pyroute2, sysctl)."""
+"""Bridge ports of guests: the port behind which an address is, and the hairpin flag."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from vm_onetoone_nat.state import Neighbour
 
 _CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _ENODEV = 19
-# linux/neighbour.h: states of entries whose MAC is good, of those where it is certain, and asking.
+# linux/neighbour.h: NUD_* states. Valid ones have a usable MAC; _PROBE makes the kernel probe.
 _REACHABLE, _STALE, _DELAY, _PROBE, _NOARP, _PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
 _FRESH = _REACHABLE | _DELAY | _PROBE | _NOARP | _PERMANENT
 _VALID = _FRESH | _STALE
@@ -34,12 +34,12 @@ def bridge_netfilter() -> bool:
 
 
 class Bridge:
-    """Bridge ports in the network namespace that it was made in."""
+    """Bridge ports in the network namespace in which it was created."""
 
     def __init__(self, netlink: IPRoute) -> None:
         self._netlink = netlink
         self.hairpins_set: set[str] = set()
-        """Ports whose flag was set here. Our table records that too, until somebody deletes it."""
+        """Ports whose flag this process set. Our table records them too, unless it is deleted."""
 
     def neighbours(self, links: Mapping[int, Link]) -> tuple[Neighbour, ...]:
         """The valid entries of the neighbour table on bridges."""
@@ -54,8 +54,8 @@ class Bridge:
             found.append(Neighbour(link.name, address, mac, age, bool(entry["state"] & _FRESH)))
         return tuple(found)
 
-    def ask(self, bridge: Link, neighbour: Neighbour) -> None:
-        """Have the kernel ask whether a neighbour is there; its silence ends the entry."""
+    def probe(self, bridge: Link, neighbour: Neighbour) -> None:
+        """Make the kernel probe a neighbour; without a reply it deletes the entry."""
         try:
             self._netlink.neigh(
                 "change",
@@ -70,10 +70,10 @@ class Bridge:
     def ports(
         self, links: Mapping[int, Link], neighbours: Iterable[Neighbour]
     ) -> tuple[tuple[IPv4Address, str], ...]:
-        """The port behind each neighbour on a bridge, as far as the host has heard from it.
+        """The port behind each neighbour on a bridge, if the bridge has learned it.
 
-        The neighbour table gives the guest's MAC, the forwarding database the MAC's port: what
-        the kernel forwards by, whatever the domain's definition says.
+        The neighbour table has the guest's MAC, the forwarding database the MAC's port. The kernel
+        forwards by these, not by the domain's definition.
         """
         learned = {}
         for entry in self._netlink.get_neighbours(family=AF_BRIDGE):
@@ -89,7 +89,7 @@ class Bridge:
         )
 
     def set_hairpin(self, name: str, on: bool) -> None:
-        """Set or clear the hairpin flag of a port; a port that is gone is no error."""
+        """Set or clear the hairpin flag of a port; a missing port is not an error."""
         indexes = self._netlink.link_lookup(ifname=name)
         if not indexes:
             self.hairpins_set.discard(name)

@@ -53,9 +53,9 @@ def desire(configuration: Configuration, guests: Guests | None, observed: Observ
     """The desired state. `guests` is None if libvirt was never reached, and not `current` if it
     cannot be reached now.
 
-    In both cases, and for a paused guest, a mapping stays as the kernel has it: losing the connection
-    to libvirt does not mean that guests have stopped, and a guest is paused at the destination of a
-    migration until it runs there.
+    In both cases, and for a paused guest, a mapping stays as the kernel has it: the loss of libvirt
+    does not mean that guests have stopped, and at the destination of a migration a guest is paused
+    until it runs there.
     """
     gathered = gather(configuration, guests, observed)
     checked = _unambiguous(_status(m, configuration, guests, observed) for m in gathered.mappings)

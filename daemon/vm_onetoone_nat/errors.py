@@ -1,10 +1,10 @@
-"""Errors that end in front of a user, classified where they are raised."""
+"""Errors that are shown to a user, classified where they are raised."""
 
 
 class VmNatError(Exception):
     """An expected failure: one line that says what is wrong, and a hint that says what to do.
 
-    Raised anywhere below `cli`, which prints it and exits with `exit_code`.
+    `cli` prints it and exits with `exit_code`.
     """
 
     exit_code = 1
@@ -21,7 +21,7 @@ class VmNatError(Exception):
 class ConfigError(VmNatError):
     """The configuration is refused; `problems` holds one line for each fault found."""
 
-    exit_code = 78  # EX_CONFIG of sysexits.h, which systemd knows by that name
+    exit_code = 78  # EX_CONFIG of sysexits.h; systemd knows the name
 
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("\n".join(problems))
@@ -29,11 +29,11 @@ class ConfigError(VmNatError):
 
 
 class PrivilegeError(VmNatError):
-    """The kernel refuses this process what the command needs."""
+    """The process lacks the privileges that the command needs."""
 
 
 class LibvirtUnavailable(VmNatError):
-    """libvirt does not answer; what is known of guests is void until it does."""
+    """libvirt does not answer."""
 
 
 class KernelError(VmNatError):
@@ -41,4 +41,4 @@ class KernelError(VmNatError):
 
 
 class TransactionRefused(VmNatError):
-    """The kernel refused an nftables transaction; nothing of it was applied."""
+    """The kernel refused an nftables transaction; no part of it was applied."""

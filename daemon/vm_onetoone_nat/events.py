@@ -1,7 +1,7 @@
 """The kinds of log entries, each with its journal MESSAGE_ID.
 
-The catalog, systemd/vm-onetoone-nat.catalog, explains each by the same id: what happened, and
-what an administrator can do (`journalctl -x`). The ids are fixed for ever: programs select by them.
+The catalog, systemd/vm-onetoone-nat.catalog, explains each by the same ID: what happened, and what
+an administrator can do (`journalctl -x`). The IDs never change: programs select by them.
 """
 
 from enum import Enum
@@ -9,7 +9,7 @@ from uuid import UUID
 
 
 class Event(Enum):
-    """What an entry is about."""
+    """The kind of a log entry."""
 
     STARTED = UUID("71d8e5a7-745a-4bef-a498-c22704d1af7a")
     STOPPED = UUID("32b4dc7b-8ed0-42b3-bd95-d51203ad0035")

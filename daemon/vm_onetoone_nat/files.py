@@ -1,4 +1,4 @@
-"""Files of ours that are written whole or not at all."""
+"""Atomic replacement of files."""
 
 import os
 from pathlib import Path

@@ -15,7 +15,7 @@ _AF_INET = 2
 _NEW, _DELETE, _GET = 20, 21, 22
 _EXCLUSIVE, _CREATE = 0x200, 0x400
 _LOCAL, _BROADCAST, _FLAGS, _PROTOCOL = 2, 4, 8, 11  # IFA_*
-_NOPREFIXROUTE = 0x200  # IFA_F_NOPREFIXROUTE: the uplink's own route to the subnet is enough
+_NOPREFIXROUTE = 0x200  # IFA_F_NOPREFIXROUTE: the uplink has a route to the subnet already
 
 LISTING = rtnetlink.listing(_GET, _MESSAGE.pack(_AF_INET, 0, 0, 0, 0))
 """The request for all IPv4 addresses."""
@@ -49,7 +49,7 @@ def deletions(index: int, unwanted: Iterable[IPv4Interface]) -> bytes:
 
 
 def listed_addresses(answer: Answer) -> Iterator[ListedAddress]:
-    """The addresses in a part of a listing."""
+    """The addresses in one datagram of a dump."""
     data = answer.data
     for start, end in answer.messages:
         _, prefixlen, _, _, ifindex = _MESSAGE.unpack_from(data, start)

@@ -1,4 +1,4 @@
-"""The runtime directory, and the lock that keeps two daemons from working on one kernel."""
+"""The runtime directory, and the lock that only one daemon can hold."""
 
 import errno
 import fcntl
@@ -16,12 +16,12 @@ _STOP_SECONDS = 60.0
 
 
 def runtime_path() -> Path:
-    """The runtime directory, there or not: systemd's RuntimeDirectory= where it gave one."""
+    """The runtime directory, which may not exist: systemd's RuntimeDirectory=, or the default."""
     return Path(os.environ.get("RUNTIME_DIRECTORY", "/run/vm-onetoone-nat"))
 
 
 def runtime_directory() -> Path:
-    """The runtime directory, made if need be. Raises VmNatError if it cannot be."""
+    """The runtime directory, created if missing. Raises VmNatError."""
     path = runtime_path()
     try:
         path.mkdir(mode=0o755, exist_ok=True)
@@ -31,7 +31,7 @@ def runtime_directory() -> Path:
 
 
 class Instance:
-    """The lock of the one daemon, held until the process ends, however it ends."""
+    """The daemon's lock; the kernel releases it when the process ends."""
 
     def __init__(self, runtime: Path) -> None:
         self._path = runtime / "lock"
@@ -41,7 +41,7 @@ class Instance:
             raise VmNatError(f"{self._path}: {error.strerror}") from error
 
     def acquire(self) -> None:
-        """Become the one daemon. Raises VmNatError if another process is."""
+        """Take the lock. Raises VmNatError if another process holds it."""
         if not self._try():
             raise VmNatError(
                 f"another vm-onetoone-nat is running (process {self._holder()})",
@@ -51,11 +51,11 @@ class Instance:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
-            # The lock holds all the same; only `cleanup` cannot end this process by itself.
+            # The lock is held all the same; only `cleanup` cannot find this process to stop it.
             log.warning("%s: the process id could not be written: %s", self._path, error.strerror)
 
     def stop_other(self) -> int | None:
-        """End the daemon that runs, if one does, and take its place; the id of its process.
+        """Stop the running daemon, if any, and take the lock; return its process ID.
 
         Raises VmNatError if it does not end.
         """
@@ -87,5 +87,5 @@ class Instance:
     def _holder(self) -> int:
         text = os.pread(self._file, 32, 0).decode(errors="replace").strip()
         if not text.isdigit():
-            raise VmNatError(f"{self._path}: held by a process that has not named itself")
+            raise VmNatError(f"{self._path}: locked, but it has no process id")
         return int(text)

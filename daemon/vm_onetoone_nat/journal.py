@@ -1,4 +1,4 @@
-"""Where log entries go: into the journal, field by field, or as text to standard error."""
+"""Log output: native journal entries with fields, or text on standard error."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ _LEVELS = {
 
 
 def configure(verbose: bool) -> None:
-    """Send the entries of this process where they are read. Call it once, from `cli`."""
+    """Set up logging to the journal or to standard error. Call it once, from `cli`."""
     handler: logging.Handler
     if to_journal():
         handler = _JournalHandler()
@@ -33,7 +33,7 @@ def configure(verbose: bool) -> None:
 
 
 def to_journal() -> bool:
-    """Whether standard error is the journal's, as $JOURNAL_STREAM tells (systemd.exec(5))."""
+    """Whether standard error is connected to the journal: $JOURNAL_STREAM (systemd.exec(5))."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         stream = os.fstat(sys.stderr.fileno())
@@ -43,9 +43,9 @@ def to_journal() -> bool:
 
 
 def entry(event: Event, **fields: object) -> dict[str, Any]:
-    """The `extra` of a log call: what kind of entry it is, and its VMNAT_ fields.
+    """The `extra` of a log call: the kind of the entry, and its VMNAT_ fields.
 
-    A field that is None is left out.
+    Fields that are None are left out.
     """
     present = {f"VMNAT_{k.upper()}": str(v) for k, v in fields.items() if v is not None}
     return {"event": event, "fields": present}
@@ -71,7 +71,7 @@ def status_fields(status: MappingStatus) -> dict[str, object]:
 
 
 class _TextFormatter(logging.Formatter):
-    """One line as a person at a terminal reads it."""
+    """One line for a terminal."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s: %(message)s")

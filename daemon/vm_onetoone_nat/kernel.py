@@ -1,4 +1,4 @@
-"""The kernel as one thing that is observed and written to: addresses, bridge ports, nftables."""
+"""The kernel side of a pass: observes and writes addresses, bridge ports and nftables."""
 
 from collections.abc import Callable
 from ipaddress import IPv4Address
@@ -30,10 +30,10 @@ _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 class Kernel:
-    """The network namespace that it was made in. Use it from one thread.
+    """The network namespace in which it was created. Use it from one thread.
 
-    `runtime` and `state` are the folders of what is kept until it stops, and for good. `arp` knows
-    which addresses may be taken: None asks the record of the daemon that runs.
+    `runtime` is the directory for files that last until the daemon stops, `state` the one for files
+    that last longer. `arp` does the conflict detection; None reads the running daemon's record.
     """
 
     def __init__(self, runtime: Path, state: Path, arp: Arp | None = None) -> None:
@@ -60,15 +60,15 @@ class Kernel:
 
     @property
     def generation(self) -> int:
-        """The generation of the ruleset that `observe` saw last, or one after it."""
+        """The ruleset generation that the last `observe` began with."""
         return self._nft.generation
 
     def observe(self, configuration: Configuration) -> Observed:
-        """One look at everything that a plan needs. Raises KernelError."""
+        """Read everything that a plan needs. Raises KernelError."""
         try:
             return self._observe(configuration)
         except NetlinkError as error:
-            # A dump that was interrupted, or an interface that went during it: look again.
+            # An interrupted dump, or an interface that disappeared during it: the pass is retried.
             raise KernelError(f"the kernel's state could not be read: {error}") from error
 
     def _observe(self, configuration: Configuration) -> Observed:
@@ -103,16 +103,16 @@ class Kernel:
         )
 
     def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
-        """Probe the addresses that are wanted, announce and defend those that are there.
+        """Probe wanted addresses, announce and defend those on the uplink.
 
-        Also ask guests that seem to have moved to another address. Its outcome is in `observe`,
-        and notified.
+        Also probe guests that may have moved to another address. `observe` has the results; a
+        change is notified.
         """
         if self._arp is None:
             return
         for neighbour in desired.doubtful:
             if (link := self._link(neighbour.ifname)) is not None:
-                self._bridge.ask(link, neighbour)
+                self._bridge.probe(link, neighbour)
         foreign = {a.interface.ip for a in seen.addresses if not a.owned}
         on_uplink = (a for a in seen.addresses if a.ifname == seen.uplink and a.owned)
         self._arp.update(
@@ -125,7 +125,7 @@ class Kernel:
     def _detected(
         self, configuration: Configuration, uplink: str | None, addresses: tuple[Address, ...]
     ) -> Detection:
-        """What may not be taken. What is there already stays until another host insists."""
+        """What is unavailable. An address that is on the uplink stays until it is given up."""
         if not configuration.conflict_detection:
             return NOT_PROBING
         ours = {a.interface.ip: a.owned for a in addresses if a.ifname == uplink}
@@ -143,8 +143,8 @@ class Kernel:
     def apply(self, plan: Plan) -> None:
         """Write the plan, in the order that Plan gives. Raises KernelError, TransactionRefused.
 
-        A part that fails does not keep others from being tried, with one exception: where the
-        transaction is refused, nothing that depends on it is written.
+        If one part fails, the others are tried all the same. Only after a refused transaction
+        nothing more is written.
         """
         failures = _Failures()
         self._flushed.difference_update(plan.flush_translated, plan.flush_bypassing)
@@ -176,7 +176,7 @@ class Kernel:
 
 
 class _Failures:
-    """Collects what went wrong, so that one fault does not leave the rest undone."""
+    """Collects errors, so that the writes after a failed one are still tried."""
 
     def __init__(self) -> None:
         self._errors: list[KernelError] = []
@@ -193,7 +193,7 @@ class _Failures:
 
 
 def conflicts_path(runtime: Path) -> Path:
-    """Where the running daemon records which addresses are contested."""
+    """The file in which the running daemon records unavailable addresses."""
     return runtime / "claims.json"
 
 

@@ -1,4 +1,4 @@
-"""iptables' old kernel interface, whose tables nftables does not show."""
+"""iptables-legacy, whose tables are not visible through nftables."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ _MODULES = Path("/proc/modules")
 
 
 def has_legacy_filter(tables: Path = _TABLES, modules: Path = _MODULES) -> bool:
-    """Whether there is, or for an unprivileged process may be, a filter table of iptables-legacy.
+    """Whether iptables-legacy has a filter table, or may have one if the process is unprivileged.
 
-    The list of this namespace's tables is for root only; that the module is loaded, all may know.
+    Only root may read this namespace's list of tables; any process sees that the module is loaded.
     """
     try:
         return "filter" in tables.read_text().split()

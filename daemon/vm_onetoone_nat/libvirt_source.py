@@ -1,8 +1,7 @@
-"""libvirt's side: connecting for ever, reading domains and networks, events.
+"""The libvirt side of a pass: connects and reconnects, reads domains and networks, gets events.
 
-Three threads meet here. libvirt's event loop runs in one of its own, and its callbacks only call
-`notify`. Connecting has another, since `open` blocks while a libvirtd hangs. The thread that
-reconciles calls `observe`.
+Three threads: libvirt's event loop has its own, and its callbacks only call `notify`. Connecting
+has its own, since `open` blocks while libvirtd hangs. The thread that reconciles calls `observe`.
 """
 
 import logging
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ANSWER_SECONDS = (1.0, 5.0)
-"""How long an answer is waited for: at least, and where libvirt has shown to be slow, at most."""
+"""The timeout of a call to libvirt: initially and, after slow answers, at most."""
 _FIRST_ATTEMPT_SECONDS = 2
 _KEEPALIVE_SECONDS = 10
 _KEEPALIVE_COUNT = 3
@@ -46,14 +45,14 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
 }
 _LEAVING = {libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY}
-"""Reasons for a pause in which the guest goes on at another host, or has gone on there.
+"""Reasons for a pause after which the guest runs on another host.
 
 The destination shows the first of them too, until the guest runs there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """The part of a domain's XML that matters here."""
+    """The parts of a domain's XML that are used."""
 
     interfaces: tuple[Interface, ...] = ()
     claims: tuple[Mapping, ...] = ()
@@ -62,10 +61,10 @@ class Definition:
 
 
 class Definitions:
-    """What domains' XML says, read once, and again after libvirt has told of a change of it.
+    """A cache of domains' definitions, invalidated by libvirt's events.
 
-    Reading a thousand domains takes a second, and a pass is to take milliseconds. Of some changes
-    libvirt tells nobody, so nothing is believed for longer than LONGEST_SECONDS.
+    Reading a thousand domains takes a second; a pass takes milliseconds. libvirt sends no event for
+    some changes, so a definition expires after LONGEST_SECONDS.
     """
 
     LONGEST_SECONDS = RESYNC_SECONDS - 10
@@ -77,7 +76,7 @@ class Definitions:
         self._lock = threading.Lock()
 
     def of(self, domain: Any, uuid: str) -> Definition:
-        """The definition of a domain with that UUID; the live one of a guest that runs."""
+        """The definition of the domain with that UUID; of a running guest, the live one."""
         now = self._clock()
         with self._lock:
             at, known = self._read.get(uuid, (0.0, None))
@@ -86,13 +85,13 @@ class Definitions:
             return known
         found = _definition(domain)
         with self._lock:
-            # What changed while it was read may be missing in it.
+            # A change during the read may be missing in it.
             if changes == self._changes:
                 self._read[uuid] = now, found
         return found
 
     def changed(self, uuid: str) -> None:
-        """libvirt has told of a change of this domain. From any thread."""
+        """Invalidate: libvirt sent an event about this domain. From any thread."""
         with self._lock:
             self._changes += 1
             self._read.pop(uuid, None)
@@ -101,7 +100,7 @@ class Definitions:
 def read_guests(connection: Any, definitions: Definitions, agents: Agents | None) -> Guests:
     """All domains and networks of a connection. Raises LibvirtUnavailable.
 
-    A read-only connection is enough; `agents` None asks no guest agent.
+    A read-only connection is enough; with `agents` None no guest agent is queried.
     """
     try:
         every = connection.listAllDomains()
@@ -114,15 +113,15 @@ def read_guests(connection: Any, definitions: Definitions, agents: Agents | None
 
 
 class LibvirtHangs(LibvirtUnavailable):
-    """libvirt has been asked and does not answer."""
+    """libvirt does not answer a call."""
 
 
 class BoundedCalls:
-    """Asks libvirt in a thread of its own, and waits no longer than is good for everything else.
+    """Calls libvirt in a thread of its own, with a timeout.
 
-    A call into a hung libvirtd blocks until keepalive gives it up, and that long neither signals
-    nor repairs may wait. While one call is not answered no other is made; `answered` is called
-    when it is after all.
+    A call into a hung libvirtd blocks until keepalive closes the connection; signals and repairs
+    must not wait for that. There is one call at a time; `answered` is called when a call returns
+    after its timeout.
     """
 
     def __init__(self, answered: Callable[[], None], patience: float = _ANSWER_SECONDS[0]) -> None:
@@ -130,17 +129,17 @@ class BoundedCalls:
         self._patience = patience
         self._pending: Future[Any] | None = None
 
-    def ask(self, question: Callable[[], T]) -> T:
-        """What `question` returns or raises. Raises LibvirtHangs."""
+    def call(self, function: Callable[[], T]) -> T:
+        """Return or raise what `function` does. Raises LibvirtHangs after the timeout."""
         if self._pending is not None and not self._pending.done():
             raise LibvirtHangs("libvirt still does not answer")
         answer: Future[T] = Future()
         self._pending = answer
-        asked = time.monotonic()
+        began = time.monotonic()
 
         def run() -> None:
             try:
-                answer.set_result(question())
+                answer.set_result(function())
             except Exception as error:
                 answer.set_exception(error)
 
@@ -148,34 +147,34 @@ class BoundedCalls:
         try:
             return answer.result(timeout=self._patience)
         except TimeoutError as error:
-            answer.add_done_callback(lambda _: self._late(time.monotonic() - asked))
+            answer.add_done_callback(lambda _: self._late(time.monotonic() - began))
             raise LibvirtHangs(f"libvirt has not answered for {self._patience:g} s") from error
 
     def _late(self, seconds: float) -> None:
-        """A slow libvirt is given the time that it needs; one that hung, not for ever."""
+        """Adapt the timeout to a slow libvirt, up to the maximum."""
         least, most = _ANSWER_SECONDS
         self._patience = min(most, max(least, 2 * seconds))
         self._answered()
 
 
 class LibvirtOnce:
-    """A connection for one command: opened at the first look, without events."""
+    """A connection for one command: opened by the first `observe`, without events."""
 
     def __init__(self, uri: str, *, guest_agent: bool = False) -> None:
         _quiet()
         self._uri = uri
         self._connection: Any = None
-        self._told = threading.Event()
-        self._agents = Agents(uri, self._told.set) if guest_agent else None
+        self._agent_answered = threading.Event()
+        self._agents = Agents(uri, self._agent_answered.set) if guest_agent else None
         self._calls = BoundedCalls(lambda: None, _ANSWER_SECONDS[1])
 
     def observe(self) -> Guests:
         """All domains and networks. Raises LibvirtUnavailable."""
         if self._connection is None:
-            self._connection = self._calls.ask(lambda: _open(self._uri))
-        guests = self._calls.ask(self._read)
-        if self._agents is not None and self._told.wait(_ANSWER_SECONDS[0]):
-            guests = self._calls.ask(self._read)
+            self._connection = self._calls.call(lambda: _open(self._uri))
+        guests = self._calls.call(self._read)
+        if self._agents is not None and self._agent_answered.wait(_ANSWER_SECONDS[0]):
+            guests = self._calls.call(self._read)
         return guests
 
     def _read(self) -> Guests:
@@ -183,9 +182,9 @@ class LibvirtOnce:
 
 
 class LibvirtSource:
-    """The daemon's connection: kept up for ever, telling of every event by `notify`.
+    """The daemon's connection: reconnects whenever it is lost, calls `notify` for every event.
 
-    `notify` is called from threads of libvirt's and of this class; it must not block.
+    `notify` is called in threads of libvirt and of this class; it must not block.
     """
 
     def __init__(
@@ -202,31 +201,31 @@ class LibvirtSource:
         self._lost = threading.Event()
         self._tried = threading.Event()
         self._stopped = threading.Event()
-        # Before any open(): a connection made earlier would never deliver an event.
+        # Before any open(): a connection opened earlier never delivers an event.
         libvirt.virEventRegisterDefaultImpl()
         self._loop = threading.Thread(target=self._run_loop, name="libvirt-events", daemon=True)
         self._connector = threading.Thread(target=self._connect, name="libvirt", daemon=True)
 
     def start(self) -> None:
-        """Start both threads; returns when the first attempt has an outcome, or takes long."""
+        """Start both threads; return after the first attempt, or after a timeout."""
         self._loop.start()
         self._connector.start()
         self._tried.wait(_FIRST_ATTEMPT_SECONDS)
 
     def ask_agents_again(self) -> None:
-        """Some guest has shown an address that its agent may not have told yet."""
+        """Query guest agents again: a guest has shown an address that may be new to them."""
         if self._agents is not None:
             self._agents.ask_again()
 
     def stop(self) -> None:
-        """Stop connecting. The threads end with the process: libvirt may be blocking them."""
+        """Stop connecting. The threads end with the process, since libvirt may block them."""
         self._stopped.set()
         self._lost.set()
 
     def observe(self) -> Guests:
-        """All domains and networks; the last known ones, not `current`, while libvirt is away.
+        """All domains and networks; while libvirt cannot be reached, the last ones, not `current`.
 
-        They are what to repair by. Raises LibvirtUnavailable where none are known.
+        Repairs go on with those. Raises LibvirtUnavailable if there are none.
         """
         try:
             self._known = self._ask()
@@ -242,13 +241,14 @@ class LibvirtSource:
             raise LibvirtUnavailable("libvirt is not connected")
         try:
             definitions = self._definitions
-            return self._calls.ask(lambda: read_guests(connection, definitions, self._agents))
+            return self._calls.call(lambda: read_guests(connection, definitions, self._agents))
         except LibvirtHangs:
-            # It is left to keepalive whether the connection is to be given up.
+            # keepalive decides whether to close the connection.
             raise
         except LibvirtUnavailable:
-            # Also where the connection is alive: with modular daemons it leads to virtqemud, and
-            # what that has to virtnetworkd stays broken, events too, after virtnetworkd went.
+            # Reconnect even if the connection is alive: with modular daemons it leads to virtqemud,
+            # whose own connection to virtnetworkd, with its events, stays broken after a restart
+            # of virtnetworkd.
             self._lost.set()
             raise
 
@@ -262,7 +262,7 @@ class LibvirtSource:
             self._lost.clear()
             try:
                 connection = _open(self._uri)
-                # Of what happened while there was no connection nobody has told.
+                # Events that happened without a connection are lost.
                 self._definitions = Definitions()
                 self._subscribe(connection)
             except (LibvirtUnavailable, libvirt.libvirtError) as error:
@@ -295,7 +295,7 @@ class LibvirtSource:
             _close(connection)
 
     def _subscribe(self, connection: Any) -> None:
-        """Register every callback: a new connection hears nothing of what an old one asked for."""
+        """Register every callback again: registrations end with their connection."""
         connection.registerCloseCallback(self._on_close, None)
         connection.domainEventRegisterAny(
             None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_domain, None
@@ -315,7 +315,7 @@ class LibvirtSource:
         try:
             connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
         except libvirt.libvirtError as error:
-            # Drivers without a socket, such as test:///default, have nothing to keep alive.
+            # Drivers without a socket, such as test:///default, do not support it.
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
                 raise
 
@@ -328,14 +328,14 @@ class LibvirtSource:
         self._changed(domain, str(_DOMAIN_EVENTS.get(event, event)))
 
     def _on_change(self, _connection: Any, domain: Any, *details: Any) -> None:
-        # What was given at registering comes last, whatever an event has before it.
+        # The registered value is the last argument; events differ in the others.
         self._changed(domain, details[-1])
 
     def _on_agent(
         self, _connection: Any, domain: Any, _state: int, _reason: int, _opaque: None
     ) -> None:
         if self._agents is not None:
-            self._agents.forget(domain.UUIDString())
+            self._agents.invalidate(domain.UUIDString())
             self._changed(domain, "guest agent")
 
     def _changed(self, domain: Any, what: str) -> None:
@@ -368,7 +368,7 @@ _NETWORK_EVENTS = {
 
 
 def _quiet() -> None:
-    """Keep libvirt from printing its errors: they come to us as exceptions."""
+    """Keep libvirt from printing errors: they are raised as exceptions."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
 
@@ -394,8 +394,8 @@ def _domain(
     definition = definitions.of(domain, uuid)
     interfaces = definition.interfaces
     if agents is not None and definition.agent:
-        told = agents.addresses(uuid)
-        interfaces = tuple(replace(nic, addresses=told.get(nic.mac, ())) for nic in interfaces)
+        reported = agents.addresses(uuid)
+        interfaces = tuple(replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces)
     return Domain(
         domain.name(),
         uuid,
@@ -407,7 +407,7 @@ def _domain(
 
 
 def _definition(domain: Any) -> Definition:
-    """What a domain's XML says. One that cannot be read is that guest's fault alone."""
+    """Parse a domain's XML. Unreadable XML is a fault of that guest only."""
     try:
         text = domain.XMLDesc()
     except libvirt.libvirtError as error:
@@ -442,17 +442,17 @@ def _interface(element: ElementTree.Element) -> Interface:
 
 
 def _listed_state(domain: Any, running: set[int]) -> DomainState:
-    """The state of a listed domain, asked one by one only where the lists do not tell.
+    """The state of a listed domain, queried singly only if the lists do not show it.
 
-    Two lists are not one moment: a guest that resumed between them is in neither, and must not be
-    taken for one that stopped.
+    The two lists are not read at the same moment, so a running guest may be missing in `running`;
+    it must not count as stopped.
     """
     number = domain.ID()
     if number == -1:
         return DomainState.OFF
     if number in running:
         return DomainState.RUNNING
-    # A paused one may be about to go on elsewhere, which only its own answer tells.
+    # A paused one may be migrating to another host, which only its own state shows.
     return _state(domain)
 
 
@@ -469,7 +469,7 @@ def _state(domain: Any) -> DomainState:
 
 
 def _network(network: Any) -> Network:
-    """One network; the bridge, its addresses and the reservations are in its XML only."""
+    """One network; its XML alone has the bridge, its addresses and the reservations."""
     try:
         active = bool(network.isActive())
         root = ElementTree.fromstring(network.XMLDesc())
@@ -500,7 +500,7 @@ def _leases(network: Any) -> tuple[tuple[str, IPv4Address], ...]:
     try:
         leases = network.DHCPLeases()
     except libvirt.libvirtError as error:
-        # Drivers without a DHCP server, and the moment in which its file is written.
+        # Drivers without a DHCP server, and while its file is being written.
         log.debug("leases of network %s: %s", network.name(), error)
         return ()
     leases.sort(key=lambda lease: lease["expirytime"], reverse=True)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pyroute2 import IPRoute
 
 _LOOPBACK, _POINTOPOINT, _NOARP, _UP, _LOWER_UP = 0x8, 0x10, 0x80, 0x1, 0x10000  # linux/if.h
-_ETHERNET = 1  # linux/if_arp.h; Wi-Fi is of the same kind
+_ETHERNET = 1  # linux/if_arp.h; also Wi-Fi
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One interface. `running`: up, with a carrier. `has_arp`: neighbours are found by ARP.
+    """One interface. `running`: up, with a carrier. `has_arp`: it resolves neighbours by ARP.
 
-    `master` is the index of the bridge, or the like, that it is a port of.
+    `master` is the index of the bridge or other device of which it is a port.
     """
 
     index: int

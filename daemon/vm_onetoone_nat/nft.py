@@ -1,4 +1,4 @@
-"""The kernel's nftables, through libnftables' JSON interface. The only module that writes rules."""
+"""nftables, by libnftables' JSON interface. The only module that writes rules."""
 
 import json
 import socket
@@ -40,11 +40,11 @@ _EMPTY_TRANSACTION = b"".join(
 
 
 class _UnreadableListing(KernelError):
-    """libnftables printed what is no JSON, as 1.0.6 does for a table with flags, `owner` say."""
+    """libnftables printed invalid JSON, as 1.0.6 does for a table with flags such as `owner`."""
 
 
 class _Context:
-    """One libnftables context. Not thread-safe. `stateless` listings have no counters' values."""
+    """One libnftables context. Not thread-safe. `stateless` listings have no counter values."""
 
     def __init__(self, *, stateless: bool) -> None:
         self._nftables = nftables.Nftables()
@@ -86,7 +86,7 @@ class _Context:
 
 
 def read_counters() -> Counters | None:
-    """The counters of our table, None where there is none. From any thread."""
+    """The counters of our table; None if it does not exist. From any thread."""
     try:
         return parse_counters(_Context(stateless=False).list(_OUR_TABLE))
     except KernelError:
@@ -94,7 +94,7 @@ def read_counters() -> Counters | None:
 
 
 def read_others() -> Ruleset:
-    """The chains of all tables but ours that IPv4 packets may pass. Raises KernelError."""
+    """The chains of foreign tables that IPv4 packets may pass. Raises KernelError."""
     context = _Context(stateless=True)
     names = parse_chains(context.list({"chains": None}))
     chains, sets = {}, {}
@@ -126,7 +126,7 @@ class Nft:
         self._netlink.register_policy({_NEW_GENERATION: nft_gen_msg})
         self._netlink.bind()
         self.generation = 0
-        """The ruleset's generation when `observe` began: whatever is later may be unseen."""
+        """The ruleset generation with which `observe` began; it may miss later changes."""
         self._listed: tuple[int, Table] | None = None
         self._batches = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
 
@@ -136,7 +136,7 @@ class Nft:
         self._batches.close()
 
     def observe(self) -> tuple[Table | None, tuple[ForeignChain, ...], tuple[Obstacle, ...]]:
-        """Our table if there is one, the foreign chains that need an accept, and obstacles."""
+        """Our table if it exists, the foreign chains that need an accept, and obstacles."""
         self.generation = self._generation()
         if self._listed is None or self._listed[0] != self.generation:
             self._wait_for_writer()
@@ -162,22 +162,22 @@ class Nft:
     def apply(self, transaction: Transaction) -> None:
         """Write all of the transaction or nothing.
 
-        Raises TransactionRefused with libnftables' own words; the kernel is then as before.
+        Raises TransactionRefused with libnftables' message; nothing has changed then.
         """
         code, error, _ = self._context.run(transaction_commands(transaction))
         if code != 0:
             raise TransactionRefused(
                 f"nftables refused a transaction: {_one_line(error)}",
-                hint="'nft monitor' shows who else writes; it is tried again",
+                hint="the daemon retries; 'nft monitor' shows what other programs write",
             )
 
     def _table(self) -> Table:
-        """Our table; not listed again while the ruleset is of the same generation.
+        """Our table; not listed again while the ruleset generation is the same.
 
-        Every transaction of anybody in this network namespace begins a new one, and nothing but a
-        transaction changes a table like ours: its elements have no timeout, no rule adds any, and
-        it has no owner with whom it would go. That it is still there `observe` has just listed,
-        after the transaction that began this generation was over.
+        Every transaction in this network namespace begins a new generation, and only a transaction
+        changes our table: its elements have no timeout, no rule adds any, and it has no owner with
+        which it would disappear. `observe` has just listed that it exists, after the transaction
+        that began this generation was complete.
         """
         if self._listed is not None and self._listed[0] == self.generation:
             return self._listed[1]
@@ -185,7 +185,7 @@ class Nft:
         try:
             table = parse_table(self._context.list(_OUR_TABLE))
         except _UnreadableListing:
-            # Not as we wrote it, whatever it is: it is to be replaced.
+            # We did not write it like that: it is replaced.
             return Table(intact=False)
         if table.intact and self._generation() == self.generation:
             self._listed = self.generation, table
@@ -196,10 +196,10 @@ class Nft:
         return self._context.list({"chain": reference})
 
     def _wait_for_writer(self) -> None:
-        """Wait until a transaction is over that has begun a generation.
+        """Wait until the transaction that began the current generation is complete.
 
-        The kernel numbers a generation before all of it can be listed: sets of intervals come last
-        (nf_tables_commit). An empty transaction waits for the mutex of writers, and writes nothing.
+        The kernel increments the generation before all of it can be listed: interval sets come last
+        (nf_tables_commit). An empty transaction waits for the writers' mutex, and writes nothing.
         """
         with suppress(OSError):
             self._batches.send(_EMPTY_TRANSACTION)
@@ -213,6 +213,6 @@ class Nft:
 
 
 def _one_line(error: str) -> str:
-    """libnftables' words, once each: it repeats them for every command of a transaction."""
+    """libnftables' messages, each once: it repeats them for every command of a transaction."""
     lines = (line.partition("Error: ")[2] or line for line in error.splitlines())
     return "; ".join(dict.fromkeys(line.strip() for line in lines if line.strip())) or "no reason"

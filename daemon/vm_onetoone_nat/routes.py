@@ -1,4 +1,4 @@
-"""Route messages of rtnetlink, as far as default routes go (linux/rtnetlink.h). Pure."""
+"""Route messages of rtnetlink, for default routes only (linux/rtnetlink.h). Pure."""
 
 import struct
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ _AF_INET, _GET, _MAIN_TABLE = 2, 26, 254
 _OUTPUT, _GATEWAY, _PRIORITY, _MULTIPATH = 4, 5, 6, 9  # RTA_*
 
 LISTING = rtnetlink.listing(_GET, _MESSAGE.pack(_AF_INET, 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0))
-"""The request for the routes of the main table. The local table has one more for each address: it
-takes a socket with NETLINK_GET_STRICT_CHK for the kernel to leave it out."""
+"""The request for the routes of the main table. On a socket without NETLINK_GET_STRICT_CHK the
+kernel dumps the local table too, which has one route for each address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """Where packets go: an interface by its index, and a router on it, if any."""
+    """A next hop: the index of its interface, and its router, if any."""
 
     ifindex: int
     gateway: IPv4Address | None
@@ -31,14 +31,14 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class DefaultRoute:
-    """A default route; the least `priority` wins. A multipath route has several hops."""
+    """A default route; the lowest `priority` wins. A multipath route has several hops."""
 
     priority: int
     hops: tuple[Hop, ...]
 
 
 def default_routes(answer: Answer) -> Iterator[DefaultRoute]:
-    """The default routes in a part of a listing."""
+    """The default routes in one datagram of a dump."""
     data = answer.data
     for start, end in answer.messages:
         _, destination, _, _, table, _, _, _, _ = _MESSAGE.unpack_from(data, start)
@@ -63,7 +63,7 @@ def _hops(data: bytes, offset: int, end: int) -> Iterator[Hop]:
 
 
 def _hop(data: bytes, offset: int, end: int, index: int) -> tuple[Hop, ...]:
-    """The hop that these attributes describe; none for a route that leads nowhere."""
+    """The hop in these attributes; none for a route without an interface."""
     gateway = None
     for kind, at, until in attributes(data, offset, end):
         if kind == _OUTPUT:

@@ -1,7 +1,7 @@
 """rtnetlink's messages as bytes, many in one datagram (netlink(7), rtnetlink(7)). Pure.
 
-pyroute2 builds an address message in 180 µs and reads one in 50, which is its generality; a pass
-over thousands of addresses has less than that for each.
+pyroute2 takes 180 µs to build an address message and 50 µs to read one, too long for a pass over
+thousands of addresses.
 """
 
 import struct
@@ -18,11 +18,11 @@ _REQUEST, _ACK, _DUMP_INTERRUPTED, _DUMP = 0x1, 0x4, 0x10, 0x300
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One datagram of the kernel's.
+    """One datagram from the kernel.
 
-    `messages` has where in it each begins, after its header, and ends. `results` has the error
-    number of each request that has ended, 0 for success; a listing's own number is 0.
-    `interrupted` tells that what is listed changed meanwhile.
+    `messages` has the start, after the header, and the end of each message in `data`. `results`
+    has the error number of each finished request by sequence number, 0 for success; a dump has
+    sequence number 0. `interrupted`: the dumped objects changed during the dump.
     """
 
     data: bytes
@@ -32,12 +32,12 @@ class Answer:
 
 
 def listing(kind: int, body: bytes) -> bytes:
-    """The request for a listing."""
+    """A request for a dump."""
     return _message(kind, _REQUEST | _DUMP, 0, body)
 
 
 def changes(kind: int, flags: int, bodies: Sequence[bytes]) -> bytes:
-    """Requests numbered from 0. Each that fails is answered, and the last in any case."""
+    """Requests numbered from 0. The kernel answers each that fails, and the last in any case."""
     last = len(bodies) - 1
     return b"".join(
         _message(kind, _REQUEST | flags | (_ACK if number == last else 0), number, body)
@@ -46,7 +46,7 @@ def changes(kind: int, flags: int, bodies: Sequence[bytes]) -> bytes:
 
 
 def parse_answer(data: bytes) -> Answer:
-    """What a datagram says."""
+    """Parse a datagram."""
     messages: list[tuple[int, int]] = []
     results: dict[int, int] = {}
     interrupted = False
@@ -71,7 +71,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The attributes in a part of `data`: kind, and where the value begins and ends."""
+    """The attributes in a range of `data`: kind, start and end of the value."""
     while offset < end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         yield kind, offset + _ATTRIBUTE.size, offset + length

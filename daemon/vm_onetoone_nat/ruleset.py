@@ -1,18 +1,18 @@
 """libnftables' JSON, to and from our values. Schema: libnftables-json(5).
 
-The static table is written in exactly the form in which the kernel lists it, so that whether it
-is intact is one comparison.
+The static table is written in the form in which the kernel lists it, so that one comparison shows
+whether it is intact.
 
-Which packets are what:
+Maps and sets:
 
-- `external`, `internal`: the translation, both ways.
-- `inbound`: external address to verdict, for every packet of a connection that came in by it.
-- `outbound`: guests whose own connections through the uplink are to be let pass.
-- `allowed`: what a restricted mapping admits: external . source . protocol . port.
-- `uplink`: the interface that external addresses live on.
-- `hairpin`: no packet; bridge ports whose hairpin flag is ours to clear.
+- `external`, `internal`: the translation, in both directions.
+- `inbound`: external address to verdict, for every packet of a connection to that address.
+- `outbound`: internal addresses whose own connections through the uplink are accepted.
+- `allowed`: what a restricted mapping accepts: external . source . protocol . port.
+- `uplink`: the interface with the external addresses.
+- `hairpin`: not used for packets; records the bridge ports whose hairpin flag is ours to clear.
 
-The first four count: NAT is looked up once for a connection, forwarding for each packet of it.
+The first four have counters: NAT is looked up once for each connection, forwarding for each packet.
 """
 
 import json
@@ -40,8 +40,8 @@ FORWARD_CHAINS = (
     ChainName("ip", "filter", "FORWARD"),
     ChainName("ip", "libvirt_network", "forward"),
 )
-"""Base chains known to reject guests' traffic: iptables' (libvirt, Docker, ufw), and libvirt's own
-with its nftables backend (10.4 and later). Only those that exist are written to."""
+"""Base chains that may reject guests' traffic: that of iptables (libvirt, Docker, ufw), and that of
+libvirt's nftables backend (10.4 and later). The daemon writes only to those that exist."""
 
 _OURS = {"family": "inet", "table": TABLE}
 _ANY_PROTOCOL = "any"
@@ -49,18 +49,18 @@ _COUNTED: list[Json] = [{"counter": None}]
 
 
 def table_commands(fwmark: int) -> list[Json]:
-    """The static table: declarations, chains and rules, the same whatever the mappings."""
+    """The static table: declarations, chains and rules, independent of the mappings."""
     return [{"add": value} for value in _static(fwmark)]
 
 
 def transaction_commands(transaction: Transaction) -> list[Json]:
-    """The whole transaction as libnftables commands, in an order in which each is valid."""
+    """The transaction as libnftables commands, in an order in which each is valid."""
     table = {"table": {"family": "inet", "name": TABLE}}
     commands: list[Json] = []
     if transaction.remove_table:
         commands.append({"delete": table})
     if transaction.install is not None:
-        # add, delete, add: the delete must find a table even where there is none yet.
+        # add, delete, add: the delete fails without a table.
         commands += [{"add": table}, {"delete": table}, *table_commands(transaction.install)]
     commands += [
         {"delete": {"rule": {**_chain_json(chain), "handle": handle}}}
@@ -121,10 +121,10 @@ def parse_foreign_chain(name: ChainName, listing: Sequence[Json]) -> ForeignChai
 
 
 def parse_obstacle(name: ChainName, listing: Sequence[Json]) -> Obstacle | None:
-    """Whether a foreign base chain that we do not write to would refuse what comes to guests.
+    """The obstacle, if a foreign base chain that we do not write to would refuse guests.
 
-    It does where it drops by its policy or by a rule that matches everything, unless a rule
-    accepts our mark or all that has been DNATed, as firewalld does.
+    It refuses them if it drops by policy or by a rule that matches everything, unless a rule
+    accepts a mark bit, or all packets that have been DNATed, as in firewalld.
     """
     rules = [entry["rule"].get("expr", []) for entry in listing if "rule" in entry]
     policies = [entry["chain"].get("policy") for entry in listing if "chain" in entry]
@@ -190,7 +190,7 @@ def _static(fwmark: int) -> list[Json]:
     protocol = {"meta": {"key": "l4proto"}}
 
     def allowed(client: str, port: str) -> Json:
-        """Whether the peer on one side of a packet may use the service on the other."""
+        """Match a packet whose client may use the service on the other side."""
         service = {"payload": {"protocol": "th", "field": port}}
         return match(
             {"concat": [original("daddr"), address(client), protocol, service]}, "@allowed"
@@ -213,32 +213,32 @@ def _static(fwmark: int) -> list[Json]:
         ),
         collection("set", "uplink", type="ifname"),
         collection("set", "hairpin", type="ifname"),
-        # Ahead of everyone's destination NAT: the first chain that binds a connection wins.
+        # Before other programs' destination NAT: the first chain that binds a connection wins.
         base("prerouting", "nat", "prerouting", -105),
         base("output", "nat", "output", -105),
-        # Ahead of libvirt's masquerade, at srcnat (100).
+        # Before libvirt's masquerade, at srcnat (100).
         base("postrouting", "nat", "postrouting", 95),
-        # Ahead of the chains that accept this mark, at filter (0).
+        # Before the chains that accept this mark, at filter (0).
         base("forward", "filter", "forward", -5),
         base("local", "filter", "output", -5),
         {"chain": {**_OURS, "name": "admit"}},
         {"chain": {**_OURS, "name": "restrict"}},
         rule("prerouting", dnat),
         rule("output", dnat),
-        # Through another interface than the uplink, such as a VPN, nobody would route an answer
-        # to the external address back: that traffic is left to libvirt's masquerade.
+        # Behind another interface than the uplink, such as a VPN, replies to the external address
+        # are not routed back: that traffic is left to libvirt's masquerade.
         rule("postrouting", match(out, "@uplink"), snat),
-        # From a guest to an external address: answers must come back through this host.
+        # From a guest to an external address: replies must come back through this host.
         rule("postrouting", match({"ct": {"key": "status"}}, "dnat", "in"), snat),
         rule("forward", inbound),
-        # Only through the uplink: another libvirt network stays as isolated as libvirt makes it.
+        # Only through the uplink: other libvirt networks stay isolated as libvirt configures them.
         rule("forward", match(out, "@uplink"), outbound, admit),
         rule("forward", match(into, "@uplink"), reply, outbound, admit),
         rule("local", inbound),
         rule("admit", {"mangle": {"key": mark, "value": {"|": [mark, fwmark]}}}),
-        # ICMP errors of connections, by which TCP finds the path's MTU.
+        # ICMP errors of connections, which TCP needs for path MTU discovery.
         rule("restrict", state("related"), admit),
-        # Both ways, so that what is no longer allowed ends.
+        # Both directions, so that a connection that is no longer allowed ends.
         rule("restrict", request, allowed("saddr", "dport"), admit),
         rule("restrict", reply, allowed("daddr", "sport"), admit),
         rule(
@@ -252,7 +252,7 @@ def _static(fwmark: int) -> list[Json]:
 
 
 def _canonical(objects: Iterable[Json]) -> tuple[list[str], list[Json]]:
-    """Objects in an order of their own, but for the rules of one chain, whose order counts."""
+    """Objects in a canonical order; the rules of each chain keep theirs, which matters."""
     objects = list(objects)
     rules = [o["rule"] for o in objects if "rule" in o]
     others = [json.dumps(o, sort_keys=True) for o in objects if "rule" not in o]
@@ -264,13 +264,13 @@ def _chain_json(chain: ChainName) -> Json:
 
 
 def _accept_expression(fwmark: int) -> list[Json]:
-    """Accept of one mark bit, of expressions that iptables-nft can read back and save."""
+    """Accept of one mark bit, in expressions that iptables-nft can read back and save."""
     masked = {"&": [{"meta": {"key": "mark"}}, fwmark]}
     return [{"match": {"op": "==", "left": masked, "right": fwmark}}, {"accept": None}]
 
 
 def _accepted_mark(expression: Sequence[Json]) -> int | None:
-    """The bit, if the rule accepts one mark bit and does no more than perhaps count."""
+    """The bit, if the rule accepts one mark bit and does nothing else, except count."""
     bare = [e for e in expression if "counter" not in e]
     match bare:
         case [{"match": {"right": int(fwmark)}}, _] if bare == _accept_expression(fwmark):
@@ -286,7 +286,7 @@ def _mangled_mark(expression: Sequence[Json]) -> int | None:
 
 
 def _element_commands(verb: str, elements: Iterable[Element]) -> list[Json]:
-    """One command for each container, so that 1,000 mappings are a handful of commands."""
+    """One command for each container, so that 1,000 mappings take a few commands."""
     by_container: dict[str, list[Any]] = {}
     for each in elements:
         by_container.setdefault(each.container, []).append(_element_json(each))
@@ -320,7 +320,7 @@ def _element_json(element: Element) -> Any:
 
 
 def _parse_element(container: str, item: Any) -> Element | None:
-    """An element in a form that we write, else None: it takes somebody else to put one there."""
+    """An element in a form that we write; None for any other, which is not ours."""
     match container, _uncounted(item):
         case (("external" | "internal"), [str(key), str(value)]) if _plain(key) and _plain(value):
             return element(container, key, value)
@@ -338,7 +338,7 @@ def _parse_element(container: str, item: Any) -> Element | None:
 
 
 def _uncounted(item: Any) -> Any:
-    """An element without its counter, which the kernel adds and a listing without state empties."""
+    """An element without its counter, which the kernel adds and a stateless listing empties."""
     match item:
         case [{"elem": {"val": key, "counter": None, **more}}, value] if not more:
             return [key, value]

@@ -1,4 +1,4 @@
-"""What the kernel drops for us before a notification wakes the daemon (classic BPF, socket(7))."""
+"""Socket filters for notifications that need not wake the daemon (classic BPF, socket(7))."""
 
 import ctypes
 import socket
@@ -11,7 +11,7 @@ NEW_GENERATION = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 
 _SO_ATTACH_FILTER = 26
 
-# linux/filter.h. What is loaded is taken for big-endian, and netlink is in the host's order.
+# linux/filter.h. BPF loads are big-endian; netlink headers are in host byte order.
 _LOAD_WORD, _LOAD_HALF_WORD, _LOAD_BYTE, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
 _TYPE, _PORT, _DESTINATION_LENGTH = 4, 12, 17  # of nlmsghdr, and of the rtmsg after it
 _ALL = 0xFFFFFFFF
@@ -31,7 +31,10 @@ class _Program(ctypes.Structure):
 
 
 def generations_only(netlink: NetlinkSocket) -> None:
-    """Of the ruleset: a transaction is told element by element, and then by its generation."""
+    """Of the ruleset, pass new generations only: each transaction ends with one.
+
+    Without the filter there is one message for each element as well.
+    """
     _attach(
         netlink,
         _Instruction(_LOAD_HALF_WORD, 0, 0, _TYPE),
@@ -42,9 +45,9 @@ def generations_only(netlink: NetlinkSocket) -> None:
 
 
 def nothing_of_our_own(netlink: NetlinkSocket, port: int) -> None:
-    """Of rtnetlink: neither our changes of addresses, nor the routes that come with an address.
+    """Of rtnetlink, drop our own changes of addresses and all but default routes.
 
-    With an address the kernel adds a route to itself, of 32 bits; only default routes matter.
+    With each address the kernel adds a /32 route to it.
     """
     _attach(
         netlink,

@@ -1,4 +1,4 @@
-"""What the service manager is about to do with our unit, as its ExecStopPost= has to know."""
+"""Whether systemd is stopping the unit or restarting it, for its ExecStopPost=."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ _TIMEOUT_SECONDS = 10
 
 
 def is_stopping(unit: str) -> bool:
-    """Whether `unit` ends for good, and is not restarted. To be called from its ExecStopPost=.
+    """Whether `unit` stops and is not restarted. Call it from its ExecStopPost=.
 
-    During a stop systemd lists a job "stop" for it, during a restart "restart". Without a job the
-    daemon ended by itself: for good if it was told to ($SERVICE_RESULT is "success"), else by a
-    crash, which Restart= answers. Raises VmNatError where systemd cannot be asked.
+    During a stop systemd lists a "stop" job for the unit, during a restart a "restart" job. Without
+    a job the daemon ended by itself: by SIGTERM, for good, if $SERVICE_RESULT is "success"; else by
+    a crash, after which Restart= starts it again. Raises VmNatError if systemctl fails.
     """
     command = ["systemctl", "list-jobs", "--plain", "--no-legend", "--full", unit]
     try:
@@ -22,13 +22,13 @@ def is_stopping(unit: str) -> bool:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise VmNatError(
-            f"systemd cannot be asked whether {unit} is stopping; what is in the kernel stays",
-            hint="remove it with 'vm-onetoone-nat cleanup' if it was",
+            f"systemctl cannot list the jobs of {unit}; addresses and rules stay in the kernel",
+            hint="if the unit is stopped, remove them with 'vm-onetoone-nat cleanup'",
         ) from error
     return decide(done.stdout, unit, os.environ.get("SERVICE_RESULT", ""))
 
 
 def decide(jobs: str, unit: str, result: str) -> bool:
-    """The decision alone; `jobs` as `systemctl list-jobs --plain --no-legend` prints them."""
+    """The decision; `jobs` is the output of `systemctl list-jobs --plain --no-legend`."""
     kinds = [kind for _, name, kind, *_ in map(str.split, jobs.splitlines()) if name == unit]
     return kinds == ["stop"] if kinds else result == "success"

@@ -1,4 +1,4 @@
-"""Kernel notifications that ask for another look: interfaces, addresses, routes, rules."""
+"""Kernel notifications that trigger a pass: interfaces, addresses, routes, neighbours, rules."""
 
 import logging
 import threading
@@ -17,10 +17,10 @@ from vm_onetoone_nat.socket_filter import NEW_GENERATION, generations_only, noth
 log = logging.getLogger(__name__)
 
 NFTABLES = "nftables:"
-"""What the trigger of a changed ruleset begins with."""
+"""The prefix of the trigger for a changed ruleset."""
 
 NEIGHBOUR = "neighbour"
-"""The trigger of a guest that shows another address than before."""
+"""The trigger for a guest whose address has changed."""
 
 _RTNETLINK_GROUPS = (
     rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_NEIGH
@@ -31,11 +31,11 @@ _REOPEN_SECONDS = 0.1
 
 
 class Watch:
-    """Two threads that call `notify` for each notification that could matter.
+    """Two threads that call `notify` with a trigger for each relevant notification.
 
-    `neighbours` tells by address and MAC which are of interest: neighbour entries change all the
-    time, and most of them have nothing to do with a mapping. `portid` is the netlink port of the
-    process's own writes to addresses, which are no news.
+    `neighbours` returns whether a neighbour, by address and MAC, may be a guest: neighbour entries
+    change all the time, and most belong to no mapping. `portid` is the netlink port by which this
+    process changes addresses; its own changes are ignored.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Watch:
         self._portid = portid
         self._macs: dict[str, str] = {}
         self.generation = 0
-        """The generation of the ruleset that was heard of last."""
+        """The last notified generation of the ruleset."""
 
     def start(self) -> None:
-        """Start listening; from the return of this on, nothing is missed."""
+        """Start listening; no notification after the return is missed."""
         for name, listen in (("rtnetlink", self._rtnetlink), ("nftables", self._nftables)):
             listening = threading.Event()
             threading.Thread(
@@ -64,14 +64,14 @@ class Watch:
             try:
                 listen(listening)
             except Exception as error:
-                # ENOBUFS, the kernel's word for notifications dropped, is the likely one; but
-                # whatever it is, a thread that ends is a daemon that is deaf. What was missed is
-                # unknown, so look at everything, on a new socket.
+                # Most likely ENOBUFS: the kernel has dropped notifications. After any error the
+                # thread goes on with a new socket, and the pass observes everything, since what
+                # was missed is unknown.
                 log.debug("%s: notifications were lost: %r", name, error)
             time.sleep(_REOPEN_SECONDS)
             self._notify(f"{name}: notifications were lost")
 
-    # A socket is made, bound and read in one thread: pyroute2 ties it to the thread's event loop.
+    # Create, bind and read a socket in one thread: pyroute2 ties it to the thread's event loop.
 
     def _rtnetlink(self, listening: threading.Event) -> None:
         with IPRoute() as netlink:
@@ -94,8 +94,8 @@ class Watch:
                 for message in netlink.get():
                     generation = message.get_attr("NFTA_GEN_ID")
                     if generation is None:
-                        # Seen with pyroute2 0.7.7: a message of which it could read nothing.
-                        self._notify("ruleset changed, which could not be read")
+                        # Seen with pyroute2 0.7.7: a message that it could not parse.
+                        self._notify("ruleset changed, in a notification that could not be parsed")
                         continue
                     self.generation = generation
                     name = message.get_attr("NFTA_GEN_PROC_NAME")
@@ -103,10 +103,10 @@ class Watch:
                     self._notify(f"{NFTABLES} written by {name} (process {pid})")
 
     def _interesting(self, message: Any) -> str | None:
-        """The trigger to look again, None for what is of no interest."""
+        """The trigger for a message; None if it is not relevant."""
         match message["event"]:
             case "RTM_NEWLINK" | "RTM_DELLINK":
-                # A Wi-Fi driver sends one with this attribute for every scan.
+                # A Wi-Fi driver sends one with this attribute at each scan.
                 if message.get_attr("IFLA_WIRELESS") is not None:
                     return None
                 return f"link {message.get_attr('IFLA_IFNAME')}"
@@ -130,20 +130,20 @@ class Watch:
         address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
         gone = message["event"] == "RTM_DELNEIGH" or mac is None
         if message["family"] == AF_BRIDGE:
-            # A bridge has learned behind which port somebody is: perhaps a guest of ours.
+            # A bridge has learned the port of a MAC, perhaps a guest's.
             return "bridge port" if mac in self._macs.values() and not gone else None
         if gone:
-            # A guest that has moved to another address no longer answers at the old one.
+            # A guest that has changed its address no longer answers at the old one.
             return NEIGHBOUR if self._macs.pop(address, None) is not None else None
         if not self._neighbours(address or "", mac):
             return None
-        # An entry that only ages, and is renewed, is told of every half minute.
+        # An entry that expires and is renewed is notified every half minute.
         before, self._macs[address] = self._macs.get(address), mac
         return NEIGHBOUR if mac != before else None
 
 
 def _known_neighbours() -> dict[str, str]:
-    """The MACs of IPv4 neighbours; their next notification is of their age alone."""
+    """The MACs of IPv4 neighbours, so that a mere renewal of an entry is no trigger."""
     with IPRoute() as netlink:
         return {
             entry.get_attr("NDA_DST"): mac
