@@ -164,7 +164,7 @@ def test_status_without_privileges(configured: Path) -> None:
     done = command("--config", configured, "status", through=(*OWN_NETWORK, *NOBODY))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "vm-onetoone-nat: the daemon is not running, and what the kernel has is told to root only: "
+        "vm-onetoone-nat: the daemon is not running, and only root may read the kernel's state: "
         "run it with sudo\n"
     )
 

@@ -363,17 +363,17 @@ def test_key_that_does_not_fit(tmp_path: Path, document: str, line: str) -> None
     [
         (
             mapping(internal='"192.168.122.102"'),
-            "mapping[1].external: '192.168.1.101' is already that of mapping[0]; "
+            "mapping[1].external: '192.168.1.101' is already used by mapping[0]; "
             "write another address",
         ),
         (
             mapping(internal=None, external='"192.168.1.101/25"'),
-            "mapping[1].external: '192.168.1.101' is already that of mapping[0]; "
+            "mapping[1].external: '192.168.1.101' is already used by mapping[0]; "
             "write another address",
         ),
         (
             mapping(external='"192.168.1.102"'),
-            "mapping[1].internal: '192.168.122.101' is already that of mapping[0]; "
+            "mapping[1].internal: '192.168.122.101' is already used by mapping[0]; "
             "write another address",
         ),
         (
@@ -724,7 +724,7 @@ def test_origin_is_no_part_of_the_value(tmp_path: Path) -> None:
     [
         (
             {MAIN: nth(2) + nth(3) + nth(1), "conf.d/b.toml": nth(1, internal=None)},
-            "conf.d/b.toml: mapping[0].external: '192.168.1.101' is already that of "
+            "conf.d/b.toml: mapping[0].external: '192.168.1.101' is already used by "
             "mapping[2] in {folder}/config.toml; write another address",
         ),
         (
@@ -732,12 +732,12 @@ def test_origin_is_no_part_of_the_value(tmp_path: Path) -> None:
                 "conf.d/a.toml": nth(2) + nth(1),
                 "conf.d/b.toml": nth(3) + nth(4, internal='"192.168.122.101"'),
             },
-            "conf.d/b.toml: mapping[1].internal: '192.168.122.101' is already that of "
+            "conf.d/b.toml: mapping[1].internal: '192.168.122.101' is already used by "
             "mapping[1] in {folder}/conf.d/a.toml; write another address",
         ),
         (
             {MAIN: nth(1), "conf.d/b.toml": nth(2) + nth(3) + nth(2, internal=None)},
-            "conf.d/b.toml: mapping[2].external: '192.168.1.102' is already that of "
+            "conf.d/b.toml: mapping[2].external: '192.168.1.102' is already used by "
             "mapping[0]; write another address",
         ),
         (
@@ -896,9 +896,9 @@ NEITHER = "is neither a file nor a link to one; remove it"
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
-        (Path.mkdir, "cannot be read: Is a directory; mend or remove it"),
-        (_no_file, "cannot be read: the link leads to no file; mend or remove it"),
-        (_own_link, "cannot be read: Too many levels of symbolic links; mend or remove it"),
+        (Path.mkdir, "cannot be read: Is a directory; correct or remove it"),
+        (_no_file, "cannot be read: the target of the link does not exist; correct or remove it"),
+        (_own_link, "cannot be read: Too many levels of symbolic links; correct or remove it"),
         (os.mkfifo, NEITHER),
         (_zeros, NEITHER),
     ],
@@ -929,7 +929,7 @@ def test_folder_that_cannot_be_read(
     write(tmp_path, {MAIN: "x = 1\n"})
     make(tmp_path / "conf.d")
     folder, main = refusals(tmp_path)
-    assert folder == f"conf.d: cannot be read: {reason}; mend or remove it"
+    assert folder == f"conf.d: cannot be read: {reason}; correct or remove it"
     assert main.startswith("config.toml: x: unknown key")
 
 
@@ -953,7 +953,9 @@ def test_may_not_be_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPa
     # Patched, since root may read everything and the tests run as root too.
     monkeypatch.setattr(Path, "iterdir", iterdir)
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    assert refusals(tmp_path) == [f"{name}: cannot be read: Permission denied; mend or remove it"]
+    assert refusals(tmp_path) == [
+        f"{name}: cannot be read: Permission denied; correct or remove it"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,7 @@ def test_shown_to_a_person() -> None:
     assert lines[0] == "el7-x86_64-101 (192.168.1.101):"
     shown = "\n".join(lines)
     assert "\n✗ guest answers          it answers the bridge's own address, but no" in shown
-    assert "\n✓ LAN                    nothing speaks against it\n\n" in shown
+    assert "\n✓ LAN                    no fault is visible\n\n" in shown
     assert "\nwrong: it answers the bridge's own address, but no address beyond" in shown
     assert "\nremedy: in the guest, set the default route" in shown
     assert max(map(len, lines)) <= 80
@@ -257,7 +257,7 @@ def test_as_json() -> None:
     assert document["mappings"][0]["checks"][0] == {
         "step": "daemon",
         "verdict": "ok",
-        "text": "it runs, and knows the mapping",
+        "text": "running, with this mapping loaded",
         "cause": None,
         "remedy": "",
     }

@@ -122,7 +122,7 @@ def test_who_may_ask(running: Daemon) -> None:
     refused = by(running, *NOBODY, "--clear-groups")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == (
-        "vm-onetoone-nat: this is told to root and to members of the group vm-onetoone-nat only: "
+        "vm-onetoone-nat: only root and members of the group vm-onetoone-nat may read the status: "
         "run it with sudo, or 'sudo adduser USER vm-onetoone-nat' and log in again\n"
     )
 

@@ -1,3 +1,3 @@
-"""1:1 NAT between libvirt's NAT networks and the LAN: every guest with an address of its own."""
+"""1:1 NAT between libvirt's NAT networks and the LAN: each guest has its own LAN address."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""How `diagnose` shows what it found: to a person line by line, and as JSON. Pure."""
+"""The output of `diagnose`, as text and as JSON. Pure."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _MARKS = {
 def render_diagnosis(
     diagnosis: Diagnosis, *, width: int = WIDTH, colour: bool = False
 ) -> list[str]:
-    """The checks with their marks; below them what is wrong first, and what to do about it."""
+    """The checks with their marks; below them the first failure and its remedy."""
     lines = [f"{printable(diagnosis.subject)}:", ""]
     column = max((len(check.step) for check in diagnosis.checks), default=0)
     for check in diagnosis.checks:

@@ -1,4 +1,4 @@
-"""The command: arguments, output, exit codes. The only module that ends the process."""
+"""The command: arguments, output, exit codes. The only module that exits the process."""
 
 import argparse
 import faulthandler
@@ -43,17 +43,17 @@ def main() -> NoReturn:
     try:
         code = _COMMANDS[arguments.command](arguments)
     except VmNatError as error:
-        _say(error)
+        _print_error(error)
         code = error.exit_code
     except BrokenPipeError:
-        # Whoever reads us has seen enough; nothing more can be said, not even at exit.
+        # The reader has closed the pipe; the interpreter must not flush to it at exit.
         sys.stdout = None
         code = 1
     sys.exit(code)
 
 
-def _say(error: VmNatError) -> None:
-    """To the person at the terminal, or to the journal with its fields."""
+def _print_error(error: VmNatError) -> None:
+    """Print an error to the terminal, or log it to the journal with its fields."""
     for line in str(error).splitlines():
         if not journal.to_journal():
             print(f"vm-onetoone-nat: {line}", file=sys.stderr)
@@ -109,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     configuration = config.load(arguments.config)
     _require_net_admin()
-    # A watchdog ends a pass that hangs with SIGABRT: then the journal has where it hung.
+    # The watchdog sends SIGABRT when a pass hangs: then the traceback is in the journal.
     faulthandler.enable()
     Service(arguments.config, configuration, runtime_directory(), state_directory()).run()
     return 0
@@ -148,7 +148,7 @@ def _status(arguments: argparse.Namespace) -> int:
             try:
                 lines = _status_lines(arguments)
             except VmNatError as error:
-                # The daemon may be restarted while it is watched.
+                # The daemon may be restarting.
                 lines = [str(error)]
             clear = "\033[H\033[2J" if sys.stdout.isatty() else ""
             print(clear + "\n".join(lines), flush=True)
@@ -180,7 +180,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 
 def _diagnoses(path: Path, target: str) -> "list[Diagnosis]":
-    """Of each mapping that the target means; of a fault before there is one, of that."""
+    """One for each mapping that matches the target, or for the fault that leaves none."""
     from vm_onetoone_nat.diagnosis import Diagnosis, diagnose, failed
     from vm_onetoone_nat.examine import ask_daemon, examine
     from vm_onetoone_nat.instance import runtime_path
@@ -204,14 +204,16 @@ def _diagnoses(path: Path, target: str) -> "list[Diagnosis]":
             Diagnosis(u.domain, (failed("mapping", Cause.CLAIM_REFUSED, u.reason),))
             for u in refused
         ),
-    ] or [Diagnosis(target, (failed("mapping", Cause.NO_MAPPING, f"no mapping is of '{target}'"),))]
+    ] or [
+        Diagnosis(target, (failed("mapping", Cause.NO_MAPPING, f"no mapping matches '{target}'"),))
+    ]
 
 
 def _means(target: str, mapping: Mapping, seen: "Look") -> bool:
-    """Whether a mapping is of that guest, by name or UUID, or of that address."""
+    """Whether a mapping is for the target: a guest's name or UUID, or an address."""
     names = {str(mapping.external), str(mapping.internal), mapping.domain}
     if mapping.domain is None:
-        # As `status` has it in the place of a guest.
+        # As `status` shows it in the GUEST column.
         names.add(f"net:{mapping.network}")
     if target in names:
         return True
@@ -220,7 +222,7 @@ def _means(target: str, mapping: Mapping, seen: "Look") -> bool:
 
 
 def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
-    """What the daemon tells; where none answers, what the kernel has, and a line that says so."""
+    """The daemon's report; if none answers, one from the kernel's state, and a note."""
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.nft import read_counters
     from vm_onetoone_nat.reconcile import settled
@@ -236,7 +238,7 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
         seen = _look(configuration)
     except PrivilegeError as error:
         raise PrivilegeError(
-            f"{absent}, and what the kernel has is told to root only", hint="run it with sudo"
+            f"{absent}, and only root may read the kernel's state", hint="run it with sudo"
         ) from error
     counters = read_counters()
     entries = [mapped(status, None, counters) for status in settled(seen)]
@@ -254,7 +256,7 @@ def _metrics(_arguments: argparse.Namespace) -> int:
 
     path = socket_path(runtime_path())
 
-    def told() -> "Report | None":
+    def ask_daemon() -> "Report | None":
         try:
             return report_from_json(ask(path))
         except NotRunning:
@@ -262,21 +264,21 @@ def _metrics(_arguments: argparse.Namespace) -> int:
 
     listeners = inherited_sockets()
     if listeners:
-        serve(listeners, application(told))
+        serve(listeners, application(ask_daemon))
     else:
-        print(exposition(told), end="")
+        print(exposition(ask_daemon), end="")
     return 0
 
 
 def _width() -> int:
-    """How wide a line may be, in characters."""
+    """The width of a line of output, in columns."""
     from vm_onetoone_nat.table import WIDTH
 
     return shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
 
 
 def _colour() -> bool:
-    """Whether output goes to a terminal that is to show colours (no-color.org)."""
+    """Whether to colour the output: on a terminal, unless NO_COLOR is set (no-color.org)."""
     return (
         sys.stdout.isatty()
         and not os.environ.get("NO_COLOR")
@@ -288,7 +290,7 @@ def _cleanup(arguments: argparse.Namespace) -> int:
     if arguments.unit is not None:
         from vm_onetoone_nat.unit import is_stopping
 
-        # Before all else is loaded: a restart waits for this.
+        # Before the other imports: a restart waits for this command.
         if not is_stopping(arguments.unit):
             return 0
 
@@ -335,7 +337,7 @@ def _look(configuration: Configuration) -> "Look":
 
 
 def _fwmark(path: Path) -> int:
-    """The configured mark; the default where the file is gone or bad, since clean-up must work."""
+    """The configured mark; the default if the file is missing or bad: clean-up must work."""
     try:
         return config.load(path).fwmark
     except ConfigError:
@@ -343,7 +345,7 @@ def _fwmark(path: Path) -> int:
 
 
 def _require_net_admin() -> None:
-    """Raise PrivilegeError unless this process may write, and list, the kernel's rules."""
+    """Raise PrivilegeError unless this process may list and change the kernel's rules."""
     status = Path("/proc/self/status").read_text()
     effective = next(int(x.split()[1], 16) for x in status.splitlines() if x.startswith("CapEff"))
     if not effective >> _CAP_NET_ADMIN & 1:

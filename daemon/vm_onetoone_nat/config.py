@@ -1,7 +1,7 @@
-"""Reading the configuration: config.toml and the drop-ins beside it, merged and checked as one.
+"""Loads the configuration: config.toml and its drop-ins, merged and checked together.
 
-Every refusal names the file, the key path, the value, and what to write instead. All faults of all
-files are reported at once.
+A message has the file, the key path, the value, and what to write instead. All faults of all files
+are reported at once.
 """
 
 import os
@@ -20,11 +20,11 @@ DROP_INS = "conf.d"
 
 
 def load(path: Path) -> Configuration:
-    """The configuration in a file and in conf.d/*.toml beside it, which need not exist.
+    """Load a file and conf.d/*.toml beside it, which need not exist.
 
-    Drop-ins follow the file in the order of their names, byte by byte: a later [settings] key
-    overrides an earlier one, and mappings append. A link to /dev/null is an empty drop-in, as in
-    systemd. Raises ConfigError with a line for each fault of each file.
+    Drop-ins follow the file, sorted bytewise by name: a later [settings] key overrides an earlier
+    one, mappings are appended. A link to /dev/null is an empty drop-in, as in systemd. Raises
+    ConfigError with a line for each fault of each file.
     """
     files: list[tuple[Path, File]] = []
     problems: list[str] = []
@@ -65,10 +65,10 @@ def load(path: Path) -> Configuration:
 
 
 def check_host(path: Path, configuration: Configuration, addresses: Iterable[Address]) -> None:
-    """Refuse what cannot work on this host, in what `load` read from `path`. Raises ConfigError.
+    """Check a configuration from `path` against this host's addresses. Raises ConfigError.
 
-    Apart from `load`, because a host's addresses change: the daemon reports the same faults as a
-    mapping's state instead of not starting at all.
+    Not a part of `load`, since a host's addresses change: at startup the daemon reports such faults
+    as the state of a mapping, and runs.
     """
     problems = []
     known = tuple(addresses)
@@ -95,13 +95,13 @@ def check_host(path: Path, configuration: Configuration, addresses: Iterable[Add
 
 
 def _drop_ins(folder: Path) -> list[Path]:
-    """The drop-ins in a folder, in order. Raises ConfigError where it is there but unreadable."""
+    """The drop-ins in a folder, in order. Raises ConfigError if it exists but is unreadable."""
     try:
         found = list(folder.iterdir())
     except OSError as error:
         if error.errno == ENOENT and not folder.is_symlink():
             return []
-        problem = f"{_shown(folder)}: cannot be read: {error.strerror}; mend or remove it"
+        problem = f"{_shown(folder)}: cannot be read: {error.strerror}; correct or remove it"
         raise ConfigError((problem,)) from error
     named = (f for f in found if f.name.endswith(".toml") and not f.name.startswith("."))
     return sorted(named, key=os.fsencode)
@@ -117,14 +117,14 @@ def _main_text(path: Path) -> str:
 
 def _drop_in_text(path: Path) -> str:
     try:
-        # Opening a pipe would wait for its writer, and reading a device might never end.
+        # Opening a pipe waits for its writer, and reading a device may never end.
         if not (path.is_file() or path.is_dir() or path.samefile(os.devnull)):
             raise ConfigError(("is neither a file nor a link to one; remove it",))
         return _decoded(path.read_bytes())
     except OSError as error:
         dangling = error.errno == ENOENT and path.is_symlink()
-        reason = "the link leads to no file" if dangling else error.strerror
-        raise ConfigError((f"cannot be read: {reason}; mend or remove it",)) from error
+        reason = "the target of the link does not exist" if dangling else error.strerror
+        raise ConfigError((f"cannot be read: {reason}; correct or remove it",)) from error
 
 
 def _decoded(content: bytes) -> str:
@@ -135,13 +135,13 @@ def _decoded(content: bytes) -> str:
 
 
 def _shown(path: Path) -> str:
-    """A path in one line of text: line breaks, and bytes that are not UTF-8, escaped."""
+    """A path as one line of text, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A mapping's table, and where it is written."""
+    """A mapping's table, and its place."""
 
     file: Path
     index: int
@@ -151,12 +151,12 @@ class _Written:
         return f"{_shown(file)}: mapping[{self.index}]"
 
     def elsewhere(self, here: "_Written") -> str:
-        """What to add to the index for a reader who is in the file of `here`."""
+        """The suffix that names the file, if it is not that of `here`."""
         return "" if self.file == here.file else f" in {_shown(self.file)}"
 
 
 def _contradictions(written: list[_Written]) -> Iterator[str]:
-    """Faults between mappings, which no single key shows."""
+    """Contradictions between mappings."""
     first: dict[tuple[str, IPv4Address], _Written] = {}
     for here in written:
         external, internal = here.table.external, here.table.internal
@@ -166,7 +166,7 @@ def _contradictions(written: list[_Written]) -> Iterator[str]:
             other = first.setdefault((key, address), here)
             if other is not here:
                 yield (
-                    f"{here.place(here.file)}.{key}: '{address}' is already that of "
+                    f"{here.place(here.file)}.{key}: '{address}' is already used by "
                     f"mapping[{other.index}]{other.elsewhere(here)}; write another address"
                 )
     internals = [(w, w.table.internal) for w in written if w.table.internal is not None]
@@ -185,7 +185,7 @@ def _contradictions(written: list[_Written]) -> Iterator[str]:
 
 
 def _overridden(tables: Iterable[Settings]) -> Settings:
-    """The settings of all files, key by key the last that is written."""
+    """The settings of all files; the last value of each key wins."""
     settings = Settings()
     for table in tables:
         written = {key: getattr(table, key) for key in table.model_fields_set}
@@ -194,7 +194,7 @@ def _overridden(tables: Iterable[Settings]) -> Settings:
 
 
 def _pools(tables: Iterable[PoolTable], network: str) -> tuple[Pool, ...]:
-    """One pool for each network, in the order in which they are written."""
+    """One pool for each network, in the order of the files."""
     ranges: dict[str, list[Range]] = {}
     for table in tables:
         ranges.setdefault(table.network or network, []).extend(table.external)

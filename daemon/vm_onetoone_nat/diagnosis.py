@@ -1,7 +1,7 @@
-"""What keeps a guest from being reached: the whole path, from configuration to its own answer.
+"""Checks the whole path to a guest, from the configuration to the guest's own answer.
 
-Pure. A check that fails names its cause; the first that does is what is to be mended first, since
-what comes later on the path may follow from it.
+Pure. A failed check has a cause. The first failed check is the one to correct first, since later
+failures may follow from it.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from vm_onetoone_nat.state import (
 class Verdict(StrEnum):
     """The outcome of a check; the values are part of `diagnose --json`.
 
-    `SUSPECT` is what cannot be known from here; `UNKNOWN`, that an earlier fault hides it.
+    `SUSPECT`: likely, but not verifiable from this host. `UNKNOWN`: hidden by an earlier failure.
     """
 
     OK = "ok"
@@ -33,7 +33,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One part of the path, and what is true of it."""
+    """One part of the path, and what was found."""
 
     step: str
     verdict: Verdict
@@ -51,7 +51,7 @@ class Diagnosis:
 
     @property
     def first(self) -> Check | None:
-        """What is wrong first: of what is certain, or else of what is suspected."""
+        """The first failed check, or else the first suspect one."""
         for verdict in (Verdict.FAILED, Verdict.SUSPECT):
             for check in self.checks:
                 if check.verdict is verdict:
@@ -60,7 +60,7 @@ class Diagnosis:
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
-    """Walk the path."""
+    """Check each part of the path."""
     subject = f"{evidence.mapping.subject} ({evidence.mapping.external})"
     return Diagnosis(subject, tuple(_walk(evidence)))
 
@@ -71,7 +71,7 @@ def failed(step: str, cause: Cause, text: str, mapping: Mapping | None = None) -
 
 
 _Found = str | Check | None
-"""What is right, what is wrong, or None where that cannot be seen."""
+"""Text if the part is all right, a Check if not, None if that cannot be determined."""
 
 
 def _walk(evidence: Evidence) -> Iterator[Check]:
@@ -84,7 +84,7 @@ def _walk(evidence: Evidence) -> Iterator[Check]:
         if isinstance(found, Check):
             yield found
         elif found is None:
-            yield Check(step, Verdict.UNKNOWN, "not known, because of what is said above")
+            yield Check(step, Verdict.UNKNOWN, "unknown, because of a failure above")
         else:
             yield Check(step, Verdict.OK, found)
 
@@ -97,11 +97,13 @@ def _daemon(evidence: Evidence, step: str) -> _Found:
     if evidence.daemon is Daemon.STOPPED:
         return _fail(evidence, step, Cause.DAEMON_STOPPED, "the daemon is not running")
     if evidence.daemon is Daemon.SILENT:
-        return _fail(evidence, step, Cause.DAEMON_SILENT, "the daemon runs and does not answer")
+        return _fail(
+            evidence, step, Cause.DAEMON_SILENT, "the daemon is running but does not answer"
+        )
     if not evidence.reloaded:
-        text = "the daemon runs, and does not know this mapping yet"
+        text = "the daemon is running, but has not loaded this mapping yet"
         return _fail(evidence, step, Cause.NOT_RELOADED, text)
-    return "it runs, and knows the mapping"
+    return "running, with this mapping loaded"
 
 
 def _libvirt(evidence: Evidence, step: str) -> _Found:
@@ -120,13 +122,13 @@ def _network(evidence: Evidence, _step: str) -> _Found:
 def _guest(evidence: Evidence, step: str) -> _Found:
     mapping = evidence.mapping
     if mapping.domain is None:
-        return "none is named: the mapping lives as long as its network"
+        return "none is named: the mapping is active while its network is"
     guests = evidence.look.guests
     domain = guests.domain(mapping.domain) if guests is not None else None
     if domain is None:
         return None
     text = f"'{domain.name}' is {domain.state.value}"
-    # One that was paused while its mapping was active keeps it.
+    # A guest that is paused while its mapping is active keeps the mapping.
     if domain.state is DomainState.PAUSED:
         return _fail(evidence, step, Cause.GUEST_PAUSED, text)
     return text
@@ -138,10 +140,10 @@ def _interface(evidence: Evidence, step: str) -> _Found:
         text = f"the link of its interface on '{mapping.network}' is set down"
         return _fail(evidence, step, Cause.LINK_DOWN, text)
     if evidence.off_bridge is not None and evidence.network is not None:
-        text = f"{evidence.off_bridge} of the guest is no port of {evidence.network.bridge}"
+        text = f"{evidence.off_bridge} of the guest is not a port of {evidence.network.bridge}"
         return _fail(evidence, step, Cause.OFF_BRIDGE, text)
     if mapping.domain is None:
-        return "of any guest on the network"
+        return "any guest on the network"
     if not evidence.guest_macs:
         return None
     return f"{', '.join(sorted(evidence.guest_macs))} on network '{mapping.network}'"
@@ -154,7 +156,7 @@ def _guest_address(evidence: Evidence, step: str) -> _Found:
     answers = evidence.answers
     if evidence.elsewhere and answers is not None and not answers.guest:
         found = ", ".join(map(str, evidence.elsewhere))
-        text = f"the guest has {found}, and does not answer at {mapping.internal}"
+        text = f"the guest has {found}, but does not answer at {mapping.internal}"
         return _fail(evidence, step, Cause.ADDRESS_DIFFERS, text)
     source = f", by {mapping.source.value}" if mapping.source is not None else ""
     return f"{mapping.internal}{source}"
@@ -192,7 +194,7 @@ def _route(evidence: Evidence, step: str) -> _Found:
     ):
         text = (
             f"rp_filter of {uplink} is strict, and the host sends to {routes.lan_host} through "
-            f"{routes.to_lan or 'no interface'}: what the LAN sends to guests is dropped"
+            f"{routes.to_lan or 'no interface'}: packets from the LAN to guests are dropped"
         )
         return _fail(evidence, step, Cause.REVERSE_PATH, text)
     return f"to {internal} through {network.bridge}"
@@ -234,7 +236,7 @@ def _address_on_uplink(evidence: Evidence, step: str) -> _Found:
 
 
 _HARMLESS_ARP_IGNORE = 2
-"""Up to this value an address of the uplink itself is told to hosts of its own subnet."""
+"""Up to this value, ARP from the uplink's own subnet is answered for addresses of the uplink."""
 
 
 def _rules(evidence: Evidence, _step: str) -> _Found:
@@ -243,12 +245,12 @@ def _rules(evidence: Evidence, _step: str) -> _Found:
     inbound, outbound = evidence.traffic
     return (
         f"in place; connections: {inbound.connections} from the LAN, "
-        f"{outbound.connections} of its own{_limits(evidence.mapping)}"
+        f"{outbound.connections} from the guest{_limits(evidence.mapping)}"
     )
 
 
 def _limits(mapping: Mapping) -> str:
-    """What the mapping itself leaves out, which is no fault."""
+    """What `allow` and `allowed_sources` restrict, which is not a fault."""
     text = ""
     if mapping.allow is not None:
         text += f"; only {', '.join(map(_service, mapping.allow))} to the guest"
@@ -269,9 +271,9 @@ def _firewall(evidence: Evidence, step: str) -> _Found:
         return None
     for each in evidence.obstructions:
         if not each.verdict.translated:
-            text = f"{each.packets} end at {each.verdict}"
+            text = f"{each.packets} are refused by {each.verdict}"
             return _fail(evidence, step, Cause.FIREWALL, text)
-    return "no rule of another program certainly refuses it"
+    return "no rule of another program refuses all of its packets"
 
 
 def _other_nat(evidence: Evidence, step: str) -> _Found:
@@ -279,22 +281,22 @@ def _other_nat(evidence: Evidence, step: str) -> _Found:
         return None
     for each in evidence.obstructions:
         if each.verdict.translated:
-            text = f"{each.packets} are translated before ours, by {each.verdict}"
+            text = f"{each.packets} are translated before our rules, by {each.verdict}"
             return _fail(evidence, step, Cause.OTHER_NAT, text)
-    return "none comes before ours"
+    return "none comes before our rules"
 
 
 def _tracking(evidence: Evidence, step: str) -> _Found:
     if evidence.sysctls.tracking_full:
-        text = "the kernel's table of connections is full: new ones are dropped"
+        text = "the connection tracking table is full: new connections are dropped"
         return _fail(evidence, step, Cause.TRACKING_FULL, text)
     tracked = evidence.tracked
     if tracked is None:
         return None
     if tracked.elsewhere:
-        text = f"{tracked.elsewhere} flows from before the mapping still go past it"
+        text = f"{tracked.elsewhere} flows from before the mapping still bypass it"
         return _fail(evidence, step, Cause.TRACKED_ELSEWHERE, text)
-    return f"{tracked.entries} connections now, all by the mapping"
+    return f"{tracked.entries} connections now, all through the mapping"
 
 
 def _answers_arp(evidence: Evidence, step: str) -> _Found:
@@ -302,11 +304,11 @@ def _answers_arp(evidence: Evidence, step: str) -> _Found:
     if answers is None:
         return None
     if not answers.guest:
-        text = f"nobody answers ARP for {mapping.internal} on the bridge"
+        text = f"no host answers ARP for {mapping.internal} on the bridge"
         return _fail(evidence, step, Cause.GUEST_SILENT, text)
     strangers = answers.guest - evidence.guest_macs if evidence.guest_macs else frozenset()
     if strangers or len(answers.guest) > 1:
-        text = f"{mapping.internal} is answered for by {', '.join(sorted(answers.guest))}"
+        text = f"ARP for {mapping.internal} is answered by {', '.join(sorted(answers.guest))}"
         return _fail(evidence, step, Cause.GUEST_TWICE, text)
     return f"{mapping.internal} is at {next(iter(answers.guest))}"
 
@@ -325,18 +327,18 @@ def _answers_packets(evidence: Evidence, step: str) -> _Found:
 
 
 def _lan(evidence: Evidence, step: str) -> _Found:
-    """Whether this looks like an access point that keeps its clients apart."""
+    """Whether the access point seems to isolate its clients."""
     answers = evidence.answers
     if answers is None:
         return None
     silent = [address for address, answered in answers.neighbours if not answered]
     if evidence.wireless and answers.router and silent and len(silent) == len(answers.neighbours):
         text = (
-            f"the router answers, and no other host of the LAN does ({', '.join(map(str, silent))})"
+            f"the router answers, but no other host of the LAN does ({', '.join(map(str, silent))})"
         )
         cause = Cause.CLIENT_ISOLATION
         return Check(step, Verdict.SUSPECT, text, cause, remedy(cause, evidence.mapping))
-    return "nothing speaks against it"
+    return "no fault is visible"
 
 
 def _active(evidence: Evidence) -> bool:

@@ -1,4 +1,4 @@
-"""What `diagnosis` concludes from: all that can be known of one mapping. Pure."""
+"""The input of `diagnosis`: all that is known about one mapping. Pure."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,13 +20,12 @@ class Daemon(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the guest and the LAN have answered.
+    """Answers of the guest and of hosts on the LAN.
 
-    `conflicts` are MACs that have the external address on the LAN, `guest` those that have the
-    internal one on the bridge. `near` tells whether the guest answers the bridge's own address,
-    `far` whether it answers an address behind its gateway. `neighbours` are the hosts of the LAN
-    that were asked, but for the router, and whether each has answered; `router` None, that there
-    is none on the LAN.
+    `conflicts`: MACs that answer ARP for the external address on the LAN. `guest`: MACs that answer
+    for the internal address on the bridge. `near`: the guest answers the bridge's own address.
+    `far`: it answers an address behind its gateway. `router`: the router answers; None if the LAN
+    has none. `neighbours`: other hosts of the LAN that were probed, and whether each answered.
     """
 
     conflicts: frozenset[str] = frozenset()
@@ -39,10 +38,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Sysctls:
-    """Settings below /proc/sys/net of the interfaces of the path, by their names.
+    """Settings below /proc/sys/net, of the interfaces of the path.
 
-    `strict` has the interfaces with a strict reverse path filter, `unrouted` those that do not
-    forward, `arp_ignore` is that of the uplink.
+    `strict`: interfaces with a strict reverse path filter. `unrouted`: interfaces that do not
+    forward. `arp_ignore`: that of the uplink.
     """
 
     strict: frozenset[str] = frozenset()
@@ -53,7 +52,7 @@ class Sysctls:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Through which interface the host sends to the guest, and to a host of the LAN."""
+    """The interfaces through which the host sends to the guest and to a host of the LAN."""
 
     to_guest: str | None
     lan_host: IPv4Address | None
@@ -62,9 +61,9 @@ class Routes:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that is known of one mapping. What needs an active one is None without.
+    """All that is known about one mapping. The optional parts need an active mapping.
 
-    `off_bridge` is the guest's tap device where that is no port of the network's bridge.
+    `off_bridge` is the guest's tap device if it is not a port of the network's bridge.
     """
 
     look: Look
@@ -86,11 +85,11 @@ class Evidence:
 
     @property
     def mapping(self) -> Mapping:
-        """The mapping in question."""
+        """The mapping."""
         return self.status.mapping
 
     @property
     def network(self) -> Network | None:
-        """Its network, as libvirt knows it."""
+        """Its network, as libvirt has it."""
         guests = self.look.guests
         return guests.network(self.mapping.network) if guests is not None else None

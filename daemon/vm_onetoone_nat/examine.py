@@ -1,4 +1,4 @@
-"""Gathers what `diagnosis` decides by: from libvirt, the kernel, the daemon, the guest, the LAN."""
+"""Gathers the evidence for `diagnosis` from libvirt, the kernel, the daemon, guest and LAN."""
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -32,20 +32,20 @@ from vm_onetoone_nat.status_socket import NotRunning, Silent, ask
 _NO_ADDRESS = IPv4Address(0)
 _ANYWHERE = IPv4Network("0.0.0.0/0")
 _SOME_HOSTS = 8
-"""So many of the LAN's hosts are asked whether they hear this one."""
+"""At most this many hosts of the LAN are probed."""
 _USUAL_PORTS = (22, 80, 443, 3389)
 _SYSCTL = Path("/proc/sys/net")
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonSeen:
-    """Whether the daemon answers, and what."""
+    """Whether the daemon answers, and its report."""
 
     state: Daemon
     report: Report | None = None
 
     def knows(self, mapping: Mapping) -> bool:
-        """Whether it has this mapping as the configuration has it now."""
+        """Whether the daemon has this mapping, as the configuration has it now."""
         written = mapping.source is AddressSource.CONFIGURATION
         internal = str(mapping.internal) if mapping.internal is not None else None
         return self.report is not None and any(
@@ -67,7 +67,7 @@ def ask_daemon(socket: Path) -> DaemonSeen:
 
 
 def examine(look: Look, status: MappingStatus, daemon: DaemonSeen, fwmark: int) -> Evidence:
-    """Everything about one mapping. Raises KernelError; needs CAP_NET_ADMIN and CAP_NET_RAW."""
+    """Gather all about one mapping. Raises KernelError; needs CAP_NET_ADMIN and CAP_NET_RAW."""
     with IPRoute() as netlink:
         return _Examination(netlink, look, status, daemon, fwmark).evidence()
 
@@ -104,9 +104,9 @@ class _Examination:
             sysctls=_sysctls([link.name for link in (uplink, bridge) if link is not None]),
         )
         internal, network = self._mapping.internal, self._network
-        # An error may be that the kernel lacks a part of the mapping: then all else still counts.
-        there = self._status.state in (MappingState.ACTIVE, MappingState.ERROR)
-        if not there or internal is None or network is None or uplink is None or bridge is None:
+        # In state error the kernel may lack one part only: the others are checked all the same.
+        checked = self._status.state in (MappingState.ACTIVE, MappingState.ERROR)
+        if not checked or internal is None or network is None or uplink is None or bridge is None:
             return found
         routes = self._routes(internal, uplink)
         pair = Translation(self._mapping.external, internal)
@@ -140,7 +140,7 @@ class _Examination:
         return interfaces(domain, self._network, self._mapping.mac)
 
     def _off_bridge(self, nics: tuple[Interface, ...]) -> str | None:
-        """The guest's end on the host, if no interface of the guest is on the bridge."""
+        """The guest's tap device, if none of the guest's is a port of the bridge."""
         taps = [link for nic in nics if (link := self._links.get(nic.tap or "")) is not None]
         bridge = self._bridge
         if bridge is None or not taps or any(tap.master == bridge.index for tap in taps):
@@ -148,7 +148,7 @@ class _Examination:
         return taps[0].name
 
     def _elsewhere(self, nics: tuple[Interface, ...]) -> tuple[IPv4Address, ...]:
-        """Other addresses that the guest is known by than the mapping's."""
+        """Other known addresses of the guest."""
         if self._network is None:
             return ()
         macs = {nic.mac for nic in nics}
@@ -177,7 +177,7 @@ class _Examination:
         return next((link.name for link in self._links.values() if link.index == index), None)
 
     def _lan_hosts(self, uplink: Link) -> tuple[IPv4Address, ...]:
-        """Hosts of the LAN with which this one has had to do."""
+        """Hosts of the LAN in the neighbour table."""
         entries: Any = self._netlink.get_neighbours(family=AF_INET, ifindex=uplink.index)
         found = {IPv4Address(entry.get_attr("NDA_DST")) for entry in entries}
         ours = {a.interface.ip for a in self._observed.addresses}
@@ -196,18 +196,18 @@ class _Examination:
         near = bool(guest) and self._reached(gateway, internal)
         routers = [r for r in self._observed.routers if any(r in i.network for i in own)]
         hosts = self._lan_hosts(uplink) if _is_wireless(uplink) else ()
-        heard = who_has(uplink, [*routers, *hosts], host) if hosts else {}
+        answered = who_has(uplink, [*routers, *hosts], host) if hosts else {}
         return Answers(
             conflicts=frozenset(conflicts),
             guest=frozenset(guest),
             near=near,
             far=near and self._reached(host, internal),
-            router=any(heard[r] for r in routers) if heard and routers else None,
-            neighbours=tuple((h, bool(heard[h])) for h in hosts),
+            router=any(answered[r] for r in routers) if answered and routers else None,
+            neighbours=tuple((h, bool(answered[h])) for h in hosts),
         )
 
     def _reached(self, source: IPv4Address, internal: IPv4Address) -> bool:
-        """Whether the guest answers anything that is sent from an address of this host."""
+        """Whether the guest answers an echo request or a connection from this source address."""
         tcp = [s.first for s in self._mapping.allow or () if s.protocol == "tcp"]
         return echoes(source, internal) or connects(source, internal, tcp or _USUAL_PORTS)
 
@@ -224,7 +224,7 @@ def _sysctls(names: list[str]) -> Sysctls:
             return 0
 
     def most(name: str, key: str) -> int:
-        """What counts for an interface: its own or that of all, whichever is more."""
+        """The effective value: the larger of the interface's own and that of `all`."""
         return max(of(name, key), of("all", key))
 
     return Sysctls(

@@ -1,6 +1,6 @@
-"""HTTP on the sockets that systemd hands over (sd_listen_fds(3)): any address, or a Unix socket.
+"""HTTP on sockets passed by systemd (sd_listen_fds(3)), at any address or on a Unix socket.
 
-It makes no socket itself, so that its unit may be without a network of its own.
+It creates no socket, so its unit needs no network access.
 """
 
 import logging
@@ -15,13 +15,13 @@ from wsgiref.types import WSGIApplication
 log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 15.0
-"""A client has so long for all of its request and the answer."""
+"""The time limit for a request and its answer."""
 _AT_ONCE = 32
-"""So many clients of a socket are answered at once; the next wait."""
+"""The number of clients of a socket that are answered at once; others wait."""
 
 
 def inherited_sockets() -> list[socket.socket]:
-    """The listening sockets that this process was started with. Once: it forgets them."""
+    """The listening sockets passed to this process. Call it once: it unsets the environment."""
     # Here, since only a process under systemd needs the library.
     from systemd import daemon  # type: ignore[attr-defined]
 
@@ -36,7 +36,7 @@ def serve(
 ) -> None:
     """Answer on each of the sockets, until the process ends."""
     threads = [
-        # Without an interval it wakes for those who connect only.
+        # Without a poll interval it wakes only for connections.
         threading.Thread(
             target=_Server(each, application, patience).serve_forever, args=(None,), daemon=True
         )
@@ -50,7 +50,7 @@ def serve(
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: whoever asks, it is no event of this host."""
+        """Log nothing."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -59,7 +59,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     def __init__(
         self, listener: socket.socket, application: WSGIApplication, patience: float
     ) -> None:
-        # Not that of the classes between, which make a socket of their own.
+        # Not super().__init__: it would create a socket.
         BaseServer.__init__(self, ("", 0), _Handler)
         self.socket = listener
         self.server_name, self.server_port = "localhost", 0
@@ -70,7 +70,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         request, _ = self.socket.accept()
-        # A client by a Unix socket has no address, and nobody asks for any other's.
+        # A client on a Unix socket has no address, and the address of others is not used.
         return request, ("", 0)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -92,11 +92,11 @@ class _Server(ThreadingMixIn, WSGIServer):
             self._slots.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        # Who went away before the end of the answer, most likely.
-        log.debug("metrics could not be told", exc_info=True)
+        # Most likely the client disconnected before the end of the answer.
+        log.debug("metrics could not be sent", exc_info=True)
 
 
 def _hang_up(connection: socket.socket) -> None:
-    """End what waits for the other side. It may have ended meanwhile."""
+    """Shut down a connection, so that blocked reads and writes end."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

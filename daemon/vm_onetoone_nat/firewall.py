@@ -1,7 +1,7 @@
-"""What other programs' rules do with a guest's packets, as far as the rules alone tell.
+"""What foreign rules do with a guest's packets, decided from the rules alone.
 
-Pure. Each question has three answers: a packet matches, does not, or it depends (None) on what is
-not known of it, as its port. Only what is certain is a verdict. Rules are in libnftables' JSON.
+Pure. A match has three results: true, false, or None if it depends on an unknown field such as the
+port. A verdict is returned only if it is certain. Rules are in libnftables' JSON.
 """
 
 import re
@@ -27,7 +27,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain with its rules in order; one without a `hook` is jumped to."""
+    """A chain with its rules in order; without a `hook` it is not a base chain."""
 
     name: ChainName
     rules: tuple[Rule, ...]
@@ -47,9 +47,9 @@ class Ruleset:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What is known of a packet at one hook; None is what is not known.
+    """What is known of a packet at one hook; None is unknown.
 
-    `state` and `status` are those of its connection, `mark` that of the packet.
+    `state` and `status` are those of its connection.
     """
 
     iifname: str | None = None
@@ -63,7 +63,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class ChainVerdict:
-    """Where a packet ends for certain, or is `translated`; `rule` is as `nft` prints it."""
+    """The rule that certainly refuses or translates a packet, as `nft` prints it."""
 
     chain: ChainName
     rule: str
@@ -74,7 +74,7 @@ class ChainVerdict:
 
 
 def judge(ruleset: Ruleset, chain: Chain, packet: Packet) -> ChainVerdict | None:
-    """What certainly happens to a packet in a base chain, None where it passes or that depends."""
+    """The certain verdict of a base chain; None if the packet passes, or if it depends."""
     walk = _Walk(ruleset, packet)
     end = walk.through(chain)
     if isinstance(end, ChainVerdict):
@@ -84,9 +84,9 @@ def judge(ruleset: Ruleset, chain: Chain, packet: Packet) -> ChainVerdict | None
     return None
 
 
-_PASSED = "accepted, or nobody knows"
+_PASSED = "accepted, or unknown"
 _End = ChainVerdict | str | None
-"""A verdict; _PASSED; None for the end of the chain."""
+"""A verdict; _PASSED; _RETURNED; None at the end of the chain."""
 
 
 @dataclass(slots=True)
@@ -94,9 +94,9 @@ class _Walk:
     ruleset: Ruleset
     packet: Packet
     doubtful: bool = False
-    """Whether the packet may have been accepted, or have gone elsewhere, before this rule."""
+    """Whether an earlier rule may have accepted the packet or sent it elsewhere."""
     branch: int = 0
-    """How many jumps to here are such that only some packets make them."""
+    """The number of jumps to here that only some packets take."""
     seen: set[ChainName] = field(default_factory=set)
 
     def through(self, chain: Chain) -> _End:
@@ -119,7 +119,7 @@ class _Walk:
         if certain and verb == "return":
             return _RETURNED
         if not certain or self.branch:
-            # What may have been accepted may have gone; what may have been refused changes nothing.
+            # A possible accept makes the verdict of later rules doubtful; a possible drop does not.
             self.doubtful |= verb in ("accept", "return", "queue")
             return _RETURNED if certain else None
         if verb in ("accept", "queue") or self.doubtful:
@@ -138,11 +138,11 @@ class _Walk:
         if not certain:
             self.doubtful |= verb == "goto"
             return None
-        # What comes back from a goto goes on after the jump that led here.
+        # A goto does not return here, but to the rule after the last jump.
         return _RETURNED if end is None and verb == "goto" else end
 
     def _read(self, chain: Chain, rule: Rule) -> tuple[bool | None, Json | None]:
-        """Whether a rule matches, and its last word."""
+        """Whether a rule matches, and its verdict statement."""
         matches: bool | None = True
         for statement in rule.expression:
             ((kind, value),) = statement.items()
@@ -162,7 +162,7 @@ class _Walk:
         return matches, None
 
     def _looked_up(self, chain: Chain, value: Json) -> tuple[bool | None, Json | None]:
-        """The verdict that a map has for the packet; where that depends, any may be."""
+        """Whether a verdict map matches the packet, and with which verdict."""
         data = value["data"]
         entries = data["set"] if isinstance(data, dict) else self._elements(chain, data)
         if entries is None:
@@ -203,7 +203,7 @@ _TARGETS = {
     "REJECT": "reject",
     **{name: name.lower() for name in ("DNAT", "SNAT", "MASQUERADE", "REDIRECT")},
 }
-"""Targets of iptables; of its matches, libnftables tells the names alone."""
+"""Targets of iptables; of its matches, libnftables shows the names only."""
 _NEUTRAL = {"counter", "log", "comment", "notrack", "mangle"}
 _NEVER = object()
 
@@ -232,7 +232,7 @@ def _both(one: bool | None, other: bool | None) -> bool | None:
 
 
 def _known(left: Any, packet: Packet) -> Any:
-    """What the packet has where a match looks: None if that is not known, _NEVER if it has none."""
+    """The packet's value for the left side of a match: None if unknown, _NEVER if it has none."""
     match left:
         case {"meta": {"key": "iifname" | "iif"}}:
             return packet.iifname
@@ -260,7 +260,7 @@ def _known(left: Any, packet: Packet) -> Any:
 
 
 def _within(known: Any, right: Any, elements: Any) -> bool | None:
-    """Whether what is known is, or is in, the right side of a match."""
+    """Whether the known value equals, or is in, the right side of a match."""
     if known is None:
         return None
     right = _bare(right)
@@ -283,7 +283,7 @@ def _within(known: Any, right: Any, elements: Any) -> bool | None:
 
 
 def _bare(item: Any) -> Any:
-    """A value without what an element of a set has beside it; the key of an entry of a map."""
+    """The value of a set element or the key of a map entry, without counter and the like."""
     while isinstance(item, dict) and "elem" in item:
         item = item["elem"]["val"]
     return item
@@ -323,7 +323,7 @@ def _inside(known: IPv4Network, first: IPv4Address, last: IPv4Address) -> bool |
 
 
 def parse_chain(name: ChainName, listing: Sequence[Json], text: str) -> Chain:
-    """A chain, from the objects of `list chain …` and from what `nft -a` prints for it."""
+    """A chain, from the objects of `list chain …` and the output of `nft -a` for it."""
     by_handle = {int(handle): rule for rule, handle in _PRINTED.findall(text)}
     found = _DEVICES.search(text)
     declared: Json = next((e["chain"] for e in listing if "chain" in e), {})

@@ -2,9 +2,9 @@
 
     <mapping xmlns="urn:vm-onetoone-nat:1" external="192.168.1.101" allow="tcp/22 icmp"/>
 
-The attributes are the keys of [[mapping]], but for `domain`; what is a list there has spaces
-between its parts here. Several mappings stand below one <mappings>. Whoever may edit a guest
-writes this, so nothing of it is taken on trust.
+The attributes are the keys of [[mapping]] except `domain`; lists are separated by spaces. Several
+mappings are children of one <mappings>. Anyone who may edit a guest can write this, so it is not
+trusted.
 """
 
 from collections.abc import Iterable
@@ -18,9 +18,9 @@ NAMESPACE = "urn:vm-onetoone-nat:1"
 _FAMILY = "urn:vm-onetoone-nat"
 _LISTS = ("allow", "allowed_sources")
 _MOST = 32
-"""Mappings in one domain's metadata."""
+"""The most mappings in one domain's metadata."""
 _LONGEST = 4096
-"""Characters in one attribute."""
+"""The most characters in one attribute."""
 
 
 class MetadataError(ConfigError):
@@ -28,9 +28,9 @@ class MetadataError(ConfigError):
 
 
 def claims(elements: Iterable[Element]) -> tuple[Mapping, ...]:
-    """The mappings in a domain's <metadata>; other programs' elements are left alone.
+    """The mappings in a domain's <metadata>; elements of other programs are ignored.
 
-    `network` is empty where none is named. Raises MetadataError.
+    `network` is empty if none is named. Raises MetadataError.
     """
     tables = [_table(element) for each in elements for element in _mappings(each)]
     if len(tables) > _MOST:
@@ -43,7 +43,7 @@ def claims(elements: Iterable[Element]) -> tuple[Mapping, ...]:
 
 
 def _mappings(element: Element) -> tuple[Element, ...]:
-    """The <mapping> elements that an element of <metadata> is or holds."""
+    """The <mapping> elements of a child of <metadata>: itself, or its children."""
     namespace, name = _name(element)
     if namespace != NAMESPACE:
         if namespace.startswith(_FAMILY):
@@ -73,7 +73,7 @@ def _table(element: Element) -> dict[str, object]:
 
 
 def _name(element: Element) -> tuple[str, str]:
-    """Namespace, empty for none, and local name."""
+    """Namespace (empty if none) and local name."""
     namespace, brace, name = element.tag.rpartition("}")
     return (namespace.removeprefix("{"), name) if brace else ("", element.tag)
 

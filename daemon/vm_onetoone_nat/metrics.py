@@ -1,6 +1,6 @@
-"""A report as metrics for Prometheus. The only module that knows prometheus-client.
+"""A report as metrics for Prometheus. The only module that imports prometheus_client.
 
-Names and labels are part of what users rely on.
+Names and labels are stable: users rely on them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,13 +21,13 @@ from vm_onetoone_nat.report import BOUNDS, Entry, Passes, Report, Running
 from vm_onetoone_nat.state import MappingState
 
 PATH = "/metrics"
-"""Where they are served."""
+"""The HTTP path of the metrics."""
 
 _NAME = "vm_onetoone_nat"
 _MAPPING = ("external", "domain")
 
 Ask = Callable[[], Report | None]
-"""What the daemon tells, None where none answers. May raise VmNatError."""
+"""Gets the daemon's report; None if no daemon answers. May raise VmNatError."""
 
 
 def exposition(ask: Ask) -> str:
@@ -36,9 +36,9 @@ def exposition(ask: Ask) -> str:
 
 
 def application(ask: Ask) -> WSGIApplication:
-    """Answers GET of PATH with the metrics, in whichever format the client accepts.
+    """A WSGI application that answers GET of PATH, in a format that the client accepts.
 
-    What `ask` raises is an answer with status 500, that says why.
+    If `ask` raises, it answers with status 500 and the error's text.
     """
     metrics: WSGIApplication = make_wsgi_app(_registry(ask))
 
@@ -81,7 +81,7 @@ class _Collector(Collector):
             yield from _mappings(report.entries)
 
     def describe(self) -> Iterator[Metric]:
-        """The families without a figure, by which a client may choose (`name[]`)."""
+        """The families without samples, from which a client may choose (`name[]`)."""
         return _Collector(lambda: Report("", False, (), Running(0, "", 0, Passes()))).collect()
 
 
@@ -93,12 +93,12 @@ def _daemon(daemon: Running) -> Iterator[Metric]:
     )
     yield CounterMetricFamily(
         f"{_NAME}_passes_total",
-        "Times that the kernel was compared with what it should hold.",
+        "Passes that compared the kernel with the desired state.",
         passes.total,
     )
     yield CounterMetricFamily(
         f"{_NAME}_passes_failed_total",
-        "Passes after which the kernel did not hold what it should.",
+        "Passes that did not reach the desired state.",
         passes.failed,
     )
     yield CounterMetricFamily(
@@ -107,13 +107,13 @@ def _daemon(daemon: Running) -> Iterator[Metric]:
     buckets = [*zip(map(str, BOUNDS), passes.within, strict=True), ("+Inf", passes.total)]
     yield HistogramMetricFamily(
         f"{_NAME}_pass_duration_seconds",
-        "How long passes took.",
+        "Duration of passes.",
         buckets=buckets,
         sum_value=passes.seconds,
     )
     repairs = CounterMetricFamily(
         f"{_NAME}_repairs_total",
-        "Passes that put right what somebody else had changed, by what gave notice of it.",
+        "Passes that repaired a change by another program, by trigger.",
         labels=["cause"],
     )
     for trigger, count in passes.repairs.items():
@@ -136,7 +136,7 @@ def _host(report: Report) -> Iterator[Metric]:
 
 
 def _mappings(entries: tuple[Entry, ...]) -> Iterator[Metric]:
-    """One series for each external address and guest: a refused claim may repeat another's."""
+    """One series for each external address and guest; a refused claim may repeat another's."""
     subjects: dict[tuple[str, str], Entry] = {}
     for entry in entries:
         subjects.setdefault((entry.external or "", entry.domain or ""), entry)
@@ -150,7 +150,7 @@ def _mappings(entries: tuple[Entry, ...]) -> Iterator[Metric]:
             states.add_metric([*subject, state.value], float(entry.state is state))
     yield states
     for figure, documentation in (
-        ("connections", "Connections that were translated, by who began them."),
+        ("connections", "Translated connections, by initiator."),
         ("packets", "Packets forwarded in both directions of these connections."),
         ("bytes", "Bytes of these packets, from the IP header on."),
     ):

@@ -1,4 +1,4 @@
-"""The hooks of the kernel that a guest's packets pass, and what other programs do at each. Pure."""
+"""The netfilter hooks that a guest's packets pass, and foreign rules at each. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,14 +6,14 @@ from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.firewall import Chain, ChainVerdict, Packet, Ruleset, judge
 
-# Our own chains' priorities: what stands before them sees packets as they were.
+# Priorities of our own chains: chains before them see packets untranslated and unmarked.
 _DNAT, _SNAT, _MARK = -105, 95, -5
 _ANYWHERE = IPv4Network("0.0.0.0/0")
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Between which interfaces and addresses a mapping's packets go."""
+    """The interfaces and addresses of a mapping's packets."""
 
     uplink: str
     bridge: str
@@ -25,14 +25,14 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class Obstruction:
-    """Which packets of a mapping come to what end."""
+    """The verdict of a foreign chain for some packets of a mapping."""
 
     packets: str
     verdict: ChainVerdict
 
 
 def obstructions(ruleset: Ruleset, endpoints: Endpoints) -> Iterator[Obstruction]:
-    """What certainly happens to packets that a mapping needs, in the order of their way."""
+    """Foreign rules that certainly refuse or translate packets, in the order of the path."""
     for name, hooks in _WAYS.items():
         for family, hook in hooks:
             for chain in _at(ruleset, family, hook):
@@ -67,7 +67,7 @@ def _at(ruleset: Ruleset, family: str, hook: str) -> list[Chain]:
 
 
 def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
-    """The packet of that way as a chain sees it."""
+    """The packet as that chain sees it."""
     external, internal = IPv4Network(endpoints.external), IPv4Network(endpoints.internal)
     translated = frozenset({"dnat"}) if way != _OUTBOUND else frozenset()
     marked = hook == "postrouting" or (hook == "forward" and chain.priority > _MARK)
@@ -88,7 +88,7 @@ def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
             packet = replace(packet, state="established")
     if forwarded:
         oifname = endpoints.bridge if way == _INBOUND else endpoints.uplink
-        # From postrouting on, the interface of arrival is no longer told.
+        # From postrouting on, rules do not see the input interface.
         iifname = packet.iifname if hook == "forward" else None
         packet = replace(packet, iifname=iifname, oifname=oifname)
     if chain.name.family == "bridge":
@@ -97,7 +97,7 @@ def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
 
 
 def _matters(chain: Chain, verdict: ChainVerdict) -> bool:
-    """Whether it harms: another translation does only where it comes before ours."""
+    """Whether it matters: another translation does only before ours."""
     if not verdict.translated:
         return True
     first = {"prerouting": _DNAT, "postrouting": _SNAT}.get(chain.hook or "")

@@ -1,4 +1,4 @@
-"""Questions put to guests and to the LAN: ARP, echo requests, connections."""
+"""Probes of guests and of the LAN: ARP, echo requests, TCP connections."""
 
 import os
 import select
@@ -20,10 +20,10 @@ _ICMP = struct.Struct("!BBHHH")
 def who_has(
     link: Link, addresses: Iterable[IPv4Address], sender: IPv4Address, seconds: float = 0.6
 ) -> dict[IPv4Address, frozenset[str]]:
-    """Ask on a link for addresses; the MACs that answered for each within that time.
+    """Send ARP requests on a link; return the MACs that answered for each address in that time.
 
-    `sender` 0.0.0.0 asks as a host that has no address yet, and changes nobody's tables. Raises
-    KernelError where the link cannot be asked on.
+    With `sender` 0.0.0.0 they are probes, which do not change other hosts' ARP tables. Raises
+    KernelError if the link cannot be used.
     """
     found: dict[IPv4Address, set[str]] = {address: set() for address in addresses}
     if not found:
@@ -48,9 +48,9 @@ def who_has(
 
 def _collect(packets: socket.socket, found: dict[IPv4Address, set[str]], until: float) -> None:
     while (left := until - time.monotonic()) > 0 and select.select([packets], [], [], left)[0]:
-        heard = parse_packet(packets.recv(128))
-        if heard is not None and heard.sender in found:
-            found[heard.sender].add(heard.mac)
+        packet = parse_packet(packets.recv(128))
+        if packet is not None and packet.sender in found:
+            found[packet.sender].add(packet.mac)
 
 
 def echoes(source: IPv4Address, destination: IPv4Address, seconds: float = 1.0) -> bool:
@@ -69,7 +69,7 @@ def echoes(source: IPv4Address, destination: IPv4Address, seconds: float = 1.0) 
                     if _is_reply(icmp.recv(2048), ident):
                         return True
     except OSError:
-        # No route, or an address that went: nobody answers then.
+        # No route, or the source address has been deleted.
         return False
     return False
 
@@ -77,7 +77,7 @@ def echoes(source: IPv4Address, destination: IPv4Address, seconds: float = 1.0) 
 def connects(
     source: IPv4Address, destination: IPv4Address, ports: Iterable[int], seconds: float = 1.0
 ) -> bool:
-    """Whether any of these TCP ports is open, or refuses: either is an answer of the guest."""
+    """Whether any of these TCP ports accepts or refuses: either is an answer of the guest."""
     for port in ports:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
             stream.settimeout(seconds)

@@ -1,4 +1,4 @@
-"""What `status` tells, of the running daemon or of the kernel alone, and its form as JSON. Pure."""
+"""The report of `status`, by the daemon or from the kernel's state, and its JSON. Pure."""
 
 import json
 from collections.abc import Mapping as ReadOnly
@@ -10,19 +10,19 @@ from vm_onetoone_nat.state import MappingState, MappingStatus, Unmapped
 from vm_onetoone_nat.traffic import Counters, Traffic
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Upper bounds of the duration of passes that are counted, in seconds."""
+"""Upper bounds of the histogram of pass durations, in seconds."""
 
 
 class UnreadableReport(VmNatError):
-    """The daemon's answer is none that this program understands."""
+    """The daemon's answer cannot be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One mapping, or a guest that should have one.
 
-    `external` as it was written, None where none was; `seconds` is how long it has been in its
-    state. Both traffics are None where nothing is known of them.
+    `external` is text as written; None if a guest has none. `seconds` is the time in this state.
+    `inbound` and `outbound` are None if the counters are not known.
     """
 
     external: str | None
@@ -40,10 +40,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """What the daemon has done since it started.
+    """The passes since the daemon started.
 
-    `within` counts the passes that took no longer than each of BOUNDS, `repairs` those that put
-    right what somebody else had changed, by the kind of trigger; one of several kinds is in each.
+    `within` counts those that took no longer than each of BOUNDS. `repairs` counts those that
+    reverted a change by another program, by kind of trigger; a pass counts for each of its kinds.
     """
 
     total: int = 0
@@ -56,7 +56,7 @@ class Passes:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The daemon that answered; `seconds` is how long it has been running."""
+    """The daemon that answered; `seconds` is its uptime."""
 
     pid: int
     version: str
@@ -66,7 +66,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it; `daemon` None where it is the kernel that was looked at."""
+    """The whole report; `daemon` is None if it was made from the kernel's state."""
 
     uplink: str
     libvirt: bool
@@ -74,12 +74,12 @@ class Report:
     daemon: Running | None = None
 
     def count(self, state: MappingState) -> int:
-        """How many are in this state."""
+        """The number of entries in this state."""
         return sum(entry.state is state for entry in self.entries)
 
 
 def mapped(status: MappingStatus, seconds: float | None, counters: Counters | None) -> Entry:
-    """What is told of a mapping."""
+    """The entry of a mapping."""
     mapping = status.mapping
     inbound, outbound = counters.of(mapping) if counters is not None else (None, None)
     return Entry(
@@ -98,7 +98,7 @@ def mapped(status: MappingStatus, seconds: float | None, counters: Counters | No
 
 
 def unmapped(guest: Unmapped) -> Entry:
-    """What is told of a guest that should have a mapping and has none."""
+    """The entry of a guest that should have a mapping and has none."""
     return Entry(
         external=guest.external,
         internal=None,
@@ -112,7 +112,7 @@ def unmapped(guest: Unmapped) -> Entry:
 
 
 def report_to_json(report: Report) -> str:
-    """The document of `status --json`, which is also what the daemon answers with."""
+    """The document of `status --json`, which is also the daemon's answer at its socket."""
     document = {
         "uplink": report.uplink,
         "libvirt": "connected" if report.libvirt else "disconnected",
@@ -123,7 +123,7 @@ def report_to_json(report: Report) -> str:
 
 
 def report_from_json(text: str) -> Report:
-    """The report in a document. Raises UnreadableReport."""
+    """Parse such a document. Raises UnreadableReport."""
     try:
         document = json.loads(text)
         return Report(

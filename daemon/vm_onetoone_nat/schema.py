@@ -1,7 +1,7 @@
-"""What one configuration file may hold: its keys, their values, and the wording of each refusal.
+"""The content of one configuration file: keys, values, and the message for each fault.
 
-Every refusal names the key path, the value, and what to write instead; the file's name is put
-before it by `config`. All faults of a file are found at once.
+A message has the key path, the value, and what to write instead; `config` prepends the file name.
+All faults of a file are reported at once.
 """
 
 import json
@@ -102,7 +102,7 @@ class External:
 
     @property
     def lan(self) -> IPv4Network:
-        """The LAN that it is in; of 24 bits, as nearly all are, where no prefix is written."""
+        """Its LAN; with a prefix of 24 bits if none is written, as nearly all LANs have."""
         length = 24 if self.prefixlen is None else self.prefixlen
         return IPv4Network((self.ip, length), strict=False)
 
@@ -194,7 +194,7 @@ def _range(value: str) -> Range:
 
 
 def _from_text(parse: Callable[[str], object]) -> BeforeValidator:
-    """A validator that takes text alone, and makes of it what `parse` makes."""
+    """A validator that accepts text only, and parses it with `parse`."""
 
     def validate(value: object) -> object:
         if not isinstance(value, str):
@@ -222,7 +222,7 @@ class _Model(BaseModel):
 
 
 class Settings(_Model):
-    """[settings] of one file; `model_fields_set` has the keys that are written."""
+    """[settings] of one file; `model_fields_set` has the keys that it contains."""
 
     uplink: Annotated[str, _from_text(_interface_name)] = "auto"
     network: Annotated[str, _from_text(_name)] = "default"
@@ -235,7 +235,7 @@ class Settings(_Model):
 
 
 class MappingTable(_Model):
-    """One [[mapping]], each value in the type that it has past the file."""
+    """One [[mapping]], with parsed values."""
 
     external: Annotated[External, _from_text(_external)]
     internal: Annotated[IPv4Address, _from_text(_address)] | None = None
@@ -254,7 +254,7 @@ class PoolTable(_Model):
 
 
 class File(_Model):
-    """One file, by itself without fault."""
+    """One file without a fault in itself."""
 
     settings: Settings = Settings()
     mapping: list[MappingTable] = []
@@ -262,7 +262,7 @@ class File(_Model):
 
 
 def mapping_of(table: MappingTable, network: str, origin: Origin = Origin.CONFIGURATION) -> Mapping:
-    """The mapping that a table describes, in `network` where it names none."""
+    """The mapping of a table; `network` is for tables that name none."""
     sources = table.allowed_sources
     return Mapping(
         external=table.external.ip,
@@ -279,7 +279,7 @@ def mapping_of(table: MappingTable, network: str, origin: Origin = Origin.CONFIG
 
 
 def _merged(services: Iterable[AllowedService]) -> tuple[AllowedService, ...]:
-    """The same services in ranges that neither overlap nor touch, as nftables intervals must."""
+    """Merge ranges that overlap or touch: nftables refuses overlapping intervals."""
     merged: list[AllowedService] = []
     for service in sorted(services):
         last = merged[-1] if merged else None
@@ -291,17 +291,17 @@ def _merged(services: Iterable[AllowedService]) -> tuple[AllowedService, ...]:
 
 
 def parse_text(text: str) -> File:
-    """The tables in a file's text. Raises ConfigError with a line, without file, for each fault."""
+    """Parse a file's text. Raises ConfigError with a line, without file name, for each fault."""
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # ValueError: TOMLDecodeError, or a number of more digits than Python reads.
+        # ValueError: TOMLDecodeError, or a number with more digits than Python parses.
         raise ConfigError((f"not valid TOML: {error}",)) from error
     return validated(document)
 
 
 def validated(document: dict[str, Any]) -> File:
-    """The tables in a document. Raises ConfigError with a line for each fault."""
+    """Validate a parsed document. Raises ConfigError with a line for each fault."""
     try:
         return File.model_validate(document)
     except ValidationError as error:
@@ -336,7 +336,7 @@ def _problem(error: Any) -> str:
 
 
 def _key(name: str) -> str:
-    """A key as it is written in TOML: bare, or else in quotes and escaped."""
+    """A key in TOML syntax: bare if possible, else quoted and escaped."""
     return name if re.fullmatch("[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
@@ -364,6 +364,6 @@ def _known_keys(location: tuple[str | int, ...]) -> str:
 def _shown(value: object) -> str:
     try:
         text = repr(value)
-    except ValueError:  # a number of more digits than Python prints
+    except ValueError:  # a number with more digits than Python prints
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,6 +1,6 @@
-"""The socket at which the running daemon tells how things are: one JSON document, then the end.
+"""The status socket: the daemon sends one JSON document to each client and closes the connection.
 
-Owner and group of the daemon may connect; nothing that they send is read.
+Owner and group of the daemon may connect; what clients send is not read.
 """
 
 import logging
@@ -25,7 +25,7 @@ class NotRunning(VmNatError):
 
 
 class Silent(NotRunning):
-    """A daemon has the socket, and says nothing."""
+    """A daemon has the socket but does not answer."""
 
 
 def socket_path(runtime: Path) -> Path:
@@ -34,9 +34,9 @@ def socket_path(runtime: Path) -> Path:
 
 
 class StatusSocket:
-    """Answers each who connects, from threads of its own, with what `answer` returns then.
+    """Sends each client what `answer` returns, in threads of its own.
 
-    To be made only by the one daemon: what has its path is taken for a dead one's.
+    Only the lock holder may create it: it replaces a stale socket.
     """
 
     def __init__(self, path: Path, answer: Callable[[], str]) -> None:
@@ -44,7 +44,7 @@ class StatusSocket:
         self._answer = answer
 
     def start(self) -> None:
-        """Answer from now on, until the process ends. Raises OSError."""
+        """Start to answer, until the process ends. Raises OSError."""
         answer = self._answer
 
         class Handler(StreamRequestHandler):
@@ -56,32 +56,32 @@ class StatusSocket:
         self._path.unlink(missing_ok=True)
         server = _Server(str(self._path), Handler)
         self._path.chmod(_MODE)
-        # Without an interval it wakes for those who connect only.
+        # Without a poll interval it wakes only for connections.
         threading.Thread(
             target=server.serve_forever, args=(None,), name="status", daemon=True
         ).start()
 
     def stop(self) -> None:
-        """Be found by nobody any more."""
+        """Remove the socket."""
         self._path.unlink(missing_ok=True)
 
 
 class _Server(ThreadingUnixStreamServer):
     daemon_threads = True
-    # Who comes while so many wait is told that the daemon does not answer.
+    # Clients beyond this many waiting ones see that the daemon does not answer.
     request_queue_size = 128
 
     def handle_error(self, _request: object, _client: object) -> None:
-        # Who went away before the end of the answer, most likely.
-        log.debug("status could not be told", exc_info=True)
+        # Most likely the client disconnected before the end of the answer.
+        log.debug("status could not be sent", exc_info=True)
 
 
 def ask(path: Path) -> str:
-    """What the daemon answers. Raises NotRunning, PrivilegeError."""
+    """Get the daemon's answer. Raises NotRunning, PrivilegeError."""
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            # Blocking, with the kernel's own limit: by Python's, connect(2) to a socket where
-            # others wait would fail at once.
+            # Blocking, with the kernel's timeout: with Python's, connect(2) fails at once if the
+            # backlog of the socket is full.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
             connection.connect(str(path))
             connection.settimeout(_PATIENCE_SECONDS)
@@ -90,7 +90,7 @@ def ask(path: Path) -> str:
                 parts.append(part)
         except PermissionError as error:
             raise PrivilegeError(
-                "this is told to root and to members of the group vm-onetoone-nat only",
+                "only root and members of the group vm-onetoone-nat may read the status",
                 hint="run it with sudo, or 'sudo adduser USER vm-onetoone-nat' and log in again",
             ) from error
         except (TimeoutError, BlockingIOError) as error:

@@ -1,4 +1,4 @@
-"""How `status` shows a report to a person: a table that fits a terminal. Pure."""
+"""The text output of `status`: a table that fits a terminal. Pure."""
 
 import textwrap
 from unicodedata import combining, east_asian_width
@@ -25,9 +25,9 @@ _NARROWEST = 8
 
 
 def render_report(report: Report, width: int = WIDTH, *, colour: bool = False) -> list[str]:
-    """The lines to show; none is wider than `width` where that can be.
+    """The lines of the table, not wider than `width` if possible.
 
-    A guest's name is shortened before the table becomes wider. A reason stands below its mapping.
+    Guests' names are shortened before the table becomes wider. A reason is below its mapping.
     """
     rows = [tuple(map(printable, _cells(entry))) for entry in report.entries]
     widths = [max(map(_columns, column)) for column in zip(_HEADINGS, *rows, strict=True)]
@@ -49,7 +49,7 @@ def render_report(report: Report, width: int = WIDTH, *, colour: bool = False) -
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units at most; in five characters at most, up to 27 years."""
+    """A time in at most two units and, up to 27 years, five characters: 5s, 3m, 2h05, 4d02."""
     whole = int(seconds)
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if minutes < 1:
@@ -120,17 +120,17 @@ def _fit(cells: tuple[str, ...], widths: list[int]) -> list[str]:
 
 
 def _columns(text: str) -> int:
-    """How wide a terminal shows it: Chinese, Japanese and Korean characters are two wide."""
+    """The width in a terminal: Chinese, Japanese and Korean characters take two columns."""
     return sum(2 if east_asian_width(c) in "WF" else not combining(c) for c in text)
 
 
 def printable(text: str) -> str:
-    """A guest's name is whatever somebody gave it: no escape sequence of it gets to a terminal."""
+    """Replace unprintable characters: names of guests may contain escape sequences."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def wrapped(heading: str, text: str, width: int) -> list[str]:
-    """A text in lines of that width, after a heading and below its end; no word is broken."""
+    """Wrap a text after a heading, aligned below its end; no word is broken."""
     return textwrap.wrap(
         printable(text),
         max(width, len(heading) + 20),

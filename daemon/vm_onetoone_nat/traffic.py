@@ -1,6 +1,6 @@
-"""What each mapping has carried, from the counters in our table.
+"""The traffic of each mapping, from the counters in our table.
 
-Pure. The counters begin with the mapping, and again when the table is written anew.
+Pure. Counters start at 0 when the mapping is created, and again when the table is replaced.
 """
 
 from collections.abc import Mapping as ReadOnly
@@ -12,12 +12,12 @@ from typing import Any
 from vm_onetoone_nat.state import Mapping
 
 _COUNTED = ("external", "internal", "inbound", "outbound")
-"""The maps and sets of our table that have an address as key, and count."""
+"""The maps and sets of our table with an address as key and with counters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Connections, and the packets and bytes of both their directions, as forwarded."""
+    """Connections, and the forwarded packets and bytes in both their directions."""
 
     connections: int = 0
     packets: int = 0
@@ -33,7 +33,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """The entries of a mapping in connection tracking, and how many flows go past it."""
+    """The entries of a mapping in connection tracking, and those that bypass it."""
 
     entries: int
     elsewhere: int
@@ -41,13 +41,13 @@ class Tracked:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The traffic of connections to each external address, and from each internal one."""
+    """The traffic of connections to each external and from each internal address."""
 
     inbound: ReadOnly[IPv4Address, Traffic]
     outbound: ReadOnly[IPv4Address, Traffic]
 
     def of(self, mapping: Mapping) -> tuple[Traffic, Traffic]:
-        """What came in by a mapping, and what its guest began itself."""
+        """The traffic of connections to a mapping's guest, and of those from it."""
         none = Traffic()
         outbound = self.outbound.get(mapping.internal, none) if mapping.internal else none
         return self.inbound.get(mapping.external, none), outbound
@@ -77,7 +77,7 @@ def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
 def _joined(
     translated: dict[IPv4Address, tuple[int, int]], forwarded: dict[IPv4Address, tuple[int, int]]
 ) -> dict[IPv4Address, Traffic]:
-    """A NAT map is looked up for the first packet of a connection only: it counts connections."""
+    """NAT maps count connections: they are looked up for the first packet of each only."""
     return {
         address: Traffic(translated.get(address, (0, 0))[0], packets, size)
         for address, (packets, size) in forwarded.items()

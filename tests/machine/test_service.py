@@ -127,7 +127,7 @@ def test_bad_reload(service: Service, lan: Lan, guest: NamespaceGuest) -> None:
     reload = service.host.run("systemctl", "reload", UNIT, check=False)
     assert reload.returncode != 0
     problem = (
-        f"{service.config}: mapping[1].external: '{external(1)}' is already that of mapping[0]"
+        f"{service.config}: mapping[1].external: '{external(1)}' is already used by mapping[0]"
     )
     said = entries(service, Event.CONFIGURATION_REFUSED)[refused:]
     assert [e["PRIORITY"] for e in said] == ["3"]
