@@ -1,1 +1,1 @@
-"""Speed and scale, measured side by side in the lab's namespaces; `bench/run.sh` runs all of it."""
+"""Measures speed and scale side by side in the lab's namespaces; `bench/run.sh` runs it."""

@@ -1,4 +1,4 @@
-"""Measures everything, prints it, and renews the figures in docs/performance.md and its plot."""
+"""Measures everything, prints it, and updates the figures and the plot in docs/performance.md."""
 
 import argparse
 import shutil
@@ -12,9 +12,9 @@ _RESULTS = Path("build/bench.json")
 
 
 def main() -> None:
-    """The whole of it, or, with --report, the table and plot of the last run alone."""
+    """Run everything, or, with --report, write the table and plot of the last run again."""
     parser = argparse.ArgumentParser(prog="bench/run.sh", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small numbers, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="small numbers, to check that it runs")
     parser.add_argument("--report", action="store_true", help="from the last run's figures")
     arguments = parser.parse_args()
     if arguments.report:
@@ -38,7 +38,7 @@ def _measure(figures: Figures, *, quick: bool) -> None:
     control.install(figures, tuple(sorted({*sizes, *(() if quick else (250,))})), rounds)
     control.detection(figures, most, rounds)
     for count in sizes:
-        # A hundred at 1,000, so that there is a 99th percentile.
+        # A hundred values at 1,000, for a 99th percentile.
         control.changes(figures, count, rounds=4 if quick else 50 if count == most else 8)
     control.real_changes(figures, most, rounds=2 if quick else 5)
     datapath.datapath(figures, most, rounds=2 if quick else 11)

@@ -1,4 +1,4 @@
-"""What it costs to put mappings into the kernel, and to keep them there."""
+"""The cost of writing mappings to the kernel, and of keeping them there."""
 
 import re
 import tempfile
@@ -29,7 +29,7 @@ MEMORY = "resident memory"
 START = "start until ready, adopting"
 
 _QUIET_SECONDS = 0.25
-"""So long after the last write nothing more is going on; a pass takes less."""
+"""Without a write for so long the kernel is quiet; a pass takes less."""
 
 _PASSES = 20
 
@@ -48,7 +48,7 @@ _TEST_DOMAIN = """
 
 
 def install(figures: Figures, counts: tuple[int, ...], rounds: int) -> None:
-    """The first install, by all sides in turn; then what the daemon costs while it has them."""
+    """The first install, by all sides in turn; then reload, restart and memory of the daemon."""
     with _laptop() as (host, directory):
         host.start_libvirt()
         hook, limit = Hook(host), Limit(host)
@@ -67,7 +67,7 @@ def install(figures: Figures, counts: tuple[int, ...], rounds: int) -> None:
                     _wait(observer, "address removed", count)
                     _settle(observer)
                     host.start_network()
-                    # And the bridge's own.
+                    # The bridge's own address is one more.
                     seen = _wait(observer, "address added", count + 1)
                     (began,) = (each.at for each in seen if each.what == "network started")
                     times["this"].append(_last(seen) - began)
@@ -91,7 +91,7 @@ def install(figures: Figures, counts: tuple[int, ...], rounds: int) -> None:
 
 
 def detection(figures: Figures, count: int, rounds: int) -> None:
-    """The first install as the daemon comes: the LAN is asked for each address before."""
+    """The first install with conflict detection, as by default: each address is probed first."""
     with _laptop() as (host, directory):
         host.start_libvirt()
         values = []
@@ -108,10 +108,10 @@ def detection(figures: Figures, count: int, rounds: int) -> None:
 
 
 def changes(figures: Figures, count: int, rounds: int) -> None:
-    """One guest of many starts and stops, nothing happens, and all of them start and stop.
+    """One guest of many starts and stops; a converged pass; all guests start and stop at once.
 
-    The guests are domains of libvirt's `test` driver in the libvirtd of the laptop: their events
-    and lists come over its socket as real ones do, and no emulator takes the processors.
+    The guests are domains of libvirt's `test` driver in the laptop's libvirtd: their events and
+    lists come over its socket as those of real guests, and no emulator uses the processors.
     """
     with _laptop() as (host, directory):
         host.libvirtd.start()
@@ -137,7 +137,7 @@ def changes(figures: Figures, count: int, rounds: int) -> None:
 
 
 def real_changes(figures: Figures, count: int, rounds: int) -> None:
-    """One real domain, of QEMU under emulation, starts and stops among mappings."""
+    """One real domain, in QEMU with software emulation, starts and stops among mappings."""
     with _laptop() as (host, directory):
         host.start_libvirt()
         nic = (mac_of(internal(count)), "default")
@@ -155,7 +155,7 @@ def real_changes(figures: Figures, count: int, rounds: int) -> None:
 
 
 def _burst(figures: Figures, product: Product, observer: Observer, names: list[str]) -> None:
-    """All of them switched within one second, once off and once on."""
+    """All domains are switched within one second, once off and once on."""
     lags, passes = [], []
     for _ in range(2):
         before = len(product.log())
@@ -171,7 +171,7 @@ def _burst(figures: Figures, product: Product, observer: Observer, names: list[s
 def _single(
     observer: Observer, name: str, rounds: int, *, begin_on: bool = True
 ) -> Iterator[float]:
-    """From libvirt's event to the last of what follows from it in the kernel, in ms."""
+    """The time from libvirt's event to the last write in the kernel that follows, in ms."""
     for number in range(2 * rounds):
         on = bool(number % 2) == begin_on
         (observer.start if on else observer.stop_domain)(name)
@@ -180,17 +180,17 @@ def _single(
         verb = "added" if on else "removed"
         found = Counter(each.what for each in written)
         assert found == {f"element {verb}": 4, f"address {verb}": 1}, found
-        told = f"domain {'started' if on else 'stopped'}"
-        (event,) = (each.at for each in seen if each.what == told)
+        event_name = f"domain {'started' if on else 'stopped'}"
+        (event,) = (each.at for each in seen if each.what == event_name)
         yield 1000 * (_last(seen) - event)
 
 
 def _converged(host: Laptop, product: Product, observer: Observer) -> Iterator[float]:
-    """How long a pass takes that finds nothing to write, by the daemon's own log, in ms."""
+    """The duration of a pass without a write, from the daemon's log, in ms."""
     took = re.compile(r"the pass took ([0-9.]+) ms")
     for number in range(_PASSES):
         before = len(product.log())
-        # News of a link, and nothing to do about it.
+        # A link notification that needs no write.
         host.run("ip", "link", "set", LIBVIRT_BRIDGE, "txqueuelen", str(1000 + number))
         time.sleep(_QUIET_SECONDS)
         yield from (float(ms) for ms in took.findall(product.log()[before:]))
@@ -198,14 +198,14 @@ def _converged(host: Laptop, product: Product, observer: Observer) -> Iterator[f
 
 
 def _written(observer: Observer, count: int, begin: Callable[[], float]) -> float:
-    """The seconds from the beginning of something until so many mappings are in the kernel."""
+    """The time from `begin` until this many mappings are in the kernel, in s."""
     observer.take()
     began = begin()
     return _last(_wait(observer, "address added", count)) - began
 
 
 def _wait(observer: Observer, what: str, count: int) -> list[Seen]:
-    """All that is seen until so many of one kind have been."""
+    """Collect events until this many of one kind have been seen."""
     seen: list[Seen] = []
 
     def complete() -> bool:
@@ -217,12 +217,12 @@ def _wait(observer: Observer, what: str, count: int) -> list[Seen]:
 
 
 def _last(seen: list[Seen]) -> float:
-    """When the last write was seen."""
+    """The time of the last write."""
     return max(each.at for each in seen if each.what.startswith(("element", "address")))
 
 
 def _settle(observer: Observer) -> list[Seen]:
-    """Wait until nothing more is going on, and return what was."""
+    """Collect events until the kernel is quiet."""
     seen: list[Seen] = []
     while True:
         time.sleep(_QUIET_SECONDS)

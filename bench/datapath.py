@@ -1,4 +1,4 @@
-"""What a packet costs: connections, packets and bytes through the first and the last mapping."""
+"""The datapath: connections, packets and bytes through the first and the last mapping."""
 
 import tempfile
 from contextlib import ExitStack
@@ -27,7 +27,7 @@ _LOAD = Path(__file__).parent.parent / "build" / "load"
 
 @dataclass(frozen=True)
 class _Target:
-    """Where one side is measured: from a LAN of its own, to the guest behind an address."""
+    """One side's measurement: from a LAN of its own, to the guest behind an address."""
 
     side: str
     count: int
@@ -36,7 +36,7 @@ class _Target:
 
 
 def datapath(figures: Figures, count: int, rounds: int) -> None:
-    """Every side in turn, again and again: what happens meanwhile on the machine happens to all."""
+    """Measure all sides in turn, in several rounds, so that load on the machine affects all."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         targets = [_plain(stack)]
@@ -59,7 +59,7 @@ def _measure(kind: str, target: _Target) -> float:
 
 
 def _plain(stack: ExitStack) -> _Target:
-    """A router, with neither a rule nor connection tracking."""
+    """A router without rules and without connection tracking."""
     lan, host = _laptop(stack)
     host.run("ip", "link", "add", LIBVIRT_BRIDGE, "type", "bridge", "forward_delay", "0")
     host.run("ip", "address", "add", str(GATEWAY), "dev", LIBVIRT_BRIDGE)

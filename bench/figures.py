@@ -1,4 +1,4 @@
-"""What was measured: raw values, and what they say."""
+"""Measured values, and statistics of them."""
 
 import json
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """The median."""
         return median(self.values)
 
     def percentile(self, part: int) -> float:
-        """The least value that so many per cent do not exceed."""
+        """The smallest value that this many per cent of the values do not exceed."""
         return sorted(self.values)[ceil(len(self.values) * part / 100) - 1]
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Figure:
 
 
 class Figures:
-    """All figures of a run, each printed as it comes."""
+    """All figures of a run; each is printed when it is added."""
 
     def __init__(self, figures: Iterable[Figure] = ()) -> None:
         self.all = list(figures)
@@ -45,14 +45,14 @@ class Figures:
     def add(
         self, measure: str, side: str, count: int, unit: str, values: Iterable[float]
     ) -> Figure:
-        """Take note of a figure."""
+        """Add and print a figure."""
         figure = Figure(measure, side, count, unit, tuple(values))
         self.all.append(figure)
         print(figure, flush=True)
         return figure
 
     def find(self, measure: str, side: str, count: int) -> Figure | None:
-        """A figure, if it was measured."""
+        """The figure, or None if it was not measured."""
         return next(
             (
                 figure
@@ -69,6 +69,6 @@ class Figures:
 
     @classmethod
     def read(cls, path: Path) -> "Figures":
-        """What `write` wrote."""
+        """Read what `write` wrote."""
         entries = json.loads(path.read_text())
         return cls(Figure(**{**each, "values": tuple(each["values"])}) for each in entries)

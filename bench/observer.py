@@ -1,4 +1,4 @@
-"""The witness inside the laptop: when libvirt told of something, and when the kernel had it."""
+"""Observes, inside the laptop, the times of libvirt's events and of changes in the kernel."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _PROGRAM = Path(__file__).with_name("inside") / "observer.py"
 
 @dataclass(frozen=True)
 class Seen:
-    """Something that the observer saw; `at` is in seconds, monotonic."""
+    """An observed event; `at` is monotonic, in seconds."""
 
     at: float
     what: str
@@ -24,8 +24,8 @@ class Seen:
 class Observer:
     """A process of its own in `host`, connected to the libvirt at `uri`.
 
-    `transient` are definitions, in XML, of networks and domains that it creates and that live as
-    long as its connection, in libvirt's `test` driver.
+    `transient` are XML definitions of networks and domains that it creates; in libvirt's `test`
+    driver they exist as long as its connection.
     """
 
     def __init__(self, host: Namespace, uri: str, transient: tuple[str, ...] = ()) -> None:
@@ -53,7 +53,7 @@ class Observer:
             process.kill()
 
     def take(self) -> list[Seen]:
-        """What it has seen since the last call, in order."""
+        """The events since the last call, in order."""
         return sorted((Seen(*each) for each in self._ask("take")), key=lambda each: each.at)
 
     def start(self, domain: str) -> None:
@@ -61,11 +61,11 @@ class Observer:
         self._ask("start", domain)
 
     def stop_domain(self, domain: str) -> None:
-        """Pull a domain's plug."""
+        """Destroy a domain."""
         self._ask("stop", domain)
 
     def toggle(self, seconds: float, domains: list[str]) -> None:
-        """Switch these domains, one after another within that time."""
+        """Start or destroy each of these domains, one after another within that time."""
         self._ask("toggle", str(seconds), *domains)
 
     def _ask(self, *words: str) -> Any:

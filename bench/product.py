@@ -1,4 +1,4 @@
-"""The daemon as a process of its own, as it is installed, and what it costs."""
+"""The daemon in a process of its own, as installed, and its resources."""
 
 import socket
 import sys
@@ -14,7 +14,7 @@ from .laptop import Laptop, external, internal
 
 
 class Product(Daemon):
-    """`vm-onetoone-nat run` under a service manager that this class plays."""
+    """`vm-onetoone-nat run`; this class acts as its service manager."""
 
     def __init__(self, host: Laptop, directory: Path, *, verbose: bool = False) -> None:
         super().__init__(host, directory)
@@ -29,7 +29,7 @@ class Product(Daemon):
         threading.Thread(target=self._listen, daemon=True).start()
 
     def map(self, count: int, *, detect: bool = False, **keys: str) -> None:
-        """Write a configuration of that many mappings; `keys` are format strings of `n`."""
+        """Write a configuration of this many mappings; `keys` are format strings with `n`."""
         lines = ["[settings]", f"conflict_detection = {str(detect).lower()}"]
         if uri := keys.pop("uri", None):
             lines.append(f'libvirt_uri = "{uri}"')
@@ -38,32 +38,32 @@ class Product(Daemon):
             self.add(n, **{key: value.format(n=n) for key, value in keys.items()})
 
     def add(self, n: int, **keys: str) -> None:
-        """Write one mapping more."""
+        """Append one mapping."""
         lines = ["[[mapping]]", f'external = "{external(n)}"', f'internal = "{internal(n)}"']
         lines += [f'{key} = "{value}"' for key, value in keys.items()]
         with self.host.path(self.config).open("a") as file:
             file.write("\n".join(lines) + "\n")
 
     def begin(self) -> float:
-        """Start it, and wait until it is ready: how long that took, in seconds."""
-        self._forget()
+        """Start it and wait until it is ready; return how long that took, in seconds."""
+        self._discard()
         began = time.monotonic()
         self.start(env={"NOTIFY_SOCKET": "/run/lab/notify"})
         return self.ready() - began
 
     def reload_at(self) -> float:
-        """SIGHUP: when it was sent."""
-        self._forget()
+        """Send SIGHUP; return the time at which it was sent."""
+        self._discard()
         began = time.monotonic()
         self.reload()
         return began
 
     def ready(self, timeout: float = 120) -> float:
-        """Wait until it tells that it is ready: when that was, on the monotonic clock."""
+        """Wait for its READY=1; return its time, monotonic."""
         return self._ready.get(timeout=timeout)
 
     def end(self) -> None:
-        """Stop it, and remove all that is its own."""
+        """Stop it, and clean up."""
         if self.process is not None and not self.ended:
             self.stop()
         done = self.command("cleanup")
@@ -71,13 +71,13 @@ class Product(Daemon):
 
     @property
     def pid(self) -> int:
-        """Its pid as this process sees it."""
+        """Its PID in this process's namespace."""
         assert self.process is not None
         process = self.process
         return wait_for(lambda: process.inner_pid or 0, 10, "the daemon has started")
 
     def resident(self) -> dict[str, int]:
-        """Its memory in bytes, by /proc/PID/status: VmRSS now, VmHWM at most, and its parts."""
+        """Its memory in bytes, from /proc/PID/status: VmRSS, its peak VmHWM, and its parts."""
         status = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in status)
         return {
@@ -85,13 +85,13 @@ class Product(Daemon):
             for name in ("VmRSS", "VmHWM", "RssAnon", "RssFile")
         }
 
-    def _forget(self) -> None:
-        """What it told before what comes now."""
+    def _discard(self) -> None:
+        """Discard earlier READY=1 messages."""
         while not self._ready.empty():
             self._ready.get()
 
     def _listen(self) -> None:
-        """Take all that it says at once: who speaks to a service manager waits for it."""
+        """Receive messages at once: the sender blocks while the socket is full."""
         while True:
             if self._notify.recv(4096).startswith(b"READY=1"):
                 self._ready.put(time.monotonic())

@@ -42,7 +42,7 @@ def _lines(table: Iterator[str]) -> str:
 
 
 def _machine() -> str:
-    """What it was measured on."""
+    """The machine, in words."""
     cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text(), re.MULTILINE)
     release = re.search(r'^PRETTY_NAME="(.*)"', Path("/etc/os-release").read_text(), re.MULTILINE)
@@ -57,7 +57,7 @@ def _machine() -> str:
 
 
 def _targets(figures: Figures) -> Iterator[str]:
-    """The rows that there is something to reach in."""
+    """The rows that have a target."""
     yield from _head("measure", "to reach", "measured", "reached")
 
     def row(what: str, goal: str, measured: str, reached: bool) -> str:
@@ -155,7 +155,7 @@ def _plot(figures: Figures, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    # The same figures are the same file.
+    # The same figures give the same file.
     mpl.rcParams["svg.hashsalt"] = "bench"
     from matplotlib import pyplot as plt
 

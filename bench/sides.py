@@ -1,4 +1,4 @@
-"""The other sides: what people do today, and the least that the same state costs."""
+"""The other sides: the usual hook script, and the lower limit for writing the same state."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ from vm_onetoone_nat.state import DEFAULT_FWMARK, TABLE
 
 from .laptop import Laptop, external, internal
 
-# The script of the network's hook: one `ip` and three `iptables` for each pair.
+# A libvirt network hook: one `ip` and three `iptables` calls for each pair.
 _HOOK = f"""
 while read -r external prefix internal; do
     ip address add "$external/$prefix" brd + dev {UPLINK} scope global noprefixroute
@@ -20,26 +20,26 @@ done
 
 
 class Side:
-    """A way to install mappings, timed as a whole, that can be undone."""
+    """A way to install mappings, timed as a whole, and to remove them."""
 
     def __init__(self, host: Laptop) -> None:
         self.host = host
         self._before = host.run("iptables-save").stdout
 
     def install(self, count: int) -> float:
-        """Install so many mappings on a host without any: the seconds it took."""
+        """Install this many mappings on a host without any; return the time in seconds."""
         began = time.monotonic()
         self._install(count)
         return time.monotonic() - began
 
     def remove(self) -> None:
-        """Put back what was there before."""
+        """Restore the state from before."""
         self.host.run("iptables-restore", input=self._before)
         self.host.run("sh", "-c", f"nft delete table inet {TABLE} 2>/dev/null || true")
         self.host.lease()
 
     def prepare(self, count: int) -> None:
-        """What has to be there before."""
+        """Prepare what `install` needs; not timed."""
 
     def _install(self, count: int) -> None:
         raise NotImplementedError
@@ -64,7 +64,7 @@ class Limit(Side):
     name = "limit"
 
     def capture(self, directory: Path) -> None:
-        """Take the state from a host that the daemon has converged."""
+        """Record the state of a host on which the daemon has converged."""
         table = self.host.run("nft", "--stateless", "list", "table", "inet", TABLE).stdout
         mark = f"{DEFAULT_FWMARK:#x}"
         accept = f"insert rule ip filter FORWARD meta mark and {mark} == {mark} accept\n"

@@ -1,4 +1,4 @@
-"""The demo: a laptop, its guests and its LAN in namespaces, and the daemon at work on them."""
+"""The demo: a laptop, its guests and its LAN in namespaces, with the daemon running."""
 
 import shlex
 import subprocess
@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "vm_onetoone_nat", "--config", str(CONFIG))
 
 
 def main() -> None:
-    """Everything, from nothing to nothing."""
+    """Build the laptop, run the demo, remove everything."""
     began = time.monotonic()
     with doing("kernel and initramfs for the guests, from the distribution's packages"):
         image()
@@ -53,7 +53,7 @@ def main() -> None:
                 print(f"    {request.source} fetched {request.path}")
                 expect(request.source == external(n), "that is not the guest's address")
 
-            title(f"{guest_name(2)} is destroyed: its address falls silent")
+            title(f"{guest_name(2)} is destroyed: its address stops answering")
             show(host, "virsh", "destroy", guest_name(2))
             wait_for(lambda: f"{external(2)}/" not in addresses(host), 10, "the address goes")
             for n in GUESTS:
@@ -62,14 +62,14 @@ def main() -> None:
                 expect(answered == (n != 2), "that is wrong")
             show_daemon(host, "status")
 
-            title("The daemon stops: nothing is left of it")
+            title("The daemon stops: it leaves nothing behind")
             daemon.terminate()
             expect(daemon.wait(30) == 0, log.read_text())
             show(host, "ip", "-4", "-brief", "address", "show", "dev", UPLINK)
             show(host, "sh", "-c", "nft list tables; iptables -S FORWARD")
             expect(kernel_state(host) == before, "the kernel is not as it was before")
             print("    rules and addresses are, byte for byte, as they were before the daemon")
-    title(f"Done in {time.monotonic() - began:.0f} s; the namespaces are gone with all in them")
+    title(f"Done in {time.monotonic() - began:.0f} s; the namespaces are removed")
 
 
 def boot(host: Host, n: int) -> DomainGuest:
@@ -85,7 +85,7 @@ def addresses(host: Host) -> str:
 
 
 def kernel_state(host: Host) -> str:
-    """What the daemon changes: the whole ruleset, and every IPv4 address without its lifetime."""
+    """All that the daemon may change: the ruleset, and IPv4 addresses without lifetimes."""
     ruleset = host.run("nft", "--stateless", "list", "ruleset").stdout
     listed = host.run("ip", "-4", "-brief", "address", "show").stdout
     return ruleset + listed
@@ -97,7 +97,7 @@ def title(text: str) -> None:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Say what is being made, and how long it took."""
+    """Print what is being done, and how long it took."""
     print(f"\033[1m==> {what}\033[0m ...", end="", flush=True)
     began = time.monotonic()
     yield
@@ -105,7 +105,7 @@ def doing(what: str) -> Iterator[None]:
 
 
 def show(where: Namespace, *command: str) -> str:
-    """Run a command, show it with its output as on a terminal of that host."""
+    """Run a command, and print it and its output as on a terminal of that host."""
     print(f"  {where.name}# {shlex.join(command)}")
     output = where.run(*command).stdout
     print("".join(f"    {line}\n" for line in output.splitlines() if line), end="", flush=True)
@@ -113,14 +113,14 @@ def show(where: Namespace, *command: str) -> str:
 
 
 def show_daemon(host: Host, command: str) -> None:
-    """Show one of the daemon's own commands, by the name that it has when it is installed."""
+    """Show one of the daemon's commands, under its installed name."""
     print(f"  {host.name}# vm-onetoone-nat {command}")
     for line in host.run(*COMMAND, command).stdout.splitlines():
         print(f"    {line}", flush=True)
 
 
 def expect(true: bool, otherwise: str) -> None:
-    """End the demo with an error if something is not as promised."""
+    """Exit with an error unless `true`."""
     if not true:
         sys.exit(f"demo: {otherwise}")
 

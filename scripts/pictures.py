@@ -1,4 +1,4 @@
-"""The README's pictures: real commands, on a laptop of the lab, on a terminal of 80 columns."""
+"""The README's pictures: real commands on the lab's laptop, on a terminal of 80 columns."""
 
 import os
 import pty
@@ -30,7 +30,7 @@ table inet office {
 }
 """
 
-# As rich has it, but that no font is fetched from anywhere.
+# rich's format, without the download of a font.
 FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg"
   xml:space="preserve">
 <style>
@@ -71,7 +71,7 @@ def main() -> None:
 
 @contextmanager
 def laptop(lan: Lan, host: Host) -> Iterator[None]:
-    """The scenario's laptop: one guest is reached, one is off, and one address is another's."""
+    """The scenario's laptop: one guest active, one off, and one address in conflict."""
     host.start_libvirt()
     guests: list[DomainGuest] = [boot(host, n) for n in (1, 2, 3)]
     for guest in guests:
@@ -96,7 +96,7 @@ def laptop(lan: Lan, host: Host) -> Iterator[None]:
 
 
 def draw_command(host: Host, name: str, *arguments: str) -> None:
-    """A picture of one of the daemon's commands."""
+    """Draw one of the daemon's commands."""
     with terminal() as (slave, output):
         host.popen(*COMMAND, *arguments, stdout=slave, env={"TERM": "xterm"}).wait(60)
     draw(name, f"sudo vm-onetoone-nat {shlex.join(arguments)}", "".join(output))
@@ -104,7 +104,7 @@ def draw_command(host: Host, name: str, *arguments: str) -> None:
 
 @contextmanager
 def terminal() -> Iterator[tuple[int, list[str]]]:
-    """A terminal of so many columns; what was written to it, when it is closed."""
+    """A terminal of COLUMNS columns; the list has its output when it is closed."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (50, COLUMNS))
     output: list[str] = []
@@ -123,7 +123,7 @@ def terminal() -> Iterator[tuple[int, list[str]]]:
 
 
 def draw(name: str, command: str, output: str) -> None:
-    """A picture of a terminal in which a command was given."""
+    """Draw a terminal with a command and its output."""
     lines = output.replace("\r\n", "\n").rstrip("\n").split("\n")
     width = max(COLUMNS, *(len(Text.from_ansi(line)) for line in lines))
     with Path("/dev/null").open("w") as nowhere:

@@ -1,10 +1,10 @@
-"""Inside the laptop: what libvirt tells and what the kernel tells, each with its time.
+"""Inside the laptop: records libvirt's events and the kernel's notifications, with their times.
 
-Commands come line by line, and each is answered by one line of JSON:
+Each line of input is a command, and is answered by one line of JSON:
 
-- `start NAME`, `stop NAME`: the domain, and null.
-- `toggle SECONDS NAME…`: all of these, one after another within that time: off if on, on if off.
-- `take`: everything seen since the last `take`, as [time, what, detail]. Times are monotonic.
+- `start NAME`, `stop NAME`: start or destroy the domain; answers null.
+- `toggle SECONDS NAME…`: start or destroy each, one after another within that time; answers null.
+- `take`: all events since the last `take`, as [time, what, detail]. Times are monotonic.
 """
 
 import json

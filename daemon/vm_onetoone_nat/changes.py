@@ -47,32 +47,32 @@ class _Reasons:
         self._by_internal = {s.mapping.internal: s for s in statuses if s.mapping.internal}
 
     def of(self, write: Write) -> str:
-        return self._why(write.about, write.comes)
+        return self._why(write.about, write.adds)
 
     @singledispatchmethod
-    def _why(self, about: object, comes: bool) -> str:
+    def _why(self, about: object, adds: bool) -> str:
         raise TypeError(about)
 
     @_why.register
-    def _(self, about: str, comes: bool) -> str:
+    def _(self, about: str, adds: bool) -> str:
         return about
 
     @_why.register
-    def _(self, about: Address, comes: bool) -> str:
-        return self._mapping(self._by_external.get(about.interface.ip), comes)
+    def _(self, about: Address, adds: bool) -> str:
+        return self._mapping(self._by_external.get(about.interface.ip), adds)
 
     @_why.register
-    def _(self, about: Translation, comes: bool) -> str:
-        return self._mapping(self._by_external.get(about.external), comes)
+    def _(self, about: Translation, adds: bool) -> str:
+        return self._mapping(self._by_external.get(about.external), adds)
 
     @_why.register
-    def _(self, about: ChainName, comes: bool) -> str:
-        if comes:
+    def _(self, about: ChainName, adds: bool) -> str:
+        if adds:
             return f"chain {about} would refuse guests"
         return f"chain {about} needs one rule of ours, at its head"
 
     @_why.register
-    def _(self, about: OurTable, comes: bool) -> str:
+    def _(self, about: OurTable, adds: bool) -> str:
         observed = self._seen.observed.table
         if observed is None:
             return "our table does not exist"
@@ -81,23 +81,23 @@ class _Reasons:
         return "another program changed our table"
 
     @_why.register
-    def _(self, about: Element, comes: bool) -> str:
+    def _(self, about: Element, adds: bool) -> str:
         if about.container == "uplink":
             return "the uplink is the interface of the default route, or the configured one"
         if about.container == "hairpin":
             return HAIRPIN
         address = IPv4Address(about.key.partition(" . ")[0])
         known = self._by_external if about.container in _BY_EXTERNAL else self._by_internal
-        return self._mapping(known.get(address), comes)
+        return self._mapping(known.get(address), adds)
 
-    def _mapping(self, status: MappingStatus | None, comes: bool) -> str:
+    def _mapping(self, status: MappingStatus | None, adds: bool) -> str:
         if status is None:
             return "no mapping needs it any more"
         mapping = status.mapping
         name = mapping.subject
         if status.state is not MappingState.ACTIVE:
             return f"{name} is {status.state.value}, {status.reason}"
-        if comes:
+        if adds:
             return f"{name} gets {mapping.external}"
         return f"the mapping of {name} is {mapping.external} to {mapping.internal}"
 

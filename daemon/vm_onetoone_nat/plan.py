@@ -132,17 +132,17 @@ class OurTable:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write of a plan, as text: `comes` is true for an addition, false for a removal.
+    """One write of a plan, as text: `adds` is true for an addition, false for a removal.
 
     `about` is the object that the write is for, or the reason if all such writes have the same.
     """
 
-    comes: bool
+    adds: bool
     what: str
     about: Address | Element | Translation | ChainName | OurTable | str
 
     def __str__(self) -> str:
-        return f"{'+' if self.comes else '-'} {self.what}"
+        return f"{'+' if self.adds else '-'} {self.what}"
 
 
 def writes(planned: Plan) -> tuple[Write, ...]:
