@@ -14,4 +14,4 @@ mkdir -p build
 gcc -O2 -Wall -Wextra -o build/load bench/load.c
 
 say "measuring; nothing else should run on this machine"
-PYTHONPATH=tests exec .venv/bin/python -m bench "$@"
+PYTHONPATH=tests/support exec .venv/bin/python -m bench "$@"

@@ -25,7 +25,7 @@ from lab.addresses import LAN_CLIENT, UPLINK, external, internal
 from running import UNIT, Service, mapping
 from vm_onetoone_nat.events import Event
 
-HANG = Path(__file__).parent.parent / "lab/inside/hang.py"
+HANG = Path(__file__).parent.parent / "support/lab/inside/hang.py"
 LIBVIRT = ("libvirtd.service", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
 
 

@@ -16,7 +16,7 @@ from vm_onetoone_nat.cli import _parser
 from vm_onetoone_nat.report import Entry, Report, to_json
 from vm_onetoone_nat.state import MappingState
 
-COMPLETION = Path(__file__).parent.parent / "completion"
+COMPLETION = Path(__file__).parents[2] / "completion"
 
 # Ctrl-X a puts all that is offered on the line, Ctrl-X l tells what the line is then.
 ALL, TELL = "\x18a", "\x18l"

@@ -6,7 +6,7 @@ from pathlib import Path
 from lab import Machine
 
 PORT = 7000
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 SOURCES = "/root/vm-onetoone-nat"
 INSTALL = f"{SOURCES}/scripts/install.sh"
 PAGES = ("man8/vm-onetoone-nat.8", "man5/vm-onetoone-nat.toml.5")

@@ -9,7 +9,7 @@ from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.unit import decide
 
 UNIT = "vm-onetoone-nat.service"
-SYSTEMD = Path(__file__).parent.parent / "systemd"
+SYSTEMD = Path(__file__).parents[2] / "systemd"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from vm_onetoone_nat.report import BOUNDS, Entry, Passes, Report, Running
 from vm_onetoone_nat.state import MappingState
 from vm_onetoone_nat.traffic import Traffic
 
+CONTRACT = {"external", "internal", "domain", "network", "state", "reason"}
+"""What every mapping in `status --json` has."""
+
 DAY = 86400.0
 PASSES = Passes(
     total=20,

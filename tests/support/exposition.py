@@ -1,6 +1,10 @@
 """What Prometheus' own parser reads in an exposition."""
 
+from dataclasses import replace
+
 from prometheus_client.parser import text_string_to_metric_families
+from reports import report
+from vm_onetoone_nat.metrics import exposition
 
 
 def samples(text: str) -> dict[str, float]:
@@ -17,3 +21,9 @@ def samples(text: str) -> dict[str, float]:
             assert key not in found
             found[key] = sample.value
     return found
+
+
+def exposed(*entries: object, **changes: object) -> dict[str, float]:
+    """The samples of a report of these entries."""
+    told = replace(report(*entries), **changes)  # type: ignore[arg-type]
+    return samples(exposition(lambda: told))

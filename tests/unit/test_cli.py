@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 OWN_NETWORK = ("unshare", "--net")
 

@@ -33,7 +33,7 @@ from vm_onetoone_nat.state import (
     Service,
 )
 
-EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 BOUNDED = settings(
     max_examples=40_000 if settings().max_examples > 150 else 150,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -15,7 +15,7 @@ from vm_onetoone_nat.report import Passes, Report, Running
 from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, parse
 from vm_onetoone_nat.state import Cause, MappingState, Range
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS, CODE, UNITS = ROOT / "docs", ROOT / "daemon" / "vm_onetoone_nat", ROOT / "systemd"
 COMMAND, FILE = "vm-onetoone-nat.8", "vm-onetoone-nat.toml.5"
 HEADINGS = {

@@ -31,8 +31,6 @@ from vm_onetoone_nat.state import (
 )
 from vm_onetoone_nat.traffic import Counters, Traffic, parse_counters
 
-CONTRACT = {"external", "internal", "domain", "network", "state", "reason"}
-
 counts = st.integers(0, 2**64)
 times = st.floats(0, 1e9)
 traffics = st.none() | st.builds(Traffic, counts, counts, counts)
