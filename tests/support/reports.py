@@ -1,8 +1,9 @@
 """Reports with known figures: the guests of the address plan, after a day."""
 
+from hypothesis import strategies as st
 from lab.addresses import UPLINK, external, guest_name, internal
 from vm_onetoone_nat.report import BOUNDS, Entry, Passes, Report, Running
-from vm_onetoone_nat.state import MappingState
+from vm_onetoone_nat.state import AddressSource, MappingState, Origin
 from vm_onetoone_nat.traffic import Traffic
 
 CONTRACT = {"external", "internal", "domain", "network", "state", "reason"}
@@ -40,3 +41,40 @@ def entry(n: int, state: MappingState = MappingState.ACTIVE, reason: str = "") -
 def report(*entries: Entry) -> Report:
     """What a daemon that runs tells of these."""
     return Report(UPLINK, True, entries, Running(4711, "1.2.3", DAY, PASSES))
+
+
+counts = st.integers(0, 2**64)
+times = st.floats(0, 1e9)
+traffics = st.none() | st.builds(Traffic, counts, counts, counts)
+entries = st.builds(
+    Entry,
+    external=st.none() | st.text(),
+    internal=st.none() | st.text(),
+    domain=st.none() | st.text(),
+    network=st.text(),
+    state=st.sampled_from(MappingState),
+    reason=st.text(),
+    origin=st.sampled_from([each.value for each in Origin]),
+    source=st.none() | st.sampled_from([each.value for each in AddressSource]),
+    seconds=st.none() | times,
+    inbound=traffics,
+    outbound=traffics,
+)
+passes = st.builds(
+    Passes,
+    total=counts,
+    failed=counts,
+    wrote=counts,
+    seconds=times,
+    within=st.tuples(*(counts for _ in BOUNDS)),
+    repairs=st.dictionaries(st.text(), counts),
+)
+daemons = st.builds(Running, pid=counts, version=st.text(), seconds=times, passes=passes)
+reports = st.builds(
+    Report,
+    uplink=st.text(),
+    libvirt=st.booleans(),
+    entries=st.lists(entries).map(tuple),
+    daemon=st.none() | daemons,
+)
+"""Any report."""

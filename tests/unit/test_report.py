@@ -5,16 +5,11 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from lab.addresses import external, guest_name, internal
-from reports import DAY, PASSES, entry, report
+from reports import CONTRACT, DAY, PASSES, entry, report, reports
 from vm_onetoone_nat.errors import VmNatError
 from vm_onetoone_nat.report import (
-    BOUNDS,
-    Entry,
-    Passes,
     Report,
-    Running,
     UnreadableReport,
     from_json,
     mapped,
@@ -26,45 +21,9 @@ from vm_onetoone_nat.state import (
     Mapping,
     MappingState,
     MappingStatus,
-    Origin,
     Unmapped,
 )
 from vm_onetoone_nat.traffic import Counters, Traffic, parse_counters
-
-counts = st.integers(0, 2**64)
-times = st.floats(0, 1e9)
-traffics = st.none() | st.builds(Traffic, counts, counts, counts)
-entries = st.builds(
-    Entry,
-    external=st.none() | st.text(),
-    internal=st.none() | st.text(),
-    domain=st.none() | st.text(),
-    network=st.text(),
-    state=st.sampled_from(MappingState),
-    reason=st.text(),
-    origin=st.sampled_from([each.value for each in Origin]),
-    source=st.none() | st.sampled_from([each.value for each in AddressSource]),
-    seconds=st.none() | times,
-    inbound=traffics,
-    outbound=traffics,
-)
-passes = st.builds(
-    Passes,
-    total=counts,
-    failed=counts,
-    wrote=counts,
-    seconds=times,
-    within=st.tuples(*(counts for _ in BOUNDS)),
-    repairs=st.dictionaries(st.text(), counts),
-)
-daemons = st.builds(Running, pid=counts, version=st.text(), seconds=times, passes=passes)
-reports = st.builds(
-    Report,
-    uplink=st.text(),
-    libvirt=st.booleans(),
-    entries=st.lists(entries).map(tuple),
-    daemon=st.none() | daemons,
-)
 
 
 @given(reports)
