@@ -44,7 +44,7 @@ class World:
         n = random.choice(sorted(self.domains))
         if n in self.running:
             random.choice((self.domains[n].destroy, self.domains[n].kill))()
-            wait_for(lambda: self.domains[n].state() == "shut off", 10, "libvirt has noticed")
+            wait_for(lambda: self.domains[n].state() == "shut off", 60, "libvirt has noticed")
         else:
             self.domains[n].start()
         self.running ^= {n}
@@ -120,7 +120,7 @@ class World:
 
     def daemon_restarts(self, random: random.Random) -> None:
         # Before that it has no handler of the signal yet, nor anything to clean up.
-        wait_for(lambda: self.daemon.has_begun, 10, "it has begun")
+        wait_for(lambda: self.daemon.has_begun, 60, "it has begun")
         assert self.daemon.stop() == 0
         self.daemon.start()
 

@@ -52,7 +52,7 @@ def healthy(running: Daemon) -> Iterator[Daemon]:
     running.wait_for(external(1), "active")
     yield running
     running.wait_for(external(1), "active")
-    wait_for(lambda: cause(running, external(1)) is None, 20, "nothing is wrong")
+    wait_for(lambda: cause(running, external(1)) is None, 60, "nothing is wrong")
 
 
 class TestHealthy:
@@ -164,7 +164,7 @@ class TestUplink:
         """The cable is pulled."""
         lan.set_carrier(host.uplink_port, False)
         try:
-            wait_for(lambda: "NO-CARRIER" in host.run("ip", "link", "show", UPLINK).stdout, 10, "")
+            wait_for(lambda: "NO-CARRIER" in host.run("ip", "link", "show", UPLINK).stdout, 60, "")
             assert cause(healthy, external(1)) == "uplink-down"
         finally:
             lan.set_carrier(host.uplink_port, True)

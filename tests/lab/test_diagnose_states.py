@@ -59,7 +59,7 @@ def start(daemon: Daemon, *mappings: Mapping[str, object], state: str, **setting
     """Start the daemon and wait until the first mapping is in that state."""
     daemon.configure(*mappings, **settings)
     daemon.start()
-    wait_for(lambda: daemon.has_begun, 20, "the daemon has begun")
+    wait_for(lambda: daemon.has_begun, 60, "the daemon has begun")
     wait_for(lambda: daemon.status()["mappings"][0]["state"] == state, 20, state)
 
 
@@ -85,7 +85,7 @@ class TestHealthy:
                 *((guest, LAN_CLIENT.ip), (guest, external(2)), (guest, internal(2))),
                 *((guest, HOST.ip), (guest, external(1)), (other, external(1))),
             ):
-                wait_for(partial(icmp, asker, asked, timeout=1), 15, f"{asked} answers")
+                wait_for(partial(icmp, asker, asked, timeout=1), 60, f"{asked} answers")
                 for protocol in (tcp, udp):
                     protocol(asker, asked, PORT)
             for target in (external(1), internal(2)):
@@ -126,7 +126,7 @@ class TestConfiguration:
         host.virsh("metadata", DOMAIN, "--uri", uri, "--key", "nat", "--set", claim)
         daemon.configure()
         daemon.start()
-        wait_for(lambda: daemon.has_begun, 20, "the daemon has begun")
+        wait_for(lambda: daemon.has_begun, 60, "the daemon has begun")
         assert cause(daemon, DOMAIN) == "claim-refused"
 
     def test_daemon_stopped(self, guest: NamespaceGuest, daemon: Daemon) -> None:
@@ -187,7 +187,7 @@ class TestGuests:
         assert found["cause"] == "off-bridge"
         assert found["text"].startswith(tap)
         host.libvirtd.restart()
-        wait_for(lambda: cause(daemon, DOMAIN) != "off-bridge", 20, "libvirt has put it back")
+        wait_for(lambda: cause(daemon, DOMAIN) != "off-bridge", 60, "libvirt has put it back")
 
     def test_paused_while_active(self, daemon: Daemon, domain: IdleDomain) -> None:
         """A guest that is paused keeps its address, and that it is paused is what is wrong."""

@@ -229,4 +229,4 @@ def test_repairs_are_counted(host: Host, daemon: Daemon) -> None:
         if f"inet {external(1)}/" in line
     )
     host.run("ip", "address", "del", held, "dev", "wlp0s20f3")
-    wait_for(lambda: metrics.samples().get(key) == 1, 20, "the repair is counted")
+    wait_for(lambda: metrics.samples().get(key) == 1, 60, "the repair is counted")

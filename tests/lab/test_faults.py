@@ -31,7 +31,7 @@ def test_uplink_appears(lan: Lan, host: Host, daemon: Daemon) -> None:
     assert reason(daemon, 1) == "there is no uplink: interface 'usb0' does not exist"
     port = lan.attach(host, "usb0")
     try:
-        wait_for(lambda: "has no IPv4 address" in reason(daemon, 1), 10, "it is seen")
+        wait_for(lambda: "has no IPv4 address" in reason(daemon, 1), 60, "it is seen")
         host.run("ip", "address", "add", "192.168.1.60/24", "brd", "+", "dev", "usb0")
         daemon.wait_for(external(1), "active")
         assert f"{external(1)}/24" in host.run("ip", "address", "show", "dev", "usb0").stdout
@@ -61,7 +61,7 @@ def test_uplink_moves_to_another_subnet(host: Host, daemon: Daemon) -> None:
     host.run("ip", "address", "flush", "dev", UPLINK)
     host.run("ip", "address", "add", "10.9.9.100/24", "brd", "+", "dev", UPLINK)
     host.run("ip", "route", "replace", "default", "via", "10.9.9.1", "dev", UPLINK)
-    wait_for(lambda: "outside the uplink's subnet 10.9.9.0/24" in reason(daemon, 1), 10, "error")
+    wait_for(lambda: "outside the uplink's subnet 10.9.9.0/24" in reason(daemon, 1), 60, "error")
     assert str(external(1)) not in host.run("ip", "address", "show").stdout
     host.lease()
     daemon.wait_for(external(1), "active")
@@ -83,7 +83,7 @@ def test_host_address_returns(host: Host, daemon: Daemon, promote: int) -> None:
 
     expected = [(str(HOST.ip), False), (str(external(1)), True), (str(external(2)), True)]
     wait_for(
-        lambda: sorted(uplink_addresses(host)) == expected, 10, "the host's address is primary"
+        lambda: sorted(uplink_addresses(host)) == expected, 60, "the host's address is primary"
     )
     assert host.sysctl(setting) == str(promote)
     assert daemon.stop() == 0
@@ -132,7 +132,7 @@ def test_ip_forward_cannot_be_turned_on(host: Host, daemon: Daemon) -> None:
             "unshare", "--mount", "sh", "-c", f"{read_only} && exec {run}", stderr=log
         )
     try:
-        wait_for(lambda: "sysctl -w net.ipv4.ip_forward=1" in daemon.log(), 20, "the remedy")
+        wait_for(lambda: "sysctl -w net.ipv4.ip_forward=1" in daemon.log(), 60, "the remedy")
         daemon.wait_for(external(1), "error")
         assert reason(daemon, 1) == "net.ipv4.ip_forward is off"
         assert "turned on for" not in daemon.log()
@@ -147,14 +147,14 @@ def test_foreign_table_of_our_name(host: Host, daemon: Daemon) -> None:
     with owner:
         owner.stdin.write("add table inet vm_onetoone_nat { flags owner; }\n")
         owner.stdin.flush()
-        wait_for(lambda: "vm_onetoone_nat" in host.run("nft", "list", "tables").stdout, 10, "it")
+        wait_for(lambda: "vm_onetoone_nat" in host.run("nft", "list", "tables").stdout, 60, "it")
         addresses = host.run("ip", "-4", "address", "show", "dev", UPLINK).stdout.count("inet ")
         daemon.configure(mapping(1), mapping(2))
         daemon.start()
-        wait_for(lambda: "nftables refused a transaction" in daemon.log(), 20, "the refusal")
+        wait_for(lambda: "nftables refused a transaction" in daemon.log(), 60, "the refusal")
         refusal = f"mapping {external(1)}: nftables refused"
-        wait_for(lambda: refusal in daemon.log(), 20, "the refusal of the mapping")
-        wait_for(lambda: "pass: retry" in daemon.log(), 20, "another attempt")
+        wait_for(lambda: refusal in daemon.log(), 60, "the refusal of the mapping")
+        wait_for(lambda: "pass: retry" in daemon.log(), 60, "another attempt")
         assert daemon.log().count(refusal) == 1
         assert f"{external(1)} ({internal(1)}, network default) is error" in daemon.log()
         found = host.run("ip", "-4", "address", "show", "dev", UPLINK).stdout.count("inet ")
@@ -163,7 +163,7 @@ def test_foreign_table_of_our_name(host: Host, daemon: Daemon) -> None:
         owner.stdin.close()
         owner.wait(10)
     for n in (1, 2):
-        daemon.wait_for(external(n), "active", timeout=40)
+        daemon.wait_for(external(n), "active")
 
 
 @pytest.mark.parametrize(

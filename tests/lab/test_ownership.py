@@ -39,7 +39,7 @@ def active(daemon: Daemon, before: str) -> Daemon:
     daemon.start()
     for n in range(1, COUNT + 1):
         daemon.wait_for(external(n), "active")
-    wait_for(lambda: "hairpin on" in daemon.host.listing(), 10, "the hairpin flag")
+    wait_for(lambda: "hairpin on" in daemon.host.listing(), 60, "the hairpin flag")
     assert daemon.host.listing() != before
     return daemon
 
@@ -90,11 +90,11 @@ def test_restart_adopts(lan: Lan, active: Daemon, guest: NamespaceGuest, tmp_pat
     """After SIGKILL a new daemon adopts what it finds: not one write, not one packet lost."""
     host = active.host
     active.wait_until_converged()
-    with EchoServer(guest, PORT), Stream(lan, external(1), PORT, rate=200) as stream:
+    with EchoServer(guest, PORT), Stream(lan, external(1), PORT, guest, rate=200) as stream:
         active.kill()
         with writes(host, tmp_path) as heard:
             active.start()
-            wait_for(lambda: active.log().count("is active") >= 2 * COUNT, 20, "adopted")
+            wait_for(lambda: active.log().count("is active") >= 2 * COUNT, 60, "adopted")
             active.wait_until_converged()
         report = stream.finish()
     assert heard == []
@@ -107,7 +107,7 @@ def test_converged_passes_write_nothing(active: Daemon, tmp_path: Path) -> None:
     with writes(active.host, tmp_path) as heard:
         for reloads in (1, 2, 3):
             active.reload()
-            wait_for(lambda: active.log().count("read again") >= reloads, 10, "a pass")  # noqa: B023
+            wait_for(lambda: active.log().count("read again") >= reloads, 60, "a pass")  # noqa: B023
         assert active.command("status").returncode == 0
         assert active.command("plan").returncode == 0
     assert heard == []
@@ -137,7 +137,7 @@ def test_table_of_a_crash_is_corrected(active: Daemon) -> None:
     host.run("nft", "insert rule ip filter FORWARD meta mark and 0x100000 == 0x100000 accept")
     assert active.command("plan").returncode == 2
     active.start()
-    wait_for(lambda: host.listing() == right, 20, "the same as before the crash")
+    wait_for(lambda: host.listing() == right, 60, "the same as before the crash")
 
 
 @pytest.mark.parametrize("prefix", [24, 32])
@@ -155,7 +155,7 @@ def test_earlier_address_is_used_and_stays(
         listed = json.loads(host.run("ip", "-j", "-4", "address", "show", "dev", UPLINK).stdout)
         found = [a for a in listed[0]["addr_info"] if a["local"] == str(external(1))]
         assert [a["prefixlen"] for a in found] == [prefix]
-        with EchoServer(guest, PORT), Stream(lan, external(1), PORT, rate=50) as stream:
+        with EchoServer(guest, PORT), Stream(lan, external(1), PORT, guest, rate=50) as stream:
             assert stream.finish().whole
         assert daemon.stop() == 0
         assert host.listing() == before
@@ -178,7 +178,7 @@ def test_changed_mark_moves(active: Daemon) -> None:
     """Another `fwmark` replaces the old one everywhere; the old accept is not left behind."""
     active.configure(*(mapping(n) for n in range(1, COUNT + 1)), fwmark="0x00200000")
     active.reload()
-    wait_for(lambda: "0x200000/0x200000" in active.host.run("iptables-save").stdout, 10, "the mark")
+    wait_for(lambda: "0x200000/0x200000" in active.host.run("iptables-save").stdout, 60, "the mark")
     active.wait_until_converged()
     assert "0x100000" not in active.host.run("iptables-save").stdout
     assert "0x00100000" not in active.host.run("nft", "list", "ruleset").stdout
@@ -189,12 +189,12 @@ def test_bad_reload_changes_nothing(active: Daemon) -> None:
     running = active.host.listing()
     active.configure(mapping(1), mapping(2, external="192.168.1.101"))
     active.reload()
-    wait_for(lambda: "not reloaded" in active.log(), 10, "the refusal")
+    wait_for(lambda: "not reloaded" in active.log(), 60, "the refusal")
     assert f"{active.config}: mapping[1].external: '192.168.1.101' is already" in active.log()
     assert active.host.listing() == running
     active.configure(mapping(1, external=str(HOST.ip)))
     active.reload()
-    wait_for(lambda: active.log().count("not reloaded") == 2, 10, "the second refusal")
+    wait_for(lambda: active.log().count("not reloaded") == 2, 60, "the second refusal")
     assert "is this host's own address on wlp0s20f3" in active.log()
     assert active.host.listing() == running
 

@@ -27,16 +27,20 @@ SOURCES = {"LAN": LAN_CLIENT.ip, "host": HOST.ip, "guest": internal(2)}
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["br_netfilter=0", "br_netfilter=1"])
-def senders(request: pytest.FixtureRequest, lan: Lan, host: Host) -> Iterator[dict[str, Namespace]]:
-    """Those who talk to guest 1, where both ports answer."""
+def receiver(request: pytest.FixtureRequest, host: Host) -> Iterator[NamespaceGuest]:
+    """Guest 1, where both ports answer."""
     host.bridge_netfilter(bool(request.param))
     with (
-        NamespaceGuest(host, "guest", internal(1), wait=False) as guest,
-        NamespaceGuest(host, "other", internal(2), wait=False) as other,
+        NamespaceGuest(host, "guest", internal(1)) as guest,
         EchoServer(guest, PORT, OTHER_PORT),
     ):
-        for each in (guest, other):
-            each.wait_until_forwarding()
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def senders(lan: Lan, host: Host, receiver: NamespaceGuest) -> Iterator[dict[str, Namespace]]:
+    """Those who talk to guest 1."""
+    with NamespaceGuest(host, "other", internal(2)) as other:
         yield {"LAN": lan, "host": host, "guest": other}
 
 
@@ -53,11 +57,9 @@ class Policy:
             self._daemon.start()
         else:
             self._daemon.reload()
-        read = self._daemon.log().count
-        reloads = read("configuration read again")
         self._daemon.wait_for(external(1), "active")
+        # `plan` reads the file that was just written: it is empty when the daemon has, too.
         self._daemon.wait_until_converged()
-        assert read("configuration read again") == reloads
 
 
 @pytest.fixture
@@ -72,11 +74,11 @@ def outcomes(sender: Namespace) -> dict[str, object]:
         return True if isinstance(answer, Answer) else answer
 
     return {
-        "tcp": reached(tcp(sender, external(1), PORT, timeout=1)),
-        "tcp, other port": reached(tcp(sender, external(1), OTHER_PORT, timeout=1)),
-        "udp": reached(udp(sender, external(1), PORT, timeout=1)),
-        "udp, other port": reached(udp(sender, external(1), OTHER_PORT, timeout=1)),
-        "icmp": icmp(sender, external(1), timeout=1),
+        "tcp": reached(tcp(sender, external(1), PORT)),
+        "tcp, other port": reached(tcp(sender, external(1), OTHER_PORT)),
+        "udp": reached(udp(sender, external(1), PORT)),
+        "udp, other port": reached(udp(sender, external(1), OTHER_PORT)),
+        "icmp": icmp(sender, external(1)),
     }
 
 
@@ -117,6 +119,7 @@ def test_allowed_sources(senders: dict[str, Namespace], policy: Policy, allowed:
 def test_established(
     request: pytest.FixtureRequest,
     senders: dict[str, Namespace],
+    receiver: NamespaceGuest,
     policy: Policy,
     sender: str,
     protocol: str,
@@ -125,7 +128,9 @@ def test_established(
     policy.set(allow=[f"{protocol}/{PORT}"])
     with ExitStack() as stack:
         streams = [
-            stack.enter_context(Stream(senders[sender], external(1), PORT, protocol, rate=100))
+            stack.enter_context(
+                Stream(senders[sender], external(1), PORT, receiver, protocol, rate=100)
+            )
             for _ in range(2)
         ]
         policy.set(allow=[f"{protocol}/{PORT}", "icmp"], allowed_sources=["192.168.0.0/16"])
@@ -136,7 +141,7 @@ def test_established(
         # address, which tells it nothing: there the connection falls silent.
         silent = sender == "guest" and "br_netfilter=1" in request.node.name
         if protocol == "tcp" and not silent:
-            wait_for(lambda: streams[1].process.poll() is not None, 3, "the connection ends")
+            wait_for(lambda: streams[1].broken, 60, "the connection ends")
         report = streams[1].finish()
     if silent and protocol == "tcp":
         assert report.lost > 0

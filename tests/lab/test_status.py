@@ -110,7 +110,7 @@ def test_with_and_without_a_daemon(running: Daemon) -> None:
         assert told["daemon"] is None
     finally:
         running.signal(signal.SIGCONT)
-    wait_for(lambda: "daemon up" in lines(running)[0], 20, "it answers again")
+    wait_for(lambda: "daemon up" in lines(running)[0], 60, "it answers again")
 
     running.kill()
     assert running.host.path(SOCKET).exists()
@@ -118,7 +118,7 @@ def test_with_and_without_a_daemon(running: Daemon) -> None:
     check_shape(running.status())
 
     running.start()
-    wait_for(lambda: "daemon up" in lines(running)[0], 20, "another daemon answers")
+    wait_for(lambda: "daemon up" in lines(running)[0], 60, "another daemon answers")
     assert stat.S_IMODE(running.host.path(SOCKET).stat().st_mode) == 0o660
     running.stop()
     assert not running.host.path(SOCKET).exists()
@@ -142,7 +142,7 @@ def test_disk_full(host: Host, daemon: Daemon) -> None:
         (host.path(folder) / "lock").touch()
         daemon.configure(mapping(1))
         daemon.start()
-        wait_for(lambda: daemon.ended or daemon.has_begun, 20, "it has begun")
+        wait_for(lambda: daemon.ended or daemon.has_begun, 60, "it has begun")
         daemon.wait_for(external(1), "active")
         assert "'status' cannot ask this daemon: [Errno 28] No space left" in daemon.log()
         assert daemon.stop() == 0

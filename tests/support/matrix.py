@@ -79,7 +79,7 @@ class Directions:
         """A guest reaches itself by its own external address."""
         guest = laptop.guests[0]
         # Where bridged frames pass the IP hooks, the guest has to be heard of once before.
-        wait_for(lambda: icmp(guest, external(1), timeout=1), 15, "an answer from itself")
+        wait_for(lambda: icmp(guest, external(1), timeout=1), 60, "an answer from itself")
         assert ASK[protocol](guest, external(1), PORT) == Answer(external(1), guest.name)
 
     @pytest.mark.parametrize("protocol", ["tcp", "udp"])

@@ -51,7 +51,7 @@ def _mark(host: Host, name: str, path: Path) -> int:
             host.run("ip", "link", "delete", mark)
         return len(path.read_text()) if mark in path.read_text() else 0
 
-    return wait_for(heard, 20, f"{name} monitor hears")
+    return wait_for(heard, 60, f"{name} monitor hears")
 
 
 def _marks(host: Host) -> list[str]:

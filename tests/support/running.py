@@ -63,7 +63,7 @@ class Product:
         )
         return found
 
-    def wait_for(self, external: IPv4Address, state: str, timeout: float = 20) -> None:
+    def wait_for(self, external: IPv4Address, state: str, timeout: float = 60) -> None:
         """Wait until a mapping is in that state."""
 
         def has_come() -> bool:
@@ -76,7 +76,7 @@ class Product:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.status()}\n{self.log()}") from error
 
-    def wait_until_converged(self, timeout: float = 20) -> None:
+    def wait_until_converged(self, timeout: float = 60) -> None:
         """Wait until `plan` has nothing to change."""
         try:
             wait_for(lambda: self.command("plan").returncode == 0, timeout, "plan is empty")

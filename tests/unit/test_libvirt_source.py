@@ -53,15 +53,15 @@ class TestAnswers:
         began = time.monotonic()
         with pytest.raises(LibvirtHangs, match=r"has not answered for 0\.2 s"):
             answers.ask(released.wait)
-        assert 0.2 <= time.monotonic() - began < 1
-        began = time.monotonic()
+        assert time.monotonic() - began >= 0.2
+        # Were it waited for again, the test would not end.
+        answers._patience = 3600.0
         for _ in range(3):
             with pytest.raises(LibvirtHangs, match="still does not answer"):
                 answers.ask(lambda: 7)
-        assert time.monotonic() - began < 0.1
         assert not answered.is_set()
         released.set()
-        assert answered.wait(5)
+        assert answered.wait(60)
         assert answers.ask(lambda: 7) == 7
 
     def test_slow(self) -> None:
@@ -70,7 +70,7 @@ class TestAnswers:
         answers = Answers(answered.set, patience=0.1)
         with pytest.raises(LibvirtHangs):
             answers.ask(lambda: time.sleep(0.3))
-        assert answered.wait(5)
+        assert answered.wait(60)
         assert answers.ask(lambda: time.sleep(0.3) or 7) == 7  # type: ignore[func-returns-value]
 
 
@@ -112,7 +112,7 @@ class TestSource:
             patched.setattr(libvirt_source, "read_guests", broken)
             known = source.observe()
             assert (known.domains, known.current) == (before.domains, False)
-        wait_for(lambda: causes.count("libvirt connected") == 2, 10, "it is connected anew")
+        wait_for(lambda: causes.count("libvirt connected") == 2, 60, "it is connected anew")
         assert source.observe().current
         assert "libvirt lost" in causes
 

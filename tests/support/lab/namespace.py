@@ -48,7 +48,7 @@ class Process(subprocess.Popen[str]):
         if self.poll() is not None:
             return
         wait_for(
-            lambda: self.inner_pid is not None or self.poll() is not None, 10, "nsenter forked"
+            lambda: self.inner_pid is not None or self.poll() is not None, 60, "nsenter forked"
         )
         inner = self.inner_pid
         if inner is not None:

@@ -1,5 +1,6 @@
 """Packets as evidence: who reached whom, seen from which source address."""
 
+import itertools
 import json
 import os
 import secrets
@@ -11,11 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from .addresses import RECORDER_PORT
+from .addresses import RECORDER_PORT, control_wire
 from .namespace import CommandError, Namespace, Process
+from .stream_report import Exchange, StreamReport
 from .waiting import wait_for
 
 _INSIDE = Path(__file__).with_name("inside")
+
+_streams = itertools.count()
 
 
 class Failure(Enum):
@@ -35,43 +39,46 @@ class Answer:
 
 
 def tcp(
-    sender: Namespace, destination: IPv4Address, port: int, timeout: float = 3
+    sender: Namespace, destination: IPv4Address, port: int, timeout: float = 10
 ) -> Answer | Failure:
     """Ask the echo server at `destination` by TCP, from `sender`; seconds for each step."""
     return _ask("tcp", sender, destination, port, timeout)
 
 
 def udp(
-    sender: Namespace, destination: IPv4Address, port: int, timeout: float = 3
+    sender: Namespace, destination: IPv4Address, port: int, timeout: float = 10
 ) -> Answer | Failure:
     """Ask the echo server at `destination` by UDP, from `sender`."""
     return _ask("udp", sender, destination, port, timeout)
 
 
-def icmp(sender: Namespace, destination: IPv4Address, timeout: float = 3) -> bool:
+def icmp(sender: Namespace, destination: IPv4Address, timeout: float = 10) -> bool:
     """Whether an echo request from `sender` is answered."""
     arguments = ("-n", "-q", "-c", "1", "-W", str(timeout), str(destination))
     return sender.run("ping", *arguments, check=False).returncode == 0
 
 
 def icmp_source(
-    sender: Namespace, destination: IPv4Address, receiver: Namespace, timeout: float = 3
+    sender: Namespace, destination: IPv4Address, receiver: Namespace, timeout: float = 10
 ) -> IPv4Address | None:
     """The source that `receiver` sees when `sender` pings `destination`.
 
     None when the echo request does not arrive at `receiver`, whoever answered it.
     """
     payload = secrets.token_hex(16)
+    arguments = ("-n", "-q", "-c", "1", "-W", str(timeout), "-p", payload)
+    loopback = "127.0.0.1"
     with _Program(receiver, "echo_requests", payload) as watch:
-        arguments = ("-n", "-q", "-c", "1", "-W", str(timeout), "-p", payload)
-        pinged = sender.run("ping", *arguments, str(destination), check=False)
-        answered = pinged.returncode == 0
-        try:
-            # An answer proves that the request arrived somewhere, not that it was here.
-            seen = wait_for(watch.lines, 0.5 if answered else 0.2, "an echo request")
-        except AssertionError:
-            return None
-    return IPv4Address(seen[0].split()[0])
+        sender.run("ping", *arguments, str(destination), check=False)
+        # What came before the receiver's own request was seen before it.
+        receiver.run("ping", *arguments, loopback)
+
+        def seen() -> list[str]:
+            sources = [line.split()[0] for line in watch.lines()]
+            return sources if loopback in sources else []
+
+        first = wait_for(seen, 30, "the receiver's own echo request")[0]
+    return None if first == loopback else IPv4Address(first)
 
 
 class _Program:
@@ -164,42 +171,12 @@ class Recorder(_Program):
         return wait_for(lambda: self.requests(path)[before:], timeout, f"a request for {path}")[0]
 
 
-@dataclass(frozen=True)
-class StreamReport:
-    """What became of the messages of a Stream. Delays are in seconds.
-
-    For TCP `retransmits` is the kernel's count for the sender's side of the connection: with 0
-    not one of its packets was lost. Each answer acknowledges, so a lost answer shows as a late one.
-    `last_lost` is when the last message without an answer was sent, on the monotonic clock.
-    """
-
-    sent: int
-    answered: int
-    late: int
-    slowest: float
-    retransmits: int
-    broken: bool
-    errors: tuple[str, ...]
-    sources: tuple[IPv4Address, ...]
-    last_lost: float | None
-
-    @property
-    def lost(self) -> int:
-        """Messages that were never answered."""
-        return self.sent - self.answered
-
-    @property
-    def whole(self) -> bool:
-        """Nothing was lost or sent again, and the connection holds."""
-        return not (self.lost or self.retransmits or self.broken or self.errors)
-
-
 class Stream(_Program):
-    """A lasting exchange with an echo server, at `rate` messages a second.
+    """A lasting exchange with the echo server of `receiver`, at `rate` messages a second.
 
     `protocol` "tcp" is one connection, "udp" one socket, and "flows" a new one for each message,
-    which is a connection of its own to the kernel. A message is late when its answer
-    takes longer than `late` seconds: the default is the kernel's shortest retransmission.
+    which is a connection of its own to the kernel. With each message goes one to the same server
+    by a wire of its own, the control.
     """
 
     def __init__(  # noqa: PLR0913
@@ -207,14 +184,27 @@ class Stream(_Program):
         sender: Namespace,
         destination: IPv4Address,
         port: int,
+        receiver: Namespace,
         protocol: str = "tcp",
         *,
         rate: float = 50,
-        late: float = 0.2,
     ) -> None:
-        super().__init__(
-            sender, "stream", protocol, str(destination), str(port), str(rate), str(late)
-        )
+        number = next(_streams)
+        near, far = control_wire(number)
+        self._wire = f"control{number}"
+        sender.wire(self._wire, receiver, f"{self._wire}r", address=far)
+        try:
+            sender.run("ip", "address", "add", str(near), "dev", self._wire)
+            arguments = (protocol, str(rate), str(destination), str(far.ip), str(port))
+            super().__init__(sender, "stream", *arguments)
+        except BaseException:
+            self._remove_wire(sender)
+            raise
+
+    @property
+    def broken(self) -> bool:
+        """Whether a TCP connection has ended, on the measured side or by mistake on the other."""
+        return "broken" in self.lines()
 
     def finish(self) -> StreamReport:
         """Stop sending, wait for the last answers, and report."""
@@ -222,18 +212,21 @@ class Stream(_Program):
         self.process.stdin.close()
         if self.process.wait(60) != 0:
             raise CommandError(f"{self.namespace.name}: stream: {self.errors()}")
-        raw = json.loads(self.lines()[0])
+        raw = json.loads(self.lines()[-1])
         return StreamReport(
-            sent=raw["sent"],
-            answered=raw["answered"],
-            late=raw["late"],
-            slowest=raw["slowest"],
-            retransmits=raw["retransmits"],
-            broken=raw["broken"],
-            errors=tuple(raw["errors"]),
-            sources=tuple(IPv4Address(source) for source in raw["sources"]),
-            last_lost=raw["last_lost"],
+            sent_at=tuple(raw["sent_at"]),
+            ended=raw["ended"],
+            measured=Exchange.parse(raw["measured"]),
+            control=Exchange.parse(raw["control"]),
         )
+
+    def stop(self) -> None:
+        super().stop()
+        self._remove_wire(self.namespace)
+
+    def _remove_wire(self, sender: Namespace) -> None:
+        if sender.alive:
+            sender.run("ip", "link", "delete", self._wire, check=False)
 
 
 class ArpAsker(_Program):
