@@ -101,7 +101,7 @@ def test_late_repair(site: Site, host: Host, daemon: Daemon, tmp_path: Path) -> 
     daemon.start()
     daemon.wait_for(external(1), "active")
     with (
-        pytest.raises(AssertionError, match=r"assert 0\.\d+ < 0\.25"),
+        pytest.raises(AssertionError, match=r"repaired after 0\.[2-5]"),
         fault("table deleted", site),
     ):
         host.run("nft", "delete", "table", "inet", "vm_onetoone_nat")

@@ -112,7 +112,7 @@ def fault(
     test = os.environ["PYTEST_CURRENT_TEST"].partition("[")[0].partition(" ")[0].rpartition("/")[2]
     FAULTS.append(Fault(name, test, repaired, report))
     print(FAULTS[-1], report)
-    assert repaired < limit, (repaired, report)
+    assert repaired < limit, f"repaired after {repaired:.3f} s, not {limit:g}: {report}"
     assert ended - traffic.since > limit
     assert report.sent - report.lost >= least * report.sent, report
 
