@@ -29,12 +29,21 @@ ACCEPT = "meta mark & 0x00100000 == 0x00100000 accept"
 
 
 @pytest.fixture(scope="module")
-def firewalls(machine: Machine) -> None:
+def installed(machine: Machine) -> None:
     """firewalld and ufw are installed, and do not run."""
     machine.systemctl("mask", "firewalld.service", "ufw.service")
     machine.run("sh", "-c", f"dpkg -i {FIREWALLS}/*.deb", timeout=300)
     machine.systemctl("unmask", "firewalld.service", "ufw.service")
     machine.systemctl("disable", "--now", "firewalld.service", "ufw.service", check=False)
+
+
+@pytest.fixture
+def firewalls(machine: Machine, installed: None) -> Iterator[None]:
+    """Both are there to be started; in the end neither runs, whatever the test came to."""
+    yield
+    machine.run("ufw", "--force", "disable")
+    machine.systemctl("stop", "firewalld.service")
+    machine.systemctl("restart", "libvirtd.service")
 
 
 @pytest.fixture
@@ -166,8 +175,6 @@ def test_ufw(
         traffic.settled()
     assert "policy drop" in machine.run("nft", "list", "chain", "ip", "filter", "FORWARD").stdout
     assert reaches(lan, guest)
-    machine.run("ufw", "--force", "disable")
-    steady.wait_until_converged()
 
 
 def test_firewalld(
@@ -198,9 +205,6 @@ def test_firewalld(
         configuration.write_text(text)
         machine.systemctl("restart", "firewalld.service")
         assert reaches(lan, guest)
-    machine.systemctl("stop", "firewalld.service")
-    machine.systemctl("restart", "libvirtd.service")
-    steady.wait_until_converged()
 
 
 def test_open_network(machine: Machine, lan: Lan, service: Service) -> None:

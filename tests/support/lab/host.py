@@ -41,6 +41,8 @@ ln -s /proc/self/fd /run/lab/dev/fd
 ln -s /proc/self/fd/1 /run/lab/dev/stdout
 ln -s /proc/self/fd/2 /run/lab/dev/stderr
 mount --rbind /run/lab/dev /dev
+# This machine may have the product, and another version of it.
+rm -rf /etc/vm-onetoone-nat /var/lib/vm-onetoone-nat
 rm -f /etc/resolv.conf
 echo nameserver 192.168.1.1 >/etc/resolv.conf
 """

@@ -24,6 +24,8 @@ exec >&- 2>&-
 exec env --ignore-signal=CHLD sleep infinity
 """
 
+_KEPT = ("HOME", "LOGNAME", "TERM", "TMPDIR", "USER")
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -300,7 +302,9 @@ def _only_child(pid: int) -> int | None:
 
 
 def _environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    return {**os.environ, "PATH": PATH, "LC_ALL": "C.UTF-8", **(extra or {})}
+    # Not NOTIFY_SOCKET, RUNTIME_DIRECTORY and the like of a service that runs these tests.
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return {**kept, "PATH": PATH, "LC_ALL": "C.UTF-8", **(extra or {})}
 
 
 def _shown(argv: tuple[str | os.PathLike[str], ...]) -> str:

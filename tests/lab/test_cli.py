@@ -43,8 +43,14 @@ def configured(folder: Path) -> Path:
 def command(
     *arguments: str | Path, through: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command, with no environment of systemd's."""
-    environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+    """Run the command, where no daemon runs."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
+        # Not those of a daemon that runs on this machine.
+        "RUNTIME_DIRECTORY": "/nonexistent/run",
+        "STATE_DIRECTORY": "/nonexistent/state",
+    }
     return subprocess.run(
         [*through, sys.executable, "-m", "vm_onetoone_nat", *map(str, arguments)],
         capture_output=True,
