@@ -13,5 +13,5 @@ mkdir -p build
 .venv/bin/python -m compileall -q daemon
 gcc -O2 -Wall -Wextra -o build/load bench/load.c
 
-say "measuring; run nothing else on this machine"
-PYTHONPATH=tests exec .venv/bin/python -m bench "$@"
+say "measuring; nothing else should run on this machine"
+PYTHONPATH=tests/support exec .venv/bin/python -m bench "$@"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/support"))
 
 from lab import DomainGuest, Host, Lan, Namespace, Recorder, icmp, image, wait_for  # noqa: E402
 from lab.addresses import UPLINK, external, guest_name, internal  # noqa: E402

@@ -10,6 +10,7 @@ import pytest
 from faults import FAULTS
 from hypothesis import settings
 from lab import Host, Lan
+from lab.requirements import missing
 from lab.root import Suite
 from running import Daemon
 from xdist.remote import Producer
@@ -30,6 +31,20 @@ def pytest_configure(config: pytest.Config) -> None:
     # What a shell starts in the background ignores it, and so would all that is tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("long" if config.getoption("long") else "short")
+    # A worker of xdist has an input; the process that started it has checked.
+    if not hasattr(config, "workerinput") and _has_lab_tests(config):
+        lacking = missing()
+        if lacking:
+            raise pytest.UsageError("the lab needs:\n" + "\n".join(f"  {x}" for x in lacking))
+
+
+def _has_lab_tests(config: pytest.Config) -> bool:
+    """Whether any of the tests that are asked for may need more than the unit and model tiers."""
+    folders = [Path(__file__).parent / tier for tier in ("unit", "model")]
+    asked = [
+        (config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args
+    ]
+    return not all(any(path.is_relative_to(folder) for folder in folders) for path in asked)
 
 
 class ByMachineOrModule(LoadScopeScheduling):  # type: ignore[misc]

@@ -42,7 +42,7 @@ def test_scrape(metrics: Machine, service: Service, lan: Lan) -> None:
     service.systemctl("stop")
     assert scrape(metrics, url) == {"vm_onetoone_nat_up": 0}
     service.systemctl("start")
-    wait_for(lambda: scrape(metrics, url)["vm_onetoone_nat_up"], 20, "it is up again")
+    wait_for(lambda: scrape(metrics, url)["vm_onetoone_nat_up"], 60, "it is up again")
 
 
 def test_elsewhere(metrics: Machine, lan: Lan) -> None:

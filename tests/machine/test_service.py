@@ -25,7 +25,7 @@ from lab.addresses import LAN_CLIENT, UPLINK, external, internal
 from running import UNIT, Service, mapping
 from vm_onetoone_nat.events import Event
 
-HANG = Path(__file__).parent.parent / "lab/inside/hang.py"
+HANG = Path(__file__).parent.parent / "support/lab/inside/hang.py"
 LIBVIRT = ("libvirtd.service", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
 
 
@@ -63,8 +63,8 @@ def crash(service: Service) -> None:
     """SIGKILL, and until systemd has it up again."""
     before = service.property("NRestarts")
     service.systemctl("kill", "--kill-whom=main", "--signal=KILL")
-    wait_for(lambda: service.property("NRestarts") != before, 20, "systemd has noticed")
-    wait_for(lambda: service.property("ActiveState") == "active", 20, "it is up again")
+    wait_for(lambda: service.property("NRestarts") != before, 60, "systemd has noticed")
+    wait_for(lambda: service.property("ActiveState") == "active", 60, "it is up again")
 
 
 DISTURBANCES: dict[Callable[[Service], None], int] = {restart: 10, reload: 10, crash: 3}
@@ -76,8 +76,8 @@ def test_lossless(
 ) -> None:
     """1,000 packets a second from a LAN client through a guest: none is lost, whatever we do."""
     with (
-        Stream(lan, external(1), PORT, "udp", rate=1000) as packets,
-        Stream(lan, external(1), PORT, "tcp", rate=100) as connection,
+        Stream(lan, external(1), PORT, guest, "udp", rate=1000) as packets,
+        Stream(lan, external(1), PORT, guest, "tcp", rate=100) as connection,
     ):
         time.sleep(0.5)
         started = time.monotonic()
@@ -89,9 +89,9 @@ def test_lossless(
         reports = {"udp": packets.finish(), "tcp": connection.finish()}
     for protocol, report in reports.items():
         print(f"{DISTURBANCES[disturb]} in {took:.1f} s, {protocol}: {report}")
-        assert report.whole
+        assert report.whole, report
         assert report.sources == (LAN_CLIENT.ip,)
-    assert reports["udp"].sent > 900 * took
+        assert report.ran > took / 2, "too little was seen to know"
 
 
 def has_hairpin(guest: NamespaceGuest) -> bool:
@@ -112,7 +112,7 @@ def test_stop_leaves_nothing(service: Service, lan: Lan, guest: NamespaceGuest) 
             crash(service)
         assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
         # As soon as the guest has been seen on its port.
-        wait_for(lambda: has_hairpin(guest), 10, "hairpin is on")
+        wait_for(lambda: has_hairpin(guest), 60, "hairpin is on")
         assert machine.listing() != before
         service.systemctl("stop")
         assert machine.listing() == before
@@ -210,12 +210,12 @@ def test_watchdog(service: Service, lan: Lan, guest: NamespaceGuest) -> None:
         assert len(service.journal()) == said
 
         assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "guest")
-        wait_for(lambda: has_hairpin(guest), 10, "hairpin is on")
+        wait_for(lambda: has_hairpin(guest), 60, "hairpin is on")
         service.wait_until_converged()
         running = machine.listing()
         (outside,) = (p for p, argv in machine.processes().items() if argv.endswith("nat run"))
         with (
-            Stream(lan, external(1), PORT, rate=1000) as stream,
+            Stream(lan, external(1), PORT, guest, rate=1000) as stream,
             subprocess.Popen(
                 [sys.executable, "-I", HANG, str(outside)], stdout=subprocess.PIPE, text=True
             ) as hang,
@@ -226,8 +226,8 @@ def test_watchdog(service: Service, lan: Lan, guest: NamespaceGuest) -> None:
             for verb in ("add", "del"):
                 machine.run("ip", "address", verb, "10.9.9.9/32", "dev", "lo")
             assert hang.stdout.readline() == "held\n"
-            wait_for(lambda: service.property("NRestarts") == "1", 20, "it is restarted")
-            wait_for(lambda: service.property("ActiveState") == "active", 20, "it is up")
+            wait_for(lambda: service.property("NRestarts") == "1", 60, "it is restarted")
+            wait_for(lambda: service.property("ActiveState") == "active", 60, "it is up")
             service.wait_until_converged()
             report = stream.finish()
         assert report.whole

@@ -27,7 +27,7 @@ def test_upgrade_and_uninstall(machine: Machine, lan: Lan, guest: NamespaceGuest
     service.systemctl("enable", "--now")
     service.wait_for(external(1), "active")
     first = service.property("MainPID")
-    with Stream(lan, external(1), PORT, rate=1000) as stream:
+    with Stream(lan, external(1), PORT, guest, rate=1000) as stream:
         machine.run(INSTALL)
         service.wait_until_converged()
         assert stream.finish().whole

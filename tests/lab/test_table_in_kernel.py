@@ -1,0 +1,333 @@
+"""Our table in the real kernel, in a network namespace of its own.
+
+Each test runs in a child process that calls the function named `child_…` of this module.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+from random import Random
+from typing import Any
+
+import pytest
+from fakes import FORWARD
+from lab.addresses import UPLINK, external, internal
+from vm_onetoone_nat.desired import mapping_elements
+from vm_onetoone_nat.errors import TransactionRefused
+from vm_onetoone_nat.plan import Transaction
+from vm_onetoone_nat.state import (
+    DEFAULT_FWMARK,
+    AllowedService,
+    ChainName,
+    Element,
+    ForeignChain,
+    Mapping,
+    Table,
+)
+
+Json = dict[str, Any]
+MARK = DEFAULT_FWMARK
+OTHER_MARK = 0x2
+
+
+def some_elements(*mappings: Mapping) -> list[Element]:
+    return sorted({e for m in mappings for e in mapping_elements(m)})
+
+
+def in_own_network(child: Callable[..., None], *arguments: str) -> None:
+    """Call a function of this module in a new process with a new network namespace."""
+    name = child.__name__
+    command = ["unshare", "--net", sys.executable, "-W", "error", "-c"]
+    code = f"import sys; sys.path[:] = {sys.path!r}\n"
+    code += f"import {__name__} as module; module.{name}(*sys.argv[1:])"
+    done = subprocess.run([*command, code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+MAPPED = (
+    Mapping(external(1), "default", internal=internal(1)),
+    Mapping(
+        external(2),
+        "default",
+        internal=internal(2),
+        allow=(
+            AllowedService("icmp"),
+            AllowedService("tcp", 22, 22),
+            AllowedService("tcp", 8000, 8100),
+            AllowedService("udp"),
+        ),
+        allowed_sources=(IPv4Network("10.0.0.0/8"), IPv4Network("192.168.1.7/32")),
+    ),
+    Mapping(
+        external(3), "default", internal=internal(3), allow=(AllowedService("tcp", 8000, 8015),)
+    ),
+    Mapping(
+        external(4),
+        "default",
+        internal=internal(4),
+        allowed_sources=(IPv4Network("0.0.0.0/0"),),
+    ),
+)
+
+
+def _install(*mappings: Mapping) -> Transaction:
+    more = (Element("uplink", UPLINK), Element("hairpin", "vnet0"))
+    return Transaction(install=MARK, add_elements=(*some_elements(*mappings), *more))
+
+
+def _run(*command: str, text: str | None = None) -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _replacing(before: Mapping, after: Mapping) -> Transaction:
+    old, new = set(mapping_elements(before)), set(mapping_elements(after))
+    return Transaction(
+        delete_elements=tuple(sorted(old - new)), add_elements=tuple(sorted(new - old))
+    )
+
+
+def child_life() -> None:
+    from vm_onetoone_nat.nft import Nft
+
+    nft = Nft()
+    assert nft.observe() == (None, (), ())
+    for _ in range(2):
+        # Twice: the second writes over the table of the first.
+        nft.apply(_install(*MAPPED))
+        table, foreign, _ = Nft().observe()
+        assert table == Table(True, frozenset(_install(*MAPPED).add_elements), MARK), table
+        assert foreign == ()
+    nft.apply(Transaction(delete_elements=tuple(some_elements(MAPPED[1]))))
+    nft.apply(_replacing(MAPPED[0], Mapping(external(1), "default", internal=internal(9))))
+    changed = (Mapping(external(1), "default", internal=internal(9)), *MAPPED[2:])
+    table, _, _ = nft.observe()
+    assert table == Table(True, frozenset(_install(*changed).add_elements), MARK), table
+    nft.apply(Transaction(install=OTHER_MARK))
+    assert nft.observe()[0] == Table(True, frozenset(), OTHER_MARK)
+    nft.apply(Transaction(remove_table=True))
+    assert nft.observe() == (None, (), ())
+    assert _run("nft", "list", "ruleset") == ""
+
+
+def test_kernel_life() -> None:
+    """The kernel lists the table as intact, with the elements that were written, until removed."""
+    in_own_network(child_life)
+
+
+def child_many_elements() -> None:
+    from vm_onetoone_nat.nft import Nft
+
+    random = Random(7)
+    nft = Nft()
+    mappings = []
+    for n in range(1, 201):
+        length = random.randint(0, 32)
+        first = random.choice([1, 22, 80, 1024, 8000, 8192, 65535])
+        last = min(65535, first + random.choice([0, 1, 7, 15, 255, 1023, 65535]))
+        services = (
+            AllowedService("icmp"),
+            AllowedService(random.choice(["tcp", "udp"]), first, last),
+        )
+        source = IPv4Network((random.getrandbits(32), length), strict=False)
+        mappings.append(
+            Mapping(
+                IPv4Address("172.16.0.0") + n,
+                "default",
+                internal=IPv4Address("10.0.0.0") + n,
+                allow=random.choice([None, services]),
+                allowed_sources=random.choice([None, (source,)]),
+            )
+        )
+    nft.apply(_install(*mappings))
+    expected = frozenset(_install(*mappings).add_elements)
+    table, _, _ = nft.observe()
+    assert table is not None
+    assert table.intact
+    assert table.elements == expected, table.elements ^ expected
+    nft.apply(Transaction(delete_elements=tuple(sorted(expected))))
+    assert nft.observe()[0] == Table(True, frozenset(), MARK)
+
+
+def test_kernel_many_elements() -> None:
+    """Any prefix and port range that can be configured reads back as written, and is deletable."""
+    in_own_network(child_many_elements)
+
+
+def child_changed_ranges() -> None:
+    from vm_onetoone_nat.nft import Nft
+
+    nft = Nft()
+    before = MAPPED[1]
+    nft.apply(_install(before))
+    for first, last in ((22, 23), (22, 30), (1, 65535), (25, 26)):
+        after = Mapping(
+            before.external,
+            "default",
+            internal=before.internal,
+            allow=(AllowedService("tcp", first, last),),
+            allowed_sources=before.allowed_sources,
+        )
+        nft.apply(_replacing(before, after))
+        table, _, _ = nft.observe()
+        assert table == Table(True, frozenset(_install(after).add_elements), MARK), table
+        before = after
+
+
+def test_kernel_takes_changed_ranges() -> None:
+    """A range may be replaced in one transaction by another that overlaps it."""
+    in_own_network(child_changed_ranges)
+
+
+def child_refused() -> None:
+    from vm_onetoone_nat.nft import Nft
+
+    nft = Nft()
+    _run("iptables", "-A", "FORWARD", "-j", "REJECT")
+    nft.apply(_install(*MAPPED))
+    before = _run("nft", "-a", "list", "ruleset")
+    stray = Element("outbound", "203.0.113.9")
+    elsewhere = ChainName("ip", "filter", "NOWHERE")
+    for transaction in (
+        Transaction(delete_elements=(stray,), add_elements=(Element("outbound", "203.0.113.1"),)),
+        Transaction(
+            install=OTHER_MARK,
+            insert_accepts=((FORWARD, OTHER_MARK), (elsewhere, OTHER_MARK)),
+        ),
+        Transaction(remove_table=True, delete_accepts=((FORWARD, 4242),)),
+        Transaction(add_elements=(Element("external", "192.168.1.101", "192.168.122.200"),)),
+    ):
+        refusal = None
+        try:
+            nft.apply(transaction)
+        except TransactionRefused as error:
+            refusal = error
+        assert refusal is not None, transaction
+        assert "\n" not in str(refusal)
+        assert _run("nft", "-a", "list", "ruleset") == before
+    nft.apply(Transaction(remove_table=True))
+    assert nft.observe() == (None, (ForeignChain(FORWARD),), ())
+
+
+def test_kernel_refuses_whole() -> None:
+    """A transaction with one bad part changes nothing, says why, and the next one works."""
+    in_own_network(child_refused)
+
+
+def child_accept() -> None:
+    from vm_onetoone_nat.nft import Nft
+
+    nft = Nft()
+    line = "-A FORWARD -m mark --mark 0x100000/0x100000 -j ACCEPT"
+    reject = "-A FORWARD -j REJECT --reject-with icmp-port-unreachable"
+    _run("iptables", "-A", "FORWARD", "-j", "REJECT")
+    _, foreign, _ = nft.observe()
+    assert foreign == (ForeignChain(FORWARD),)
+    nft.apply(Transaction(install=MARK, insert_accepts=((FORWARD, MARK),)))
+    assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
+
+    _, (chain,), _ = nft.observe()
+    (rule,) = chain.accepts
+    assert (rule.fwmark, rule.at_head) == (MARK, True)
+
+    saved = _run("iptables-save")
+    assert line in saved.splitlines()
+    _run("iptables-restore", text=saved)
+    assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
+    table, (chain,), _ = nft.observe()
+    assert table == Table(True, frozenset(), MARK)
+    (rule,) = chain.accepts
+    assert (rule.fwmark, rule.at_head) == (MARK, True)
+
+    # libvirt and Docker insert at the head.
+    _run("iptables", "-I", "FORWARD", "-j", "DROP")
+    _, (chain,), _ = nft.observe()
+    (rule,) = chain.accepts
+    assert not rule.at_head
+    nft.apply(
+        Transaction(delete_accepts=((FORWARD, rule.handle),), insert_accepts=((FORWARD, MARK),))
+    )
+    assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [
+        line,
+        "-A FORWARD -j DROP",
+        reject,
+    ]
+    _, (chain,), _ = nft.observe()
+    nft.apply(Transaction(delete_accepts=((FORWARD, chain.accepts[0].handle),)))
+    assert line not in _run("iptables", "-S", "FORWARD")
+
+
+def test_kernel_accept_is_readable_to_iptables() -> None:
+    """The accept reads back in iptables as one plain rule, and is found after save and restore."""
+    in_own_network(child_accept)
+
+
+def child_changed_table() -> None:
+    from vm_onetoone_nat.nft import Nft
+
+    nft = Nft()
+    for change in (
+        "insert rule inet vm_onetoone_nat forward drop",
+        "add rule inet vm_onetoone_nat admit accept",
+        "flush chain inet vm_onetoone_nat admit",
+        "flush table inet vm_onetoone_nat",
+        "add chain inet vm_onetoone_nat more",
+        "add set inet vm_onetoone_nat more { type ipv4_addr; }",
+        "add map inet vm_onetoone_nat more { type ipv4_addr : ipv4_addr; }",
+        "add counter inet vm_onetoone_nat more",
+        "add chain inet vm_onetoone_nat forward { policy drop; }",
+        "add table inet vm_onetoone_nat { flags dormant; }",
+    ):
+        nft.apply(_install(*MAPPED))
+        _run("nft", change)
+        table, _, _ = nft.observe()
+        assert table is not None
+        assert not table.intact, change
+    nft.apply(_install(*MAPPED))
+    assert nft.observe()[0] == Table(True, frozenset(_install(*MAPPED).add_elements), MARK)
+
+
+def test_kernel_changed_table() -> None:
+    """Whatever somebody does to the table's chains, rules or sets, it is noticed, and repaired."""
+    in_own_network(child_changed_table)
+
+
+def child_foreign_element(change: str) -> None:
+    from vm_onetoone_nat.desired import desire
+    from vm_onetoone_nat.nft import Nft
+    from vm_onetoone_nat.plan import plan
+    from vm_onetoone_nat.state import Configuration, Guests, Observed
+
+    nft = Nft()
+    nft.apply(Transaction(install=MARK))
+    _run("nft", f"add element inet vm_onetoone_nat {change}")
+    table, _, _ = nft.observe()
+    assert table is not None
+    observed = Observed(UPLINK, table=table)
+    planned = plan(observed, desire(Configuration(), Guests(), observed))
+    assert planned.transaction
+    nft.apply(planned.transaction)
+    assert nft.observe()[0] == Table(True, frozenset(), MARK)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "external { 203.0.113.1 : 203.0.113.2 }",
+        'external { 203.0.113.1 comment "mine" : 203.0.113.2 }',
+        "inbound { 203.0.113.1 : accept }",
+        "inbound { 203.0.113.1 : jump restrict }",
+        "outbound { 203.0.113.1 }",
+        'outbound { 203.0.113.1 comment "mine" }',
+        'uplink { "eth9" }',
+        "allowed { 203.0.113.1 . 10.0.0.0/9 . tcp . 22 }",
+        "allowed { 203.0.113.1 . 10.0.0.5 . 6-17 . 22-23 }",
+        "allowed { 203.0.113.1 . 10.0.0.5-10.0.0.9 . tcp . 22 }",
+        "allowed { 203.0.113.0/24 . 10.0.0.5 . tcp . 22 }",
+    ],
+)
+def test_kernel_foreign_element(change: str) -> None:
+    """An element that somebody put into our table is noticed, planned to go, and deleted."""
+    in_own_network(child_foreign_element, change)

@@ -1,0 +1,303 @@
+"""libnftables' JSON: our table, its elements, the accepts in foreign chains."""
+
+import copy
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+from fakes import FORWARD
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lab.addresses import UPLINK
+from vm_onetoone_nat.desired import mapping_elements
+from vm_onetoone_nat.plan import Transaction
+from vm_onetoone_nat.ruleset import (
+    parse_chains,
+    parse_foreign_chain,
+    parse_table,
+    table_commands,
+    transaction_commands,
+)
+from vm_onetoone_nat.state import (
+    DEFAULT_FWMARK,
+    AcceptRule,
+    AllowedService,
+    ChainName,
+    Element,
+    ForeignChain,
+    Mapping,
+    Table,
+)
+
+Json = dict[str, Any]
+MARK = DEFAULT_FWMARK
+OTHER_MARK = 0x2
+METAINFO: Json = {"metainfo": {"version": "1.0.6", "json_schema_version": 1}}
+BOUNDED = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+
+
+def listing(fwmark: int = MARK) -> list[Json]:
+    """The static table as the kernel lists it: with metainfo, and a handle on every object."""
+    entries: list[Json] = [METAINFO]
+    for number, command in enumerate(table_commands(fwmark)):
+        ((kind, value),) = copy.deepcopy(command["add"]).items()
+        entries.append({kind: {**value, "handle": number}})
+    return entries
+
+
+def positions(kind: str) -> list[int]:
+    """Where objects of a kind are in the listing."""
+    return [i for i, entry in enumerate(listing()) if kind in entry]
+
+
+@pytest.mark.parametrize("fwmark", [MARK, 0x1, 0x80000000])
+def test_own_table_is_intact(fwmark: int) -> None:
+    """The table as we write it reads back as intact, without elements, and with its mark."""
+    assert parse_table(listing(fwmark)) == Table(True, frozenset(), fwmark)
+
+
+@pytest.mark.parametrize("position", range(1, len(listing())))
+def test_missing_object(position: int) -> None:
+    """A table that lacks any one of its objects is not intact."""
+    entries = listing()
+    del entries[position]
+    assert not parse_table(entries).intact
+
+
+@pytest.mark.parametrize("position", range(1, len(listing())))
+def test_changed_object(position: int) -> None:
+    """A table in which any one object says something else is not intact."""
+    entries = listing()
+    ((_, value),) = entries[position].items()
+    value["comment"] = "changed"
+    assert not parse_table(entries).intact
+
+
+@pytest.mark.parametrize("position", positions("rule"))
+def test_changed_rule(position: int) -> None:
+    """A rule with an expression more, or one less, is not intact."""
+    entries = listing()
+    entries[position]["rule"]["expr"].append({"accept": None})
+    assert not parse_table(entries).intact
+    entries = listing()
+    entries[position]["rule"]["expr"].pop()
+    assert not parse_table(entries).intact
+
+
+@pytest.mark.parametrize("position", [*positions("rule"), *positions("chain"), *positions("set")])
+def test_extra_object(position: int) -> None:
+    """A rule that is there twice, or one more chain or set, is not intact."""
+    entries = listing()
+    ((kind, value),) = copy.deepcopy(entries[position]).items()
+    if kind != "rule":
+        value["name"] = "more"
+    assert not parse_table([*entries, {kind: value}]).intact
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("hook", "input"), ("prio", 0), ("policy", "drop"), ("type", "route")]
+)
+@pytest.mark.parametrize(
+    "position", [i for i in positions("chain") if "hook" in listing()[i]["chain"]]
+)
+def test_changed_base_chain(position: int, key: str, value: object) -> None:
+    """A base chain on another hook, priority, policy or type is not intact."""
+    entries = listing()
+    entries[position]["chain"][key] = value
+    assert not parse_table(entries).intact
+
+
+def test_rules_of_a_chain_in_another_order() -> None:
+    """The order of the rules of one chain counts, since the first that decides wins."""
+    entries = listing()
+    first, second = [i for i in positions("rule") if entries[i]["rule"]["chain"] == "forward"][:2]
+    entries[first], entries[second] = entries[second], entries[first]
+    assert not parse_table(entries).intact
+
+
+@BOUNDED
+@given(shuffled=st.permutations(range(1, len(listing()))))
+def test_objects_in_any_order(shuffled: list[int]) -> None:
+    """The order of everything but the rules of one chain does not count."""
+    entries = listing()
+    chains = [entries[i]["rule"]["chain"] if "rule" in entries[i] else None for i in shuffled]
+    remaining = {
+        chain: [entries[i] for i in positions("rule") if entries[i]["rule"]["chain"] == chain]
+        for chain in set(chains) - {None}
+    }
+    reordered = [
+        entries[i] if chain is None else remaining[chain].pop(0)
+        for i, chain in zip(shuffled, chains, strict=True)
+    ]
+    assert parse_table([METAINFO, *reordered]).intact
+
+
+def test_mark_that_cannot_be_read() -> None:
+    """Where the rule that marks is gone the mark is unknown, and where two bits are it is odd."""
+    entries = [e for e in listing() if "rule" not in e or e["rule"]["chain"] != "admit"]
+    assert parse_table(entries) == Table(False, frozenset(), None)
+
+
+def with_elements(elements: list[Element]) -> list[Json]:
+    """The table's listing with elements in the form in which we write them."""
+    entries = listing()
+    named = {e[k]["name"]: e[k] for e in entries for k in ("set", "map") if k in e}
+    for command in transaction_commands(Transaction(add_elements=tuple(elements))):
+        written = command["add"]["element"]
+        named[written["name"]]["elem"] = [
+            counted(item) if "stmt" in named[written["name"]] else item for item in written["elem"]
+        ]
+    return entries
+
+
+def counted(item: Any) -> Any:
+    """An element as a listing without state has it where its set counts."""
+    if isinstance(item, list):
+        return [{"elem": {"val": item[0], "counter": None}}, item[1]]
+    return {"elem": {"val": item, "counter": None}}
+
+
+def some_elements(*mappings: Mapping) -> list[Element]:
+    return sorted({e for m in mappings for e in mapping_elements(m)})
+
+
+SERVICES = st.one_of(
+    st.just(AllowedService("icmp")),
+    st.builds(
+        lambda protocol, ports: AllowedService(protocol, min(ports), max(ports)),
+        st.sampled_from(["tcp", "udp"]),
+        st.tuples(st.integers(1, 65535), st.integers(1, 65535)),
+    ),
+)
+NETWORKS = st.builds(
+    lambda ip, length: IPv4Network((ip, length), strict=False),
+    st.ip_addresses(v=4),
+    st.integers(0, 32),
+)
+MAPPINGS = st.builds(
+    Mapping,
+    external=st.ip_addresses(v=4),
+    network=st.just("default"),
+    internal=st.ip_addresses(v=4),
+    allow=st.none() | st.lists(SERVICES, min_size=1, max_size=4).map(tuple),
+    allowed_sources=st.none() | st.lists(NETWORKS, min_size=1, max_size=4).map(tuple),
+)
+
+
+@BOUNDED
+@given(mapping=MAPPINGS)
+def test_elements_read_back(mapping: Mapping) -> None:
+    """Every mapping's elements read back as they were written, and leave the table intact."""
+    elements = [*some_elements(mapping), Element("uplink", UPLINK), Element("hairpin", "vnet0")]
+    assert parse_table(with_elements(elements)) == Table(True, frozenset(elements), MARK)
+
+
+@pytest.mark.parametrize(
+    ("listed", "key"),
+    [
+        # As libnftables 1.0.6 lists them: /32 without a prefix, a single port without a range.
+        (["192.168.1.101", "10.0.0.1", "tcp", 22], "10.0.0.1/32 . tcp . 22-22"),
+        (
+            ["192.168.1.101", {"prefix": {"addr": "10.0.0.0", "len": 8}}, "udp", 53],
+            "10.0.0.0/8 . udp . 53-53",
+        ),
+        (
+            [
+                "192.168.1.101",
+                {"prefix": {"addr": "0.0.0.0", "len": 0}},
+                {"range": [0, 255]},
+                {"range": [0, 65535]},
+            ],
+            "0.0.0.0/0 . any . 0-65535",
+        ),
+        (
+            ["192.168.1.101", "10.0.0.1", "icmp", {"range": [0, 65535]}],
+            "10.0.0.1/32 . icmp . 0-65535",
+        ),
+    ],
+)
+def test_allowed_as_the_kernel_lists_it(listed: list[object], key: str) -> None:
+    """Each form in which the kernel lists an interval reads as the element that was written."""
+    entries = listing()
+    (allowed,) = (e["set"] for e in entries if e.get("set", {}).get("name") == "allowed")
+    expected = Element("allowed", f"192.168.1.101 . {key}")
+    allowed["elem"] = [{"concat": listed}]
+    assert parse_table(entries).elements == {expected}
+    allowed["elem"] = [{"elem": {"val": {"concat": listed}, "comment": "not ours"}}]
+    assert not parse_table(entries).intact
+
+
+def test_one_command_for_each_container() -> None:
+    """However many mappings there are, the elements are one command for each set and map."""
+    many = some_elements(
+        *(
+            Mapping(IPv4Address("10.0.0.0") + n, "default", internal=IPv4Address("10.9.0.0") + n)
+            for n in range(1, 1001)
+        )
+    )
+    commands = transaction_commands(Transaction(delete_elements=tuple(many)))
+    assert [c["delete"]["element"]["name"] for c in commands] == [
+        "external",
+        "inbound",
+        "internal",
+        "outbound",
+    ]
+
+
+def test_empty_transaction() -> None:
+    """A transaction without content is no command at all."""
+    assert transaction_commands(Transaction()) == []
+    assert not Transaction()
+
+
+def accept(fwmark: int = MARK) -> list[Json]:
+    masked = {"&": [{"meta": {"key": "mark"}}, fwmark]}
+    return [{"match": {"op": "==", "left": masked, "right": fwmark}}, {"accept": None}]
+
+
+COUNTER: Json = {"counter": {"packets": 0, "bytes": 0}}
+NOT_ACCEPTS: list[list[Json]] = [
+    [],
+    [{"accept": None}],
+    [accept()[0]],
+    [accept()[0], {"drop": None}],
+    [accept()[0], {"jump": {"target": "x"}}],
+    [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "eth0"}}, *accept()],
+    [accept()[0], {"mangle": {"key": {"meta": {"key": "mark"}}, "value": 0}}, accept()[1]],
+    [{"match": {**accept()[0]["match"], "op": "!="}}, accept()[1]],
+    [{"match": {**accept()[0]["match"], "right": 0}}, accept()[1]],
+    [{"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": MARK}}, accept()[1]],
+]
+
+
+@pytest.mark.parametrize("expression", NOT_ACCEPTS)
+def test_rules_that_are_not_accepts(expression: list[Json]) -> None:
+    """A rule that does anything else than accept one mark bit is never taken for an accept."""
+    entries = [METAINFO, {"chain": {}}, {"rule": {"handle": 3, "expr": expression}}]
+    assert parse_foreign_chain(FORWARD, entries) == ForeignChain(FORWARD)
+
+
+def test_accepts_of_a_chain() -> None:
+    """Accepts are found with or without a counter, with handle, mark and whether at the head."""
+    first, second = accept(MARK), accept(OTHER_MARK)
+    entries: list[Json] = [
+        METAINFO,
+        {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 1}},
+        {"rule": {"handle": 7, "expr": [first[0], COUNTER, first[1]]}},
+        {"rule": {"handle": 4, "expr": [COUNTER, {"drop": None}]}},
+        {"rule": {"handle": 5, "expr": second}},
+    ]
+    assert parse_foreign_chain(FORWARD, entries) == ForeignChain(
+        FORWARD, (AcceptRule(7, MARK, at_head=True), AcceptRule(5, OTHER_MARK, at_head=False))
+    )
+
+
+def test_chains() -> None:
+    """Base chains are those with a hook; a chain that is only jumped to is none."""
+    entries: list[Json] = [
+        METAINFO,
+        {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward"}},
+        {"chain": {"family": "ip", "table": "filter", "name": "LIBVIRT_FWI"}},
+    ]
+    jumped_to = ChainName("ip", "filter", "LIBVIRT_FWI")
+    assert parse_chains(entries) == {FORWARD: "forward", jumped_to: None}

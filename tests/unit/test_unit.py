@@ -1,0 +1,68 @@
+"""Whether a unit ends for good: what systemd lists at the time of ExecStopPost=, and the files."""
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.unit import decide
+
+UNIT = "vm-onetoone-nat.service"
+SYSTEMD = Path(__file__).parents[2] / "systemd"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "result", "stopping"),
+    [
+        (f"871 {UNIT} stop running\n", "success", True),
+        (f"871 {UNIT} stop running\n", "signal", True),
+        (f"871 {UNIT} restart running\n", "success", False),
+        (f"871 {UNIT} start waiting\n", "exit-code", False),
+        ("", "success", True),
+        ("", "signal", False),
+        ("", "watchdog", False),
+        ("", "exit-code", False),
+        ("", "", False),
+        ("12 other.service stop running\n", "core-dump", False),
+        (f"12 other.service stop running\n871 {UNIT} restart waiting\n", "success", False),
+    ],
+)
+def test_only_a_stop_cleans_up(jobs: str, result: str, stopping: bool) -> None:
+    """A stop, and an end that nobody restarts; not a restart, a crash or a watchdog's kill."""
+    assert decide(jobs, UNIT, result) is stopping
+
+
+def catalog() -> dict[str, str]:
+    """The catalog's texts by MESSAGE_ID, as 32 hexadecimal digits."""
+    text = (SYSTEMD / "vm-onetoone-nat.catalog").read_text()
+    parts = re.split(r"^-- ([0-9a-f]{32})$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_every_event_is_in_the_catalog() -> None:
+    """Each MESSAGE_ID of the code has a text, with a subject and something to read; none else."""
+    entries = catalog()
+    assert set(entries) == {event.value.hex for event in Event}
+    for entry in entries.values():
+        headers, _, body = entry.strip().partition("\n\n")
+        assert re.match(r"Subject: \S.*\nDefined-By: vm-onetoone-nat$", headers)
+        assert body
+
+
+def test_catalog_fields_exist() -> None:
+    """Every field that a text fills in is one that entries of that event carry."""
+    carried = {"DOMAIN", "EXTERNAL", "INTERNAL", "NETWORK", "UPLINK", "STATE", "REASON"}
+    for entry in catalog().values():
+        assert set(re.findall(r"@VMNAT_([A-Z]+)@", entry)) <= carried
+
+
+def test_capabilities() -> None:
+    """The unit runs as its own user, with two capabilities and no other."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(SYSTEMD / UNIT)
+    service = unit["Service"]
+    for key in ("CapabilityBoundingSet", "AmbientCapabilities"):
+        assert service[key].split() == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
+    assert service["User"] == "vm-onetoone-nat"
