@@ -99,23 +99,26 @@ def fault(
         )
         time.sleep(_BEFORE)
         traffic = Traffic()
+
+        def complete() -> float:
+            return traffic.since if writes is None else max(traffic.since, writes.last)
+
         yield traffic
-        time.sleep(max(0.0, traffic.since + limit + _AFTER - time.monotonic()))
+        wait_for(lambda: time.monotonic() > complete() + limit + _AFTER, 60, f"{name}: it is over")
         if not _answers(site):
             wait_for(lambda: _answers(site), 60, f"{name}: the guest answers again")
             time.sleep(_AFTER)
         ended = time.monotonic()
         report = stream.finish()
-    if writes is not None:
-        traffic.since = max(traffic.since, writes.last)
+    since = complete()
     idle = union(report.stalls, waiting.waits)
-    repaired = _repaired(report, waiting, idle, traffic.since)
+    repaired = _repaired(report, waiting, idle, since)
     judged = [at for at in report.sent_at if not touches(idle, at, at)]
     test = os.environ["PYTEST_CURRENT_TEST"].partition("[")[0].partition(" ")[0].rpartition("/")[2]
     FAULTS.append(Fault(name, test, repaired, report))
     print(FAULTS[-1], report)
     assert repaired < limit, f"repaired after {repaired:.3f} s, not {limit:g}: {report}"
-    assert ended - traffic.since > limit
+    assert ended - since > limit
     answered = len(judged) - len(set(judged) & set(report.lost_at))
     assert answered >= least * len(judged) > 0, (answered, len(judged), report)
 
