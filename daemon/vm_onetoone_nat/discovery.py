@@ -12,6 +12,7 @@ from vm_onetoone_nat.state import (
     AddressSource,
     Cause,
     Domain,
+    DomainState,
     Guests,
     Interface,
     Mapping,
@@ -56,7 +57,9 @@ def located(mapping: Mapping, guests: Guests, observed: Observed) -> Mapping:
         for source, address in _known(nic, network, observed, current):
             if _may_have(nic, address, network):
                 return replace(mapping, internal=address, source=source)
-    if current is not None and any(current in gateway.network for gateway in network.gateways):
+    # Of a guest that is off the kernel has the address only until the end of this pass.
+    runs = domain.state is not DomainState.OFF
+    if runs and current is not None and any(current in g.network for g in network.gateways):
         return replace(mapping, internal=current, source=AddressSource.KEPT)
     return mapping
 

@@ -69,6 +69,13 @@ def test_order() -> None:
     assert found(guests(), observed()) == (None, None)
 
 
+def test_nothing_is_kept_of_a_guest_that_is_off() -> None:
+    """What the kernel still has of a guest that has stopped is not its address any more."""
+    (running,) = guests().domains
+    stopped = replace(guests(), domains=(replace(running, state=DomainState.OFF),))
+    assert found(stopped, observed(translated=internal(5))) == (None, None)
+
+
 def test_written_address_is_not_looked_for() -> None:
     """What is written counts, whatever is known otherwise."""
     written = replace(MAPPING, internal=internal(9), source=AddressSource.CONFIGURATION)

@@ -119,12 +119,12 @@ class StreamReport:
     @property
     def lost(self) -> int:
         """Messages that were never answered while the control was."""
-        return len(self._lost)
+        return len(self.lost_at)
 
     @property
     def last_lost(self) -> float | None:
         """When the last of them was sent."""
-        return max(self._lost, default=None)
+        return max(self.lost_at, default=None)
 
     @property
     def late(self) -> int:
@@ -148,7 +148,8 @@ class StreamReport:
         return not (self.lost or self.late or self.retransmits or self.broken or self.errors)
 
     @cached_property
-    def _lost(self) -> tuple[float, ...]:
+    def lost_at(self) -> tuple[float, ...]:
+        """When each message that counts as lost was sent."""
         return tuple(
             at
             for at, delay in zip(self.sent_at, self.measured.delays, strict=True)
