@@ -24,6 +24,7 @@ from vm_onetoone_nat.state import (
     MappingState,
     MappingStatus,
     Observed,
+    Stored,
     Unavailable,
     element,
     interface,
@@ -49,7 +50,9 @@ class _Finding:
     cause: Cause
 
 
-def desire(configuration: Configuration, guests: Guests | None, observed: Observed) -> Desired:
+def desire(
+    configuration: Configuration, guests: Guests | None, observed: Observed, stored: Stored
+) -> Desired:
     """The desired state. `guests` is None if libvirt was never reached, and not `current` if it
     cannot be reached now.
 
@@ -57,7 +60,7 @@ def desire(configuration: Configuration, guests: Guests | None, observed: Observ
     does not mean that guests have stopped, and at the destination of a migration a guest is paused
     until it runs there.
     """
-    gathered = gather(configuration, guests, observed)
+    gathered = gather(configuration, guests, observed, stored.allocations)
     checked = _unambiguous(_status(m, configuration, guests, observed) for m in gathered.mappings)
     wanted = frozenset(s.mapping.external for s in checked if s.state is ACTIVE)
     statuses = tuple(_if_available(s, observed) for s in checked)

@@ -34,11 +34,19 @@ class Gathered:
     allocations: frozenset[Allocation]
 
 
-def gather(configuration: Configuration, guests: Guests | None, observed: Observed) -> Gathered:
-    """All mappings. `guests` None: libvirt was never reached, and the kernel's state is used."""
+def gather(
+    configuration: Configuration,
+    guests: Guests | None,
+    observed: Observed,
+    recorded: frozenset[Allocation],
+) -> Gathered:
+    """All mappings. `guests` None: libvirt was never reached, and the kernel's state is used.
+
+    `recorded` are the allocations of the passes before.
+    """
     if guests is None:
-        return _remembered(configuration, observed)
-    gathering = _Gathering(configuration, guests, observed)
+        return _remembered(configuration, observed, recorded)
+    gathering = _Gathering(configuration, guests, observed, recorded)
     gathering.metadata()
     for pool in configuration.pools:
         gathering.pool(pool)
@@ -49,16 +57,18 @@ def gather(configuration: Configuration, guests: Guests | None, observed: Observ
     )
 
 
-def _remembered(configuration: Configuration, observed: Observed) -> Gathered:
+def _remembered(
+    configuration: Configuration, observed: Observed, recorded: frozenset[Allocation]
+) -> Gathered:
     """The configuration and the allocations, with the addresses that the kernel translates to."""
     mappings = list(configuration.mappings)
     written = {m.external for m in mappings}
     mappings += (
         Mapping(a.external, a.network, domain=a.uuid, origin=a.origin, remembered=True)
-        for a in sorted(observed.allocations)
+        for a in sorted(recorded)
         if a.external not in written and observed.translated(a.external) is not None
     )
-    return Gathered(tuple(_kept(m, observed) for m in mappings), (), observed.allocations)
+    return Gathered(tuple(_kept(m, observed) for m in mappings), (), recorded)
 
 
 def _kept(mapping: Mapping, observed: Observed) -> Mapping:
@@ -69,13 +79,19 @@ def _kept(mapping: Mapping, observed: Observed) -> Mapping:
 
 
 class _Gathering:
-    def __init__(self, configuration: Configuration, guests: Guests, observed: Observed) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        guests: Guests,
+        observed: Observed,
+        recorded: frozenset[Allocation],
+    ) -> None:
         self._configuration = configuration
         self._guests = guests
         self._observed = observed
         self.mappings = list(configuration.mappings)
         self.unmapped: list[Unmapped] = []
-        self._before = {a.external: a for a in observed.allocations}
+        self._before = {a.external: a for a in recorded}
         self.allocations: dict[IPv4Address, Allocation] = {}
         self._taken = {
             *(m.external for m in configuration.mappings),

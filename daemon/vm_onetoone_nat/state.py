@@ -403,6 +403,17 @@ class Allocation:
     origin: Origin
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is remembered between runs, read at once.
+
+    `recorded` is false while it is in memory only, so that a restart would lose it.
+    """
+
+    allocations: frozenset[Allocation] = frozenset()
+    recorded: bool = True
+
+
 @dataclass(frozen=True)
 class Observed:
     """What the kernel has, read at once.
@@ -416,7 +427,6 @@ class Observed:
     added. None: no probing.
     `routers`: next hops of the default routes.
     `neighbours`: entries of the neighbour table on bridges.
-    `allocations`: the recorded ones; `recorded` is false while they are in memory only.
     `flushed`: translations for which this process has flushed bypassing connections; None: this
     process does not flush.
     """
@@ -434,8 +444,6 @@ class Observed:
     probed: frozenset[IPv4Address] | None = None
     routers: frozenset[IPv4Address] = frozenset()
     neighbours: tuple[Neighbour, ...] = ()
-    allocations: frozenset[Allocation] = frozenset()
-    recorded: bool = True
     obstacles: tuple[Obstacle, ...] = ()
     flushed: frozenset[Translation] | None = None
 

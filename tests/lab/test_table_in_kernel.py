@@ -298,7 +298,7 @@ def child_foreign_element(change: str) -> None:
     from vm_onetoone_nat.desired import desire
     from vm_onetoone_nat.nft import Nft
     from vm_onetoone_nat.plan import plan
-    from vm_onetoone_nat.state import Configuration, Guests, Observed
+    from vm_onetoone_nat.state import Configuration, Guests, Observed, Stored
 
     nft = Nft()
     nft.apply(Transaction(install=MARK))
@@ -306,7 +306,7 @@ def child_foreign_element(change: str) -> None:
     table, _, _ = nft.observe()
     assert table is not None
     observed = Observed(UPLINK, table=table)
-    planned = plan(observed, desire(Configuration(), Guests(), observed))
+    planned = plan(observed, desire(Configuration(), Guests(), observed, Stored()))
     assert planned.transaction
     nft.apply(planned.transaction)
     assert nft.observe()[0] == Table(True, frozenset(), MARK)
