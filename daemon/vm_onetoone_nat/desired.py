@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from vm_onetoone_nat.discovery import doubtful, is_host, why_unknown
-from vm_onetoone_nat.mappings import gather
+from vm_onetoone_nat.gather import gather
+from vm_onetoone_nat.locate import doubtful, is_host, why_unknown
 from vm_onetoone_nat.state import (
     Address,
     AllowedService,
@@ -60,7 +60,7 @@ def desire(
     does not mean that guests have stopped, and at the destination of a migration a guest is paused
     until it runs there.
     """
-    gathered = gather(configuration, guests, observed, stored.allocations)
+    gathered = gather(configuration, guests, observed, stored)
     checked = _unambiguous(_status(m, configuration, guests, observed) for m in gathered.mappings)
     wanted = frozenset(s.mapping.external for s in checked if s.state is ACTIVE)
     statuses = tuple(_if_available(s, observed) for s in checked)

@@ -489,6 +489,15 @@ class Observed:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What libvirt, the kernel and the store have, read for one pass."""
+
+    guests: Guests
+    observed: Observed
+    stored: Stored
+
+
 class MappingState(StrEnum):
     """The state of a mapping; the values are part of `status --json`."""
 
@@ -576,6 +585,15 @@ class Unmapped:
     reason: str
     external: str | None = None
     origin: Origin = Origin.METADATA
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Mappings, guests that get none, and what to record of them: of one source, or of all."""
+
+    mappings: tuple[Mapping, ...] = ()
+    unmapped: tuple[Unmapped, ...] = ()
+    allocations: frozenset[Allocation] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeStore, default_network, laptop
 from lab.addresses import HOST, LAN_CLIENT, LIBVIRT_BRIDGE, external, internal
 from vm_onetoone_nat.desired import desire
-from vm_onetoone_nat.mappings import Gathered, gather
+from vm_onetoone_nat.gather import gather
 from vm_onetoone_nat.plan import Plan, plan
 from vm_onetoone_nat.state import (
     AddressSource,
@@ -18,6 +18,7 @@ from vm_onetoone_nat.state import (
     Desired,
     Domain,
     DomainState,
+    Gathered,
     Guests,
     Interface,
     Mapping,
@@ -74,8 +75,8 @@ def gathered(
     configuration: Configuration, known: Guests | None, host: Host | None = None
 ) -> Gathered:
     host = host or Host()
-    stored = host.store.observe()
-    return gather(configuration, known, host.kernel.observe(configuration), stored.allocations)
+    observed = host.kernel.observe(configuration)
+    return gather(configuration, known, observed, host.store.observe())
 
 
 def given(result: Gathered) -> dict[str | None, IPv4Address]:
