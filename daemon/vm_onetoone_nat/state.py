@@ -65,11 +65,11 @@ class AddressSource(StrEnum):
 class Mapping:
     """One external address for one guest.
 
-    `prefixlen` None: the prefix length of the uplink's subnet. `domain` None: the mapping is active
-    while its network is. `internal` and `source` None: the guest's address is not known yet. `mac`
-    selects one of the guest's interfaces. `remembered`: known from the kernel only, so the kernel's
-    elements are kept as they are. `allow` None: everything; `allowed_sources` None: anyone. Entries
-    of both are merged, so that no two overlap.
+    `prefixlen` None: the prefix length of the uplink's subnet; see `needs_subnet`. `domain` None:
+    the mapping is active while its network is. `internal` and `source` None: the guest's address is
+    not known yet. `mac` selects one of the guest's interfaces. `remembered`: known from the kernel
+    only, so the kernel's elements are kept as they are. `allow` None: everything; `allowed_sources`
+    None: anyone. Entries of both are merged, so that no two overlap.
     """
 
     external: IPv4Address
@@ -88,6 +88,15 @@ class Mapping:
     def subject(self) -> str:
         """The guest, or the network of a mapping without one, for messages."""
         return self.domain or f"network {self.network}"
+
+    @property
+    def needs_subnet(self) -> bool:
+        """Whether the external address must be that of a host in a subnet of the uplink.
+
+        An address that is written as /32 is a subnet of its own, and is added as such: it lies
+        anywhere, as at hosters that route further addresses to a server.
+        """
+        return self.prefixlen != 32
 
     def __hash__(self) -> int:
         return hash((int(self.external), self.network, self.domain))
