@@ -227,11 +227,11 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
     from vm_onetoone_nat.nft import read_counters
     from vm_onetoone_nat.reconcile import settled
     from vm_onetoone_nat.report import Report, mapped, report_from_json, unmapped
-    from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
+    from vm_onetoone_nat.status_socket import NoAnswer, ask, socket_path
 
     try:
         return report_from_json(ask(socket_path(runtime_path()))), ()
-    except NotRunning as error:
+    except NoAnswer as error:
         absent = error.message
     configuration = config.load(path)
     try:
@@ -252,14 +252,14 @@ def _metrics(_arguments: argparse.Namespace) -> int:
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.metrics import application, exposition
     from vm_onetoone_nat.report import report_from_json
-    from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
+    from vm_onetoone_nat.status_socket import NoAnswer, ask, socket_path
 
     path = socket_path(runtime_path())
 
     def ask_daemon() -> "Report | None":
         try:
             return report_from_json(ask(path))
-        except NotRunning:
+        except NoAnswer:
             return None
 
     listeners = inherited_sockets()
