@@ -103,15 +103,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import runtime_directory
     from vm_onetoone_nat.service import Service
+    from vm_onetoone_nat.store import FileStore
 
     configuration = config.load(arguments.config)
     _require_net_admin()
     # The watchdog sends SIGABRT when a pass hangs: then the traceback is in the journal.
     faulthandler.enable()
-    Service(arguments.config, configuration, runtime_directory(), state_directory()).run()
+    Service(arguments.config, configuration, runtime_directory(), FileStore()).run()
     return 0
 
 
@@ -227,11 +227,11 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
     from vm_onetoone_nat.nft import read_counters
     from vm_onetoone_nat.reconcile import settled
     from vm_onetoone_nat.report import Report, mapped, report_from_json, unmapped
-    from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
+    from vm_onetoone_nat.status_socket import NoAnswer, ask, socket_path
 
     try:
         return report_from_json(ask(socket_path(runtime_path()))), ()
-    except NotRunning as error:
+    except NoAnswer as error:
         absent = error.message
     configuration = config.load(path)
     try:
@@ -252,14 +252,14 @@ def _metrics(_arguments: argparse.Namespace) -> int:
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.metrics import application, exposition
     from vm_onetoone_nat.report import report_from_json
-    from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
+    from vm_onetoone_nat.status_socket import NoAnswer, ask, socket_path
 
     path = socket_path(runtime_path())
 
     def ask_daemon() -> "Report | None":
         try:
             return report_from_json(ask(path))
-        except NotRunning:
+        except NoAnswer:
             return None
 
     listeners = inherited_sockets()
@@ -294,7 +294,6 @@ def _cleanup(arguments: argparse.Namespace) -> int:
         if not is_stopping(arguments.unit):
             return 0
 
-    from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import Instance, runtime_directory
     from vm_onetoone_nat.kernel import Kernel, conflicts_path
     from vm_onetoone_nat.plan import describe
@@ -306,7 +305,7 @@ def _cleanup(arguments: argparse.Namespace) -> int:
     stopped = instance.stop_other()
     if stopped is not None:
         print(f"stopped the daemon, process {stopped}")
-    for line in describe(remove(_fwmark(arguments.config), Kernel(runtime, state_directory()))):
+    for line in describe(remove(_fwmark(arguments.config), Kernel(runtime))):
         print(line)
     conflicts_path(runtime).unlink(missing_ok=True)
     return 0
@@ -324,16 +323,16 @@ _COMMANDS = {
 
 
 def _look(configuration: Configuration) -> "Look":
-    from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.kernel import Kernel
     from vm_onetoone_nat.libvirt_source import LibvirtOnce
     from vm_onetoone_nat.reconcile import look
+    from vm_onetoone_nat.store import FileStore
 
     _require_net_admin()
-    kernel = Kernel(runtime_path(), state_directory())
+    kernel = Kernel(runtime_path())
     libvirt = LibvirtOnce(configuration.libvirt_uri, guest_agent=configuration.guest_agent)
-    return look(configuration, libvirt, kernel)
+    return look(configuration, libvirt, kernel, FileStore())
 
 
 def _fwmark(path: Path) -> int:

@@ -40,5 +40,9 @@ class KernelError(VmNatError):
     """The kernel refused an address, link or sysctl operation."""
 
 
+class StoreError(VmNatError):
+    """What is remembered between runs cannot be written."""
+
+
 class TransactionRefused(VmNatError):
     """The kernel refused an nftables transaction; no part of it was applied."""

@@ -10,9 +10,9 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat import conntrack
-from vm_onetoone_nat.discovery import interfaces
 from vm_onetoone_nat.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.links import Link, links
+from vm_onetoone_nat.locate import interfaces
 from vm_onetoone_nat.nft import read_counters, read_others
 from vm_onetoone_nat.path import Endpoints, obstructions
 from vm_onetoone_nat.probes import connects, echoes, who_has

@@ -9,7 +9,6 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat import conntrack
 from vm_onetoone_nat.addresses import Addresses
-from vm_onetoone_nat.allocations import Allocations
 from vm_onetoone_nat.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
 from vm_onetoone_nat.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.errors import KernelError
@@ -32,18 +31,17 @@ _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 class Kernel:
     """The network namespace in which it was created. Use it from one thread.
 
-    `runtime` is the directory for files that last until the daemon stops, `state` the one for files
-    that last longer. `arp` does the conflict detection; None reads the running daemon's record.
+    `runtime` is the directory for files that last until the daemon stops. `arp` does the conflict
+    detection; None reads the running daemon's record.
     """
 
-    def __init__(self, runtime: Path, state: Path, arp: Arp | None = None) -> None:
+    def __init__(self, runtime: Path, arp: Arp | None = None) -> None:
         self._netlink = IPRoute()
         self._arp = arp
         self._detection = arp or RecordedConflicts(conflicts_path(runtime))
         self._links: dict[int, Link] = {}
         self._addresses = Addresses(runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
-        self._allocations = Allocations(state / "allocations.json")
         self._nft = Nft()
         self._flushed: set[Translation] = set()
 
@@ -96,8 +94,6 @@ class Kernel:
             probed=detected.probed,
             routers=frozenset(h.gateway for r in routes for h in r.hops if h.gateway is not None),
             neighbours=neighbours,
-            allocations=self._allocations.read(),
-            recorded=self._allocations.recorded,
             obstacles=obstacles,
             flushed=None if self._arp is None else frozenset(self._flushed),
         )
@@ -143,13 +139,13 @@ class Kernel:
     def apply(self, plan: Plan) -> None:
         """Write the plan, in the order that Plan gives. Raises KernelError, TransactionRefused.
 
+        `plan.allocations` is not the kernel's: the caller has recorded them in the store.
+
         If one part fails, the others are tried all the same. Only after a refused transaction
         nothing more is written.
         """
         failures = _Failures()
         self._flushed.difference_update(plan.flush_translated, plan.flush_bypassing)
-        if plan.allocations is not None:
-            failures.attempt(self._allocations.write, plan.allocations)
         if plan.enable_ip_forward:
             failures.attempt(_enable_ip_forward)
         if plan.delete_addresses:

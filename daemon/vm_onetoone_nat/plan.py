@@ -44,6 +44,8 @@ class Transaction:
 class Plan:
     """All writes of one pass, in order. `allocations` None keeps the recorded ones.
 
+    Allocations go to the store, before the kernel holds them; the rest goes to the kernel.
+
     An address is deleted before its translation and added after it: while the host has an external
     address without a translation, a packet for the guest reaches the host itself. A hairpin flag is
     set after the transaction has recorded the port in our table, and cleared before the record is
@@ -69,8 +71,13 @@ class Plan:
         return self != Plan()
 
 
-def plan(observed: Observed, desired: Desired) -> Plan:
-    """The writes after which the kernel holds the desired state, and nothing else of ours."""
+def plan(
+    observed: Observed, desired: Desired, unrecorded: frozenset[Allocation] | None = None
+) -> Plan:
+    """The writes after which the kernel holds the desired state, and nothing else of ours.
+
+    `unrecorded` are the allocations that the store lacks; None: it lacks none.
+    """
     elements = desired.elements | _hairpin_records(observed, desired)
     table = observed.table
     present = table.elements if table is not None else frozenset()
@@ -83,9 +90,8 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     if observed.flushed is not None:
         # The previous process may have ended after it wrote the elements, before it flushed.
         to_flush |= translations(elements) - observed.flushed
-    record = desired.allocations != observed.allocations or not observed.recorded
     return Plan(
-        allocations=desired.allocations if record else None,
+        allocations=unrecorded,
         enable_ip_forward=bool(desired.active) and not observed.ip_forward,
         add_addresses=_missing_addresses(observed, desired),
         clear_hairpins=tuple(sorted((recorded - wanted) & observed.hairpins)),

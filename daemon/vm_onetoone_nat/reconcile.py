@@ -7,9 +7,10 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from vm_onetoone_nat.desired import desire, mapping_elements, without
-from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, TransactionRefused
+from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
 from vm_onetoone_nat.plan import Plan, describe, plan, removal
 from vm_onetoone_nat.state import (
+    Allocation,
     Cause,
     Configuration,
     Desired,
@@ -18,6 +19,7 @@ from vm_onetoone_nat.state import (
     MappingState,
     MappingStatus,
     Observed,
+    Stored,
 )
 
 
@@ -35,9 +37,20 @@ class GuestSide(Protocol):
     def observe(self) -> Guests: ...
 
 
+class StoreSide(Protocol):
+    """What a pass needs of what is remembered between runs; the real one is `store.FileStore`.
+
+    `observe` has what was recorded last, also if `record` raised StoreError: then it is in memory,
+    and not `recorded`. What cannot be read counts as nothing.
+    """
+
+    def observe(self) -> Stored: ...
+    def record(self, allocations: frozenset[Allocation]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Both sides as observed once, and the plan that follows."""
+    """All sides as observed once, and the plan that follows."""
 
     observed: Observed
     desired: Desired
@@ -64,21 +77,31 @@ class Outcome:
         return settled(self.look)
 
 
-def look(configuration: Configuration, source: GuestSide, kernel: KernelSide) -> Look:
+def look(
+    configuration: Configuration, source: GuestSide, kernel: KernelSide, store: StoreSide
+) -> Look:
     """Observe and plan; writes nothing. Raises KernelError."""
     try:
         guests = source.observe()
     except LibvirtUnavailable:
         guests = None
     observed = kernel.observe(configuration)
-    desired = desire(configuration, guests, observed)
-    return Look(observed, desired, plan(observed, desired), guests)
+    stored = store.observe()
+    desired = desire(configuration, guests, observed, stored)
+    return Look(observed, desired, plan(observed, desired, _unrecorded(desired, stored)), guests)
+
+
+def _unrecorded(desired: Desired, stored: Stored) -> frozenset[Allocation] | None:
+    """The allocations to record; None if the store has them."""
+    same = stored.recorded and desired.allocations == stored.allocations
+    return None if same else desired.allocations
 
 
 def reconcile(
     configuration: Configuration,
     source: GuestSide,
     kernel: KernelSide,
+    store: StoreSide,
     hold: Callable[[Plan], Plan] = lambda plan: plan,
 ) -> Outcome:
     """One pass. Raises KernelError if the kernel cannot be observed.
@@ -86,8 +109,8 @@ def reconcile(
     The desired state is computed once: a change during the pass has its own event, and is not a
     failure of this pass. `hold` removes from a plan the writes that are held back.
     """
-    before = look(configuration, source, kernel)
-    outcome = _write(configuration, kernel, before, hold)
+    before = look(configuration, source, kernel, store)
+    outcome = _write(configuration, kernel, store, before, hold)
     kernel.probe(configuration, outcome.look.observed, before.desired)
     return outcome
 
@@ -95,30 +118,47 @@ def reconcile(
 def _write(
     configuration: Configuration,
     kernel: KernelSide,
+    store: StoreSide,
     before: Look,
     hold: Callable[[Plan], Plan],
 ) -> Outcome:
+    """Write the plan. An allocation is recorded before the kernel holds its address, and the kernel
+    is written also if that fails.
+    """
     planned = hold(before.plan)
     if not planned:
         return Outcome(before)
     written = [planned]
-    failures: list[str] = []
+    failures = _record(planned, store)
     desired = before.desired
     try:
         kernel.apply(planned)
     except TransactionRefused as error:
         failures.append(str(error))
-        written, refused = _install_singly(configuration, kernel, before)
+        singly, refused = _install_singly(configuration, kernel, before)
+        recorded = Plan(allocations=planned.allocations)
+        written = [recorded, *singly] if recorded else singly
         failures += [f"mapping {external}: {reason}" for external, reason in refused.items()]
         desired = without(desired, refused, before.observed)
     except KernelError as error:
         failures.append(str(error))
     observed = kernel.observe(configuration)
-    after = Look(observed, desired, plan(observed, desired), before.guests)
+    unrecorded = _unrecorded(desired, store.observe())
+    after = Look(observed, desired, plan(observed, desired, unrecorded), before.guests)
     left = hold(after.plan)
     if left and not failures:
         failures.append(f"the kernel changed during the pass: {describe(left)[0]}")
     return Outcome(after, tuple(written), tuple(failures))
+
+
+def _record(planned: Plan, store: StoreSide) -> list[str]:
+    """Record the allocations of a plan; return the failure, if any."""
+    if planned.allocations is not None:
+        try:
+            store.record(planned.allocations)
+        except StoreError as error:
+            return [str(error)]
+    return []
 
 
 def remove(fwmark: int, kernel: KernelSide) -> Plan:

@@ -24,7 +24,7 @@ from vm_onetoone_nat.libvirt_source import LibvirtSource
 from vm_onetoone_nat.nft import read_counters
 from vm_onetoone_nat.notify import Notify
 from vm_onetoone_nat.plan import describe
-from vm_onetoone_nat.reconcile import Look, Outcome, reconcile, remove
+from vm_onetoone_nat.reconcile import Look, Outcome, StoreSide, reconcile, remove
 from vm_onetoone_nat.report import report_to_json
 from vm_onetoone_nat.runner import Runner
 from vm_onetoone_nat.state import (
@@ -51,7 +51,7 @@ class Service:
     """The daemon in the foreground. Create and run it in the main thread: it handles signals."""
 
     def __init__(
-        self, path: Path, configuration: Configuration, runtime: Path, state: Path
+        self, path: Path, configuration: Configuration, runtime: Path, store: StoreSide
     ) -> None:
         self._path = path
         self._configuration = configuration
@@ -63,7 +63,8 @@ class Service:
             self._pass, self._tick, is_news=self._is_news, longest_tick=watchdog / 3
         )
         self._arp = Arp(self._runner.notify, conflicts_path(runtime))
-        self._kernel = Kernel(runtime, state, self._arp)
+        self._kernel = Kernel(runtime, self._arp)
+        self._store = store
         self._source = self._connect(configuration)
         self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
         self._looked = threading.Event()
@@ -135,6 +136,7 @@ class Service:
                 self._configuration,
                 self._source,
                 self._kernel,
+                self._store,
                 lambda plan: self._fights.hold(time.monotonic(), plan),
             )
         except KernelError as error:

@@ -65,11 +65,11 @@ class AddressSource(StrEnum):
 class Mapping:
     """One external address for one guest.
 
-    `prefixlen` None: the prefix length of the uplink's subnet. `domain` None: the mapping is active
-    while its network is. `internal` and `source` None: the guest's address is not known yet. `mac`
-    selects one of the guest's interfaces. `remembered`: known from the kernel only, so the kernel's
-    elements are kept as they are. `allow` None: everything; `allowed_sources` None: anyone. Entries
-    of both are merged, so that no two overlap.
+    `prefixlen` None: the prefix length of the uplink's subnet; see `needs_subnet`. `domain` None:
+    the mapping is active while its network is. `internal` and `source` None: the guest's address is
+    not known yet. `mac` selects one of the guest's interfaces. `remembered`: known from the kernel
+    only, so the kernel's elements are kept as they are. `allow` None: everything; `allowed_sources`
+    None: anyone. Entries of both are merged, so that no two overlap.
     """
 
     external: IPv4Address
@@ -88,6 +88,15 @@ class Mapping:
     def subject(self) -> str:
         """The guest, or the network of a mapping without one, for messages."""
         return self.domain or f"network {self.network}"
+
+    @property
+    def needs_subnet(self) -> bool:
+        """Whether the external address must be that of a host in a subnet of the uplink.
+
+        An address that is written as /32 is a subnet of its own, and is added as such: it lies
+        anywhere, as at hosters that route further addresses to a server.
+        """
+        return self.prefixlen != 32
 
     def __hash__(self) -> int:
         return hash((int(self.external), self.network, self.domain))
@@ -403,6 +412,17 @@ class Allocation:
     origin: Origin
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is remembered between runs, read at once.
+
+    `recorded` is false while it is in memory only, so that a restart would lose it.
+    """
+
+    allocations: frozenset[Allocation] = frozenset()
+    recorded: bool = True
+
+
 @dataclass(frozen=True)
 class Observed:
     """What the kernel has, read at once.
@@ -416,7 +436,6 @@ class Observed:
     added. None: no probing.
     `routers`: next hops of the default routes.
     `neighbours`: entries of the neighbour table on bridges.
-    `allocations`: the recorded ones; `recorded` is false while they are in memory only.
     `flushed`: translations for which this process has flushed bypassing connections; None: this
     process does not flush.
     """
@@ -434,8 +453,6 @@ class Observed:
     probed: frozenset[IPv4Address] | None = None
     routers: frozenset[IPv4Address] = frozenset()
     neighbours: tuple[Neighbour, ...] = ()
-    allocations: frozenset[Allocation] = frozenset()
-    recorded: bool = True
     obstacles: tuple[Obstacle, ...] = ()
     flushed: frozenset[Translation] | None = None
 
@@ -479,6 +496,15 @@ class Observed:
         for neighbour in self.neighbours:
             found.setdefault(neighbour.mac, []).append(neighbour)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What libvirt, the kernel and the store have, read for one pass."""
+
+    guests: Guests
+    observed: Observed
+    stored: Stored
 
 
 class MappingState(StrEnum):
@@ -568,6 +594,15 @@ class Unmapped:
     reason: str
     external: str | None = None
     origin: Origin = Origin.METADATA
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Mappings, guests that get none, and what to record of them: of one source, or of all."""
+
+    mappings: tuple[Mapping, ...] = ()
+    unmapped: tuple[Unmapped, ...] = ()
+    allocations: frozenset[Allocation] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

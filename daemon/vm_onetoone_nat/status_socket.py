@@ -20,11 +20,15 @@ _PATIENCE_SECONDS = 5
 _PATIENCE = struct.pack("@ll", _PATIENCE_SECONDS, 0)  # struct timeval
 
 
-class NotRunning(VmNatError):
-    """No daemon answers at the socket."""
+class NoAnswer(VmNatError):
+    """The daemon's status cannot be had from the daemon: it is `NotRunning`, or `Silent`."""
 
 
-class Silent(NotRunning):
+class NotRunning(NoAnswer):
+    """No daemon has the socket."""
+
+
+class Silent(NoAnswer):
     """A daemon has the socket but does not answer."""
 
 
@@ -77,7 +81,7 @@ class _Server(ThreadingUnixStreamServer):
 
 
 def ask(path: Path) -> str:
-    """Get the daemon's answer. Raises NotRunning, PrivilegeError."""
+    """Get the daemon's answer. Raises NotRunning, Silent, PrivilegeError."""
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             # Blocking, with the kernel's timeout: with Python's, connect(2) fails at once if the

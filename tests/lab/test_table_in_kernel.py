@@ -4,8 +4,6 @@ Each test runs in a child process that calls the function named `child_…` of t
 """
 
 import subprocess
-import sys
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 from fakes import FORWARD
 from lab.addresses import UPLINK, external, internal
+from own_network import in_own_network
 from vm_onetoone_nat.desired import mapping_elements
 from vm_onetoone_nat.errors import TransactionRefused
 from vm_onetoone_nat.plan import Transaction
@@ -33,16 +32,6 @@ OTHER_MARK = 0x2
 
 def some_elements(*mappings: Mapping) -> list[Element]:
     return sorted({e for m in mappings for e in mapping_elements(m)})
-
-
-def in_own_network(child: Callable[..., None], *arguments: str) -> None:
-    """Call a function of this module in a new process with a new network namespace."""
-    name = child.__name__
-    command = ["unshare", "--net", sys.executable, "-W", "error", "-c"]
-    code = f"import sys; sys.path[:] = {sys.path!r}\n"
-    code += f"import {__name__} as module; module.{name}(*sys.argv[1:])"
-    done = subprocess.run([*command, code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 MAPPED = (
@@ -298,7 +287,7 @@ def child_foreign_element(change: str) -> None:
     from vm_onetoone_nat.desired import desire
     from vm_onetoone_nat.nft import Nft
     from vm_onetoone_nat.plan import plan
-    from vm_onetoone_nat.state import Configuration, Guests, Observed
+    from vm_onetoone_nat.state import Configuration, Guests, Observed, Stored
 
     nft = Nft()
     nft.apply(Transaction(install=MARK))
@@ -306,7 +295,7 @@ def child_foreign_element(change: str) -> None:
     table, _, _ = nft.observe()
     assert table is not None
     observed = Observed(UPLINK, table=table)
-    planned = plan(observed, desire(Configuration(), Guests(), observed))
+    planned = plan(observed, desire(Configuration(), Guests(), observed, Stored()))
     assert planned.transaction
     nft.apply(planned.transaction)
     assert nft.observe()[0] == Table(True, frozenset(), MARK)

@@ -11,6 +11,10 @@ from fakes import (
     LIBVIRT_FORWARD,
     Crash,
     FakeKernel,
+    FakeLibvirt,
+    FakeStore,
+    default_network,
+    domain,
     laptop,
     own_address,
     running_guests,
@@ -22,7 +26,15 @@ from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, in
 from vm_onetoone_nat.desired import mapping_elements
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.reconcile import GuestSide, KernelSide, look, reconcile, remove, settled
+from vm_onetoone_nat.reconcile import (
+    GuestSide,
+    KernelSide,
+    StoreSide,
+    look,
+    reconcile,
+    remove,
+    settled,
+)
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     Address,
@@ -31,8 +43,13 @@ from vm_onetoone_nat.state import (
     Configuration,
     DomainState,
     Element,
+    Guests,
+    Interface,
     Mapping,
     MappingState,
+    Pool,
+    Range,
+    Stored,
 )
 
 MARK = DEFAULT_FWMARK
@@ -66,20 +83,21 @@ def test_fakes_are_what_a_pass_needs() -> None:
     """The models have the same methods, with the same types, as the real ones; mypy holds it."""
     kernel: KernelSide = laptop()
     source: GuestSide = running_guests()
-    assert look(Configuration(), source, kernel).libvirt
+    store: StoreSide = FakeStore()
+    assert look(Configuration(), source, kernel, store).libvirt
 
 
 def test_one_pass_is_enough() -> None:
     """The first pass installs every running guest; the second writes nothing at all."""
     kernel, libvirt = laptop(), running_guests(1, 2, 3)
-    first = reconcile(configuration(1, 2, 3), libvirt, kernel)
+    first = reconcile(configuration(1, 2, 3), libvirt, kernel, FakeStore())
     assert [s.state for s in first.statuses] == [ACTIVE] * 3
     assert first.failures == ()
     assert len(first.written) == 1
     assert_holds(kernel, 1, 2, 3)
 
     writes = kernel.writes
-    second = reconcile(configuration(1, 2, 3), libvirt, kernel)
+    second = reconcile(configuration(1, 2, 3), libvirt, kernel, FakeStore())
     assert (second.written, second.failures) == ((), ())
     assert second.statuses == first.statuses
     assert kernel.writes == writes
@@ -89,17 +107,17 @@ def test_one_pass_is_enough() -> None:
 def test_look_writes_nothing() -> None:
     """A look plans what a pass then does, and does not write."""
     kernel, libvirt = laptop(), running_guests(1)
-    planned = look(configuration(1), libvirt, kernel).plan
+    planned = look(configuration(1), libvirt, kernel, FakeStore()).plan
     assert kernel.writes == 0
-    assert reconcile(configuration(1), libvirt, kernel).written == (planned,)
+    assert reconcile(configuration(1), libvirt, kernel, FakeStore()).written == (planned,)
 
 
 def test_guest_stops() -> None:
     """A guest that stopped loses address and translation, and the others keep theirs."""
     kernel, libvirt = laptop(), running_guests(1, 2)
-    reconcile(configuration(1, 2), libvirt, kernel)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     libvirt.set_domain(guest_name(1), DomainState.OFF)
-    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     assert [s.state for s in outcome.statuses] == [INACTIVE, ACTIVE]
     assert_holds(kernel, 2)
 
@@ -107,10 +125,10 @@ def test_guest_stops() -> None:
 def test_libvirt_away() -> None:
     """While libvirt cannot be reached what is active stays, and nothing else becomes active."""
     kernel, libvirt = laptop(), running_guests(1)
-    reconcile(configuration(1), libvirt, kernel)
+    reconcile(configuration(1), libvirt, kernel, FakeStore())
     libvirt.reachable = False
     writes = kernel.writes
-    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     assert not outcome.look.libvirt
     assert [s.state for s in outcome.statuses] == [ACTIVE, INACTIVE]
     assert (outcome.failures, kernel.writes) == ((), writes)
@@ -120,11 +138,11 @@ def test_libvirt_away() -> None:
 def test_libvirt_away_and_repair() -> None:
     """What is lost while libvirt is away is repaired as long as the table still tells of it."""
     kernel, libvirt = laptop(), running_guests(1)
-    reconcile(configuration(1), libvirt, kernel)
+    reconcile(configuration(1), libvirt, kernel, FakeStore())
     libvirt.reachable = False
     kernel.addresses = [a for a in kernel.addresses if not a.owned]
     kernel.chains[FORWARD].reverse()
-    assert reconcile(configuration(1), libvirt, kernel).failures == ()
+    assert reconcile(configuration(1), libvirt, kernel, FakeStore()).failures == ()
     assert_holds(kernel, 1)
 
 
@@ -179,11 +197,11 @@ def stray_element(kernel: FakeKernel) -> None:
 def test_repair(damage: Callable[[FakeKernel], None]) -> None:
     """Whatever is lost or added behind the daemon's back, one pass puts right."""
     kernel, libvirt = laptop(), running_guests(1, 2)
-    reconcile(configuration(1, 2), libvirt, kernel)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     before = kernel.not_ours({MARK})
     damage(kernel)
     others = kernel.not_ours({MARK})
-    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     assert (outcome.failures, len(outcome.written)) == ((), 1)
     assert_holds(kernel, 1, 2)
     assert kernel.not_ours({MARK}) == others
@@ -197,7 +215,7 @@ def test_refused_mapping(refused: int) -> None:
     numbers = (1, 2, 3, 4, 5)
     kernel, libvirt = laptop(), running_guests(*numbers)
     kernel.refuse.add(external(refused))
-    outcome = reconcile(configuration(*numbers), libvirt, kernel)
+    outcome = reconcile(configuration(*numbers), libvirt, kernel, FakeStore())
     states = {s.mapping.external: s.state for s in outcome.statuses}
     assert states == {external(n): ERROR if n == refused else ACTIVE for n in numbers}
     (reason,) = [s.reason for s in outcome.statuses if s.state is ERROR]
@@ -218,7 +236,7 @@ def test_several_refused_mappings() -> None:
     bad = (1, 2, 9, 20)
     kernel, libvirt = laptop(), running_guests(*numbers)
     kernel.refuse |= {external(n) for n in bad}
-    outcome = reconcile(configuration(*numbers), libvirt, kernel)
+    outcome = reconcile(configuration(*numbers), libvirt, kernel, FakeStore())
     assert {s.mapping.external for s in outcome.statuses if s.state is ERROR} == {
         external(n) for n in bad
     }
@@ -230,11 +248,11 @@ def test_several_refused_mappings() -> None:
 def test_refused_mapping_does_not_disturb() -> None:
     """While one is refused again and again, the others' addresses and elements are not touched."""
     kernel, libvirt = laptop(), running_guests(1, 2, 3)
-    reconcile(configuration(1, 2), libvirt, kernel)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     kernel.refuse.add(external(3))
     for _ in range(3):
         kernel.applied.clear()
-        outcome = reconcile(configuration(1, 2, 3), libvirt, kernel)
+        outcome = reconcile(configuration(1, 2, 3), libvirt, kernel, FakeStore())
         assert [s.state for s in outcome.statuses] == [ACTIVE, ACTIVE, ERROR]
         assert_holds(kernel, 1, 2)
         for applied in kernel.applied:
@@ -248,9 +266,9 @@ def test_refusal_ends() -> None:
     """A mapping that the kernel takes at last is active like any other."""
     kernel, libvirt = laptop(), running_guests(1, 2)
     kernel.refuse.add(external(1))
-    reconcile(configuration(1, 2), libvirt, kernel)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     kernel.refuse.clear()
-    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     assert outcome.failures == ()
     assert_holds(kernel, 1, 2)
 
@@ -259,11 +277,11 @@ def test_refusal_ends() -> None:
 def test_refused_mapping_keeps_no_stopped_guest(refused: tuple[int, ...]) -> None:
     """While mappings are refused, a guest that stopped still loses address and translation."""
     kernel, libvirt = laptop(), running_guests(1, 2, 3, 4)
-    reconcile(configuration(1, 2), libvirt, kernel)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     kernel.refuse |= {external(n) for n in refused}
     libvirt.set_domain(guest_name(1), DomainState.OFF)
     for _ in range(2):
-        outcome = reconcile(configuration(1, 2, *refused), libvirt, kernel)
+        outcome = reconcile(configuration(1, 2, *refused), libvirt, kernel, FakeStore())
     assert [s.state for s in outcome.statuses][:2] == [INACTIVE, ACTIVE]
     assert_holds(kernel, 2)
 
@@ -271,10 +289,10 @@ def test_refused_mapping_keeps_no_stopped_guest(refused: tuple[int, ...]) -> Non
 def test_refused_mapping_keeps_no_repair() -> None:
     """While a mapping is refused, the accept that the others need is still put back."""
     kernel, libvirt = laptop(), running_guests(1, 2)
-    reconcile(configuration(1), libvirt, kernel)
+    reconcile(configuration(1), libvirt, kernel, FakeStore())
     kernel.refuse.add(external(2))
     lose_accept(kernel)
-    reconcile(configuration(1, 2), libvirt, kernel)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     assert_holds(kernel, 1)
 
 
@@ -283,13 +301,13 @@ def test_refused_mapping_while_guests_are_out_of_sight(away: bool) -> None:
     """A repair in which one mapping is refused leaves the others active, seen or unseen."""
     numbers = (1, 2, 3, 4)
     kernel, libvirt = laptop(), running_guests(*numbers)
-    reconcile(configuration(*numbers), libvirt, kernel)
+    reconcile(configuration(*numbers), libvirt, kernel, FakeStore())
     libvirt.reachable = not away
     for n in numbers:
         libvirt.set_domain(guest_name(n), DomainState.PAUSED)
     change_table(kernel)
     kernel.refuse.add(external(1))
-    outcome = reconcile(configuration(*numbers), libvirt, kernel)
+    outcome = reconcile(configuration(*numbers), libvirt, kernel, FakeStore())
     assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE, ACTIVE, ACTIVE]
     assert_holds(kernel, 2, 3, 4)
 
@@ -299,9 +317,9 @@ def test_refused_change_of_what_is_allowed() -> None:
     kernel, libvirt = laptop(), running_guests(1, 2)
     before = replace(guest(1), allow=(AllowedService("tcp", 22, 22),))
     after = replace(guest(1), allow=(AllowedService("tcp", 22, 23),))
-    reconcile(Configuration((before, guest(2))), libvirt, kernel)
+    reconcile(Configuration((before, guest(2))), libvirt, kernel, FakeStore())
     kernel.refuse.add(external(1))
-    outcome = reconcile(Configuration((after, guest(2))), libvirt, kernel)
+    outcome = reconcile(Configuration((after, guest(2))), libvirt, kernel, FakeStore())
     assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE]
     assert any(f.startswith(f"mapping {external(1)}: ") for f in outcome.failures)
 
@@ -310,12 +328,12 @@ def test_address_that_cannot_be_added() -> None:
     """A mapping without its address is in error, the failure is told, the others are there."""
     kernel, libvirt = laptop(), running_guests(1, 2)
     kernel.fail.add(external(1))
-    outcome = reconcile(configuration(1, 2), libvirt, kernel)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE]
     assert outcome.failures == (f"address {external(1)}/24 on {UPLINK} could not be added",)
     assert elements_of(guest(2)) <= kernel.elements()
     kernel.fail.clear()
-    assert reconcile(configuration(1, 2), libvirt, kernel).failures == ()
+    assert reconcile(configuration(1, 2), libvirt, kernel, FakeStore()).failures == ()
     assert_holds(kernel, 1, 2)
 
 
@@ -327,11 +345,11 @@ def test_status_of_a_mapping_that_lacks_a_part(container: str) -> None:
         guest(1), allow=(AllowedService("tcp", 22, 22), AllowedService("tcp", 80, 80))
     )
     both = Configuration((restricted, guest(2)))
-    reconcile(both, libvirt, kernel)
+    reconcile(both, libvirt, kernel, FakeStore())
     assert kernel.table is not None
     lost = next(e for e in mapping_elements(restricted) if e.container == container)
     kernel.table = replace(kernel.table, elements=kernel.table.elements - {lost})
-    statuses = settled(look(both, libvirt, kernel))
+    statuses = settled(look(both, libvirt, kernel, FakeStore()))
     assert [s.state for s in statuses] == [ERROR, ACTIVE]
 
 
@@ -344,7 +362,7 @@ def test_kernel_that_changes_during_the_pass() -> None:
             lose_addresses(self)
 
     kernel = Undone(*laptop().addresses)
-    outcome = reconcile(configuration(1), running_guests(1), kernel)
+    outcome = reconcile(configuration(1), running_guests(1), kernel, FakeStore())
     (failure,) = outcome.failures
     assert failure.startswith("the kernel changed during the pass: + address")
     assert [s.state for s in outcome.statuses] == [ERROR]
@@ -359,7 +377,7 @@ def test_kernel_that_cannot_be_observed() -> None:
 
     kernel = Blind()
     with pytest.raises(KernelError, match="cannot be listed"):
-        reconcile(configuration(1), running_guests(1), kernel)  # type: ignore[arg-type]
+        reconcile(configuration(1), running_guests(1), kernel, FakeStore())  # type: ignore[arg-type]
     assert kernel.applied == []
 
 
@@ -367,7 +385,7 @@ def test_remove() -> None:
     """`remove` says what it removed, leaves what is not ours, and the second has nothing to do."""
     kernel, libvirt = laptop(), running_guests(1, 2)
     before = kernel.not_ours({MARK})
-    reconcile(configuration(1, 2), libvirt, kernel)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
     assert remove(MARK, kernel).transaction.remove_table
     assert kernel.table is None
     assert kernel.owned() == set()
@@ -386,9 +404,62 @@ def test_remove_that_leaves_something() -> None:
             super().apply(replace(plan, delete_addresses=()))
 
     kernel = Stubborn(*laptop().addresses)
-    reconcile(configuration(1), running_guests(1), kernel)
+    reconcile(configuration(1), running_guests(1), kernel, FakeStore())
     with pytest.raises(KernelError, match="not everything could be removed: - address"):
         remove(MARK, kernel)
+
+
+POOL = Configuration(pools=(Pool("default", (Range(external(50), external(60)),)),))
+NIC = Interface("52:54:00:00:00:01", "default")
+
+
+def pooled_guest() -> FakeLibvirt:
+    """A running guest on the pool's network, with a DHCP lease."""
+    network = replace(default_network(), leases=((NIC.mac, internal(1)),))
+    return FakeLibvirt(Guests((replace(domain(guest_name(1)), interfaces=(NIC,)),), (network,)))
+
+
+def test_recorded_before_it_is_used() -> None:
+    """A daemon that ends before its first write to the kernel has recorded the allocation."""
+    kernel, store = laptop(), FakeStore()
+    kernel.crash_after = 0
+    with pytest.raises(Crash):
+        reconcile(POOL, pooled_guest(), kernel, store)
+    assert kernel.owned() == set()
+    assert {a.external for a in store.written} == {external(50)}
+
+
+def test_store_that_is_full() -> None:
+    """A guest of a pool gets its address also while that cannot be recorded.
+
+    Each pass is a failure and records again, until it can; the kernel is written once only.
+    """
+    kernel, libvirt, store = laptop(), pooled_guest(), FakeStore()
+    store.full = True
+    for _ in range(2):
+        outcome = reconcile(POOL, libvirt, kernel, store)
+        assert outcome.failures == ("the store cannot be written",)
+        assert [s.state for s in outcome.statuses] == [ACTIVE]
+        assert kernel.owned() == {own_address(external(50))}
+    assert outcome.written == (Plan(allocations=outcome.look.desired.allocations),)
+    store.full = False
+    assert reconcile(POOL, libvirt, kernel, store).failures == ()
+    assert store.observe() == Stored(outcome.look.desired.allocations)
+    assert reconcile(POOL, libvirt, kernel, store).written == ()
+
+
+def test_store_that_is_full_and_refused_mapping() -> None:
+    """A mapping that the kernel refuses does not hide that the store is full, nor the reverse."""
+    kernel, libvirt, store = laptop(), pooled_guest(), FakeStore()
+    libvirt.set_domain(guest_name(2), DomainState.RUNNING)
+    store.full = True
+    kernel.refuse.add(external(2))
+    outcome = reconcile(replace(POOL, mappings=(guest(2),)), libvirt, kernel, store)
+    assert outcome.failures[0] == "the store cannot be written"
+    assert outcome.failures[-1].startswith(f"mapping {external(2)}: ")
+    states = {s.mapping.external: s.state for s in outcome.statuses}
+    assert states == {external(2): ERROR, external(50): ACTIVE}
+    assert kernel.owned() == {own_address(external(50))}
 
 
 # Any events in any order.
@@ -428,6 +499,7 @@ class Cycling(RuleBasedStateMachine):
         super().__init__()
         self.kernel = laptop()
         self.libvirt = running_guests(1, 2, 3)
+        self.store = FakeStore()
         self.configuration = CONFIGURATIONS[0]
         self.marks = {MARK, OTHER_MARK}
         self.lived_on: str | None = None
@@ -583,10 +655,11 @@ class Cycling(RuleBasedStateMachine):
         others = self.kernel.not_ours(self.marks)
         self.kernel.crash_after = writes
         with suppress(Crash):
-            reconcile(self.configuration, self.libvirt, self.kernel)
+            reconcile(self.configuration, self.libvirt, self.kernel, self.store)
         self.kernel.crash_after = None
         assert self.kernel.not_ours(self.marks) == others
         self.kernel.forget()
+        self.store.forget()
         self.libvirt.known = None
 
     @rule()
@@ -605,10 +678,10 @@ class Cycling(RuleBasedStateMachine):
         before = self.kernel.elements()
         self.lived_on = next((a.ifname for a in self.kernel.addresses if a.owned), None)
         expected = [m for m in self.configuration.mappings if self.should_be_active(m, before)]
-        outcome = reconcile(self.configuration, self.libvirt, self.kernel)
+        outcome = reconcile(self.configuration, self.libvirt, self.kernel, self.store)
         if outcome.look.desired.wanted & set(self.kernel.squatters):
             # Only now the squatter was asked.
-            outcome = reconcile(self.configuration, self.libvirt, self.kernel)
+            outcome = reconcile(self.configuration, self.libvirt, self.kernel, self.store)
         assert self.kernel.not_ours(self.marks) == others
         refused = [m for m in expected if m.external in self.kernel.refuse]
         if not refused:
@@ -622,7 +695,7 @@ class Cycling(RuleBasedStateMachine):
         Cycling.cycles += 1
 
         writes = self.kernel.writes
-        again = reconcile(self.configuration, self.libvirt, self.kernel)
+        again = reconcile(self.configuration, self.libvirt, self.kernel, self.store)
         assert [s.state for s in again.statuses] == [s.state for s in outcome.statuses]
         if not refused:
             assert again.statuses == outcome.statuses

@@ -1,7 +1,7 @@
-"""The kernel and libvirt in memory: working models of what a pass needs of each, not mocks.
+"""The kernel, libvirt and the store in memory: working models of what a pass needs, not mocks.
 
 The kernel keeps everything that `Observed` shows, refuses what nftables refuses, and takes a
-transaction whole or not at all. Both satisfy the protocols of `reconcile`.
+transaction whole or not at all. All satisfy the protocols of `reconcile`.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
 
 from lab.addresses import HOST, LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, UPLINK, guest_name
-from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, TransactionRefused
+from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
 from vm_onetoone_nat.plan import Plan, Transaction
 from vm_onetoone_nat.state import (
     AcceptRule,
@@ -26,6 +26,7 @@ from vm_onetoone_nat.state import (
     Neighbour,
     Network,
     Observed,
+    Stored,
     Table,
     Translation,
     Unavailable,
@@ -84,7 +85,6 @@ class FakeKernel:
         self.flushed: set[Translation] = set()
         self.neighbours: list[Neighbour] = []
         self.routers: set[IPv4Address] = set()
-        self.allocations: frozenset[Allocation] = frozenset()
         self.refuse: set[IPv4Address] = set()
         self.fail: set[IPv4Address] = set()
         self.crash_after: int | None = None
@@ -113,7 +113,6 @@ class FakeKernel:
             ),
             routers=frozenset(self.routers),
             neighbours=tuple(self.neighbours),
-            allocations=self.allocations,
             flushed=frozenset(self.flushed),
         )
 
@@ -125,9 +124,6 @@ class FakeKernel:
         self.applied.append(plan)
         failures = []
         self.flushed.difference_update(plan.flush_translated, plan.flush_bypassing)
-        if plan.allocations is not None:
-            self._write()
-            self.allocations = plan.allocations
         if plan.enable_ip_forward:
             self._write()
             self.ip_forward = True
@@ -324,6 +320,30 @@ class FakeLibvirt:
     def set_network(self, active: bool) -> None:
         """The network `default` is started or stopped."""
         self.guests = replace(self.guests, networks=(default_network(active),))
+
+
+class FakeStore:
+    """What is remembered between runs. While it is `full` nothing can be written."""
+
+    def __init__(self) -> None:
+        self.written: frozenset[Allocation] = frozenset()
+        self.full = False
+        self._unwritten: frozenset[Allocation] | None = None
+
+    def observe(self) -> Stored:
+        if self._unwritten is not None:
+            return Stored(self._unwritten, recorded=False)
+        return Stored(self.written)
+
+    def record(self, allocations: frozenset[Allocation]) -> None:
+        self._unwritten = allocations
+        if self.full:
+            raise StoreError("the store cannot be written")
+        self.written, self._unwritten = allocations, None
+
+    def forget(self) -> None:
+        """The process is another one: what could not be written is lost."""
+        self._unwritten = None
 
 
 def domain(name: str, state: DomainState = DomainState.RUNNING) -> Domain:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from fakes import FORWARD, FakeKernel, FakeLibvirt, laptop, running_guests
+from fakes import FORWARD, FakeKernel, FakeLibvirt, FakeStore, laptop, running_guests
 from lab.addresses import UPLINK, external, guest_name, internal
 from vm_onetoone_nat.changes import Change, changes, render_changes
 from vm_onetoone_nat.reconcile import look, reconcile
@@ -22,13 +22,13 @@ RESTRICTED = Mapping(
 
 def why(mapping: Mapping, libvirt: FakeLibvirt, kernel: FakeKernel) -> dict[str, str]:
     """The reason for each change."""
-    seen = look(Configuration((mapping,)), libvirt, kernel)
+    seen = look(Configuration((mapping,)), libvirt, kernel, FakeStore())
     return {change.change: change.why for change in changes(seen)}
 
 
 def test_first_installation() -> None:
     """From nothing to one guest: the table, the accept, and each part of the mapping in words."""
-    seen = look(Configuration((RESTRICTED,)), running_guests(1), laptop())
+    seen = look(Configuration((RESTRICTED,)), running_guests(1), laptop(), FakeStore())
     assert render_changes(changes(seen)) == [
         "our table does not exist:",
         "+ table inet vm_onetoone_nat, mark 0x00100000",
@@ -48,7 +48,7 @@ def test_first_installation() -> None:
 
 def test_every_change_is_shown_once() -> None:
     """What is shown to a person is what a program gets."""
-    found = changes(look(Configuration((GUEST,)), running_guests(1), laptop()))
+    found = changes(look(Configuration((GUEST,)), running_guests(1), laptop(), FakeStore()))
     shown = render_changes(found)
     assert sorted(line for line in shown if line[0] in "+-") == sorted(c.change for c in found)
     assert render_changes(()) == []
@@ -108,7 +108,7 @@ def accept_elsewhere(_libvirt: FakeLibvirt, kernel: FakeKernel) -> None:
 def test_reasons(change: Callable[[FakeLibvirt, FakeKernel], None], line: str, reason: str) -> None:
     """What has changed since the last pass is the reason for what is to be written."""
     kernel, libvirt = laptop(), running_guests(1)
-    reconcile(Configuration((GUEST,)), libvirt, kernel)
+    reconcile(Configuration((GUEST,)), libvirt, kernel, FakeStore())
     assert why(GUEST, libvirt, kernel) == {}
     change(libvirt, kernel)
     assert why(GUEST, libvirt, kernel)[line] == reason
@@ -117,8 +117,8 @@ def test_reasons(change: Callable[[FakeLibvirt, FakeKernel], None], line: str, r
 def test_mapping_that_is_gone() -> None:
     """What no mapping asks for goes for that reason."""
     kernel, libvirt = laptop(), running_guests(1)
-    reconcile(Configuration((GUEST,)), libvirt, kernel)
-    found = changes(look(Configuration(), libvirt, kernel))
+    reconcile(Configuration((GUEST,)), libvirt, kernel, FakeStore())
+    found = changes(look(Configuration(), libvirt, kernel, FakeStore()))
     reasons = {c.why for c in found if not c.change.startswith("- uplink")}
     assert reasons == {"no mapping needs it any more"}
 
@@ -126,7 +126,7 @@ def test_mapping_that_is_gone() -> None:
 def test_other_internal_address() -> None:
     """A guest at another address: what goes says where the guest is now."""
     kernel, libvirt = laptop(), running_guests(1)
-    reconcile(Configuration((GUEST,)), libvirt, kernel)
+    reconcile(Configuration((GUEST,)), libvirt, kernel, FakeStore())
     moved = Mapping(external(1), "default", internal=internal(2), domain=guest_name(1))
     assert why(moved, libvirt, kernel)[f"- dnat {external(1)} to {internal(1)}"] == (
         f"the mapping of {guest_name(1)} is {external(1)} to {internal(2)}"
@@ -136,8 +136,8 @@ def test_other_internal_address() -> None:
 def test_table_that_was_changed() -> None:
     """A table with other rules than ours, or another mark, says which."""
     kernel, libvirt = laptop(), running_guests(1)
-    reconcile(Configuration((GUEST,)), libvirt, kernel)
-    found = changes(look(Configuration((GUEST,), fwmark=0x2), libvirt, kernel))
+    reconcile(Configuration((GUEST,)), libvirt, kernel, FakeStore())
+    found = changes(look(Configuration((GUEST,), fwmark=0x2), libvirt, kernel, FakeStore()))
     by_change = {c.change: c.why for c in found}
     assert by_change["+ table inet vm_onetoone_nat, mark 0x00000002"] == (
         "'settings.fwmark' has changed"

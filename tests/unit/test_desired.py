@@ -26,6 +26,7 @@ from vm_onetoone_nat.state import (
     MappingState,
     Network,
     Observed,
+    Stored,
     Table,
 )
 
@@ -64,7 +65,7 @@ def outcome(
     uplink: str | None = None,
 ) -> tuple[MappingState, str]:
     """State and reason; what is not active must leave nothing to be put into the kernel."""
-    desired = desire(Configuration((mapping,), uplink=uplink), guests, observed)
+    desired = desire(Configuration((mapping,), uplink=uplink), guests, observed, Stored())
     (status,) = desired.statuses
     assert status.mapping == mapping
     if status.state is not ACTIVE:
@@ -377,7 +378,7 @@ def test_address(
 ) -> None:
     """An active mapping's address is on the uplink, with its own prefix or its subnet's."""
     mapping = replace(GUEST, external=IPv4Address(address), prefixlen=prefixlen)
-    desired = desire(Configuration((mapping,)), GUESTS, observed)
+    desired = desire(Configuration((mapping,)), GUESTS, observed, Stored())
     assert desired.addresses == (
         Address(
             UPLINK,
@@ -392,7 +393,9 @@ def test_address_of_31_bits_uplink() -> None:
     """On a point-to-point uplink both addresses are hosts', and there is no broadcast."""
     peer = replace(HOST_ADDRESS, interface=IPv4Interface("192.168.1.100/31"))
     mapping = replace(GUEST, external=IPv4Address("192.168.1.101"))
-    desired = desire(Configuration((mapping,)), GUESTS, with_addresses(peer, BRIDGE_ADDRESS))
+    desired = desire(
+        Configuration((mapping,)), GUESTS, with_addresses(peer, BRIDGE_ADDRESS), Stored()
+    )
     assert desired.addresses == (own_address(IPv4Address("192.168.1.101"), 31),)
 
 
@@ -407,7 +410,7 @@ def test_secondary_address_that_was_there_before(prefixlen: int) -> None:
 def test_configured_uplink_is_used() -> None:
     """Addresses and the uplink's element are of the interface that carries them."""
     observed = Observed("wlan9", (replace(HOST_ADDRESS, ifname="wlan9"),))
-    desired = desire(Configuration((GUEST,), uplink="wlan9"), GUESTS, observed)
+    desired = desire(Configuration((GUEST,), uplink="wlan9"), GUESTS, observed, Stored())
     assert desired.addresses == (own_address(external(1), ifname="wlan9"),)
     assert Element("uplink", "wlan9") in desired.elements
 
@@ -416,14 +419,14 @@ def test_refused_mapping() -> None:
     """A mapping that the kernel refused is an error with its reason; the others are not touched."""
     other = Mapping(external(2), "default", internal=internal(2))
     configuration = Configuration((GUEST, other))
-    both = desire(configuration, GUESTS, OBSERVED)
+    both = desire(configuration, GUESTS, OBSERVED, Stored())
     desired = without(both, {external(1): "Invalid argument"}, OBSERVED)
     assert [(s.state, s.reason) for s in desired.statuses] == [
         (ERROR, "Invalid argument"),
         (ACTIVE, ""),
     ]
     assert desired == replace(
-        desire(Configuration((other,)), GUESTS, OBSERVED),
+        desire(Configuration((other,)), GUESTS, OBSERVED, Stored()),
         statuses=desired.statuses,
         wanted=frozenset({external(1), external(2)}),
     )
@@ -431,7 +434,7 @@ def test_refused_mapping() -> None:
 
 def test_open_mapping_elements() -> None:
     """A mapping without restrictions is four elements, and the uplink is one more for all."""
-    desired = desire(Configuration((GUEST,)), GUESTS, OBSERVED)
+    desired = desire(Configuration((GUEST,)), GUESTS, OBSERVED, Stored())
     assert desired.elements == {
         Element("external", "192.168.1.101", "192.168.122.101"),
         Element("internal", "192.168.122.101", "192.168.1.101"),
@@ -500,18 +503,18 @@ def test_hairpins(bridge_netfilter: bool, guests: Guests, hairpins: set[str]) ->
         ports=((internal(1), "vnet0"), (internal(9), "vnet9")),
         bridge_netfilter=bridge_netfilter,
     )
-    assert desire(Configuration((GUEST,)), guests, observed).hairpins == hairpins
+    assert desire(Configuration((GUEST,)), guests, observed, Stored()).hairpins == hairpins
 
 
 def test_mark_is_the_configured_one() -> None:
     """The desired mark is the configuration's, whatever the kernel's table sets."""
     observed = replace(OBSERVED, table=Table(True, fwmark=0x2))
-    assert desire(Configuration((), fwmark=0x4), GUESTS, observed).fwmark == 0x4
+    assert desire(Configuration((), fwmark=0x4), GUESTS, observed, Stored()).fwmark == 0x4
 
 
 def test_nothing_is_remembered() -> None:
     """The same arguments give the same answer, and none is changed by asking."""
     configuration = Configuration((GUEST,))
-    first = desire(configuration, GUESTS, OBSERVED)
-    desire(configuration, None, TRANSLATING)
-    assert desire(configuration, GUESTS, OBSERVED) == first
+    first = desire(configuration, GUESTS, OBSERVED, Stored())
+    desire(configuration, None, TRANSLATING, Stored())
+    assert desire(configuration, GUESTS, OBSERVED, Stored()) == first

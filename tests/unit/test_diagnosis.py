@@ -5,7 +5,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from fakes import FORWARD, FakeKernel, laptop, running_guests
+from fakes import FORWARD, FakeKernel, FakeStore, laptop, running_guests
 from lab.addresses import LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal, mac_of
 from vm_onetoone_nat.checklist import diagnoses_to_json, render_diagnosis
 from vm_onetoone_nat.diagnosis import Check, Diagnosis, Verdict, diagnose, failed
@@ -25,7 +25,7 @@ def evidence(kernel: FakeKernel | None = None) -> Evidence:
     libvirt = running_guests(1)
     if kernel is None:
         kernel = installed()
-    seen = look(Configuration((GUEST,)), libvirt, kernel)
+    seen = look(Configuration((GUEST,)), libvirt, kernel, FakeStore())
     (status,) = settled(seen)
     return Evidence(
         look=seen,
@@ -49,7 +49,7 @@ def evidence(kernel: FakeKernel | None = None) -> Evidence:
 def installed() -> FakeKernel:
     """A kernel in which guest 1 is active."""
     kernel = laptop()
-    reconcile(Configuration((GUEST,)), running_guests(1), kernel)
+    reconcile(Configuration((GUEST,)), running_guests(1), kernel, FakeStore())
     return kernel
 
 
@@ -189,7 +189,7 @@ def test_first_on_the_path_is_named() -> None:
 def test_what_cannot_be_seen() -> None:
     """Where a mapping is not active, what would need it is unknown, not wrong and not right."""
     libvirt = running_guests()
-    seen = look(Configuration((GUEST,)), libvirt, laptop())
+    seen = look(Configuration((GUEST,)), libvirt, laptop(), FakeStore())
     bare = replace(
         evidence(),
         look=seen,

@@ -2,7 +2,7 @@
 
 from ipaddress import IPv4Address
 
-from fakes import FORWARD, FakeKernel, FakeLibvirt, laptop, running_guests
+from fakes import FORWARD, FakeKernel, FakeLibvirt, FakeStore, laptop, running_guests
 from lab.addresses import UPLINK, external, guest_name, internal
 from vm_onetoone_nat.history import History
 from vm_onetoone_nat.reconcile import reconcile
@@ -28,7 +28,7 @@ class Passing:
                 for n in self.mappings
             )
         )
-        outcome = reconcile(configuration, self.libvirt, self.kernel)
+        outcome = reconcile(configuration, self.libvirt, self.kernel, FakeStore())
         self.history.passed(now - took, now, frozenset(triggers), outcome)
 
     def report(self, now: float, counters: Counters | None = None) -> Report:

@@ -35,6 +35,7 @@ from vm_onetoone_nat.state import (
     MappingState,
     MappingStatus,
     Observed,
+    Stored,
     Table,
     Translation,
 )
@@ -56,7 +57,7 @@ def guests(*numbers: int) -> Guests:
 def desired_of(kernel: FakeKernel, *numbers: int, fwmark: int = MARK) -> Desired:
     """What should be, with these guests mapped and running."""
     configuration = Configuration(tuple(guest(n) for n in numbers), fwmark=fwmark)
-    return desire(configuration, guests(*numbers), kernel.observe(configuration))
+    return desire(configuration, guests(*numbers), kernel.observe(configuration), Stored())
 
 
 def plan_of(kernel: FakeKernel, *numbers: int, fwmark: int = MARK) -> Plan:
@@ -152,7 +153,7 @@ def test_external_leads_to_another_guest() -> None:
     kernel = converged(1)
     configuration = Configuration((replace(guest(1), internal=internal(5)),))
     observed = kernel.observe(configuration)
-    planned = plan(observed, desire(configuration, guests(1), observed))
+    planned = plan(observed, desire(configuration, guests(1), observed, Stored()))
     assert planned.flush_translated == (Translation(external(1), internal(1)),)
     assert (planned.add_addresses, planned.delete_addresses) == ((), ())
 

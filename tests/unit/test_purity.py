@@ -12,7 +12,8 @@ PACKAGE = Path(vm_onetoone_nat.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 PURE = (
     *("rtnetlink", "ifaddr", "routes"),
-    *("state", "errors", "plan", "ruleset", "desired", "discovery", "mappings", "fights", "acd"),
+    *("state", "errors", "plan", "ruleset", "fights", "acd"),
+    *("desired", "gather", "claims", "pools", "locate", "checks"),
     *("reconcile", "history", "report", "table", "traffic"),
     *("firewall", "path", "diagnosis", "evidence", "remedies", "checklist", "changes"),
 )

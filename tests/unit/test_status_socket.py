@@ -56,8 +56,9 @@ def test_daemon_that_accepts_nobody(tmp_path: Path) -> None:
         listener.bind(str(path))
         listener.listen(0)
         other.connect(str(path))
-        with pytest.raises(Silent):
+        with pytest.raises(Silent) as silent:
             ask(path)
+    assert not isinstance(silent.value, NotRunning)
 
 
 def test_answer_that_fails(tmp_path: Path) -> None:

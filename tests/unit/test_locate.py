@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Interface
 import pytest
 from fakes import default_network, laptop
 from lab.addresses import LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, external, internal
-from vm_onetoone_nat.discovery import doubtful, located, why_unknown
+from vm_onetoone_nat.locate import doubtful, located, why_unknown
 from vm_onetoone_nat.state import (
     AddressSource,
     Configuration,

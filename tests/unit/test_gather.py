@@ -5,10 +5,10 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from fakes import FakeKernel, default_network, laptop
+from fakes import FakeStore, default_network, laptop
 from lab.addresses import HOST, LAN_CLIENT, LIBVIRT_BRIDGE, external, internal
 from vm_onetoone_nat.desired import desire
-from vm_onetoone_nat.mappings import Gathered, gather
+from vm_onetoone_nat.gather import gather
 from vm_onetoone_nat.plan import Plan, plan
 from vm_onetoone_nat.state import (
     AddressSource,
@@ -18,6 +18,7 @@ from vm_onetoone_nat.state import (
     Desired,
     Domain,
     DomainState,
+    Gathered,
     Guests,
     Interface,
     Mapping,
@@ -26,6 +27,7 @@ from vm_onetoone_nat.state import (
     Origin,
     Pool,
     Range,
+    Stored,
     Unavailable,
 )
 
@@ -61,21 +63,31 @@ def pool(first: int, last: int) -> Configuration:
     return Configuration(pools=(Pool("default", (Range(external(first), external(last)),)),))
 
 
+class Host:
+    """The kernel of the scenario's host, and what its daemon remembers."""
+
+    def __init__(self) -> None:
+        self.kernel = laptop()
+        self.store = FakeStore()
+
+
 def gathered(
-    configuration: Configuration, known: Guests | None, kernel: FakeKernel | None = None
+    configuration: Configuration, known: Guests | None, host: Host | None = None
 ) -> Gathered:
-    kernel = kernel or laptop()
-    return gather(configuration, known, kernel.observe(configuration))
+    host = host or Host()
+    observed = host.kernel.observe(configuration)
+    return gather(configuration, known, observed, host.store.observe())
 
 
 def given(result: Gathered) -> dict[str | None, IPv4Address]:
     return {m.domain: m.external for m in result.mappings}
 
 
-def run(configuration: Configuration, known: Guests, kernel: FakeKernel) -> Desired:
-    """What a pass leaves recorded in `kernel`."""
-    desired = desire(configuration, known, kernel.observe(configuration))
-    kernel.allocations = desired.allocations
+def run(configuration: Configuration, known: Guests, host: Host) -> Desired:
+    """What a pass wants, and leaves recorded."""
+    observed = host.kernel.observe(configuration)
+    desired = desire(configuration, known, observed, host.store.observe())
+    host.store.record(desired.allocations)
     return desired
 
 
@@ -119,15 +131,15 @@ class TestMetadata:
 
     def test_first_claim_stays(self) -> None:
         """Who has an address keeps it against a later claim, also while it does not run."""
-        kernel = laptop()
-        run(CLAIMING, guests(domain(2, claim(1))), kernel)
+        host = Host()
+        run(CLAIMING, guests(domain(2, claim(1))), host)
         both = guests(domain(1, claim(1)), domain(2, claim(1), state=DomainState.OFF))
-        result = gathered(CLAIMING, both, kernel)
+        result = gathered(CLAIMING, both, host)
         assert given(result) == {"guest2": external(1)}
         (refused,) = result.unmapped
         assert refused.domain == "guest1"
         assert refused.reason.endswith("is already used by domain 'guest2'")
-        gone = gathered(CLAIMING, guests(domain(1, claim(1)), domain(2)), kernel)
+        gone = gathered(CLAIMING, guests(domain(1, claim(1)), domain(2)), host)
         assert given(gone) == {"guest1": external(1)}
 
     @pytest.mark.parametrize(
@@ -150,9 +162,9 @@ class TestMetadata:
         known = guests(domain(1, claimed), domain(2), domain(3), domain(4))
         (network,) = known.networks
         known = replace(known, networks=(replace(network, leases=((mac(3), internal(3)),)),))
-        kernel = laptop()
-        kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(4), mac(4))]
-        result = gathered(configuration, known, kernel)
+        host = Host()
+        host.kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(4), mac(4))]
+        result = gathered(configuration, known, host)
         assert result.mappings == (mapping,)
         (refused,) = result.unmapped
         assert reason in refused.reason
@@ -164,10 +176,10 @@ class TestMetadata:
     )
     def test_address_of_the_lan_itself(self, address: IPv4Address) -> None:
         """Inside the prefix, what no guest may have is an error still."""
-        kernel = laptop()
-        kernel.routers = {LAN_CLIENT.ip}
+        host = Host()
+        host.kernel.routers = {LAN_CLIENT.ip}
         claimed = claim(1, external=address, internal=internal(1))
-        desired = run(CLAIMING, guests(domain(1, claimed)), kernel)
+        desired = run(CLAIMING, guests(domain(1, claimed)), host)
         (status,) = desired.statuses
         assert status.state is MappingState.ERROR
         assert desired.elements == frozenset()
@@ -185,13 +197,13 @@ class TestPool:
 
     def test_each_gets_one(self) -> None:
         """In the order of names, the same after a restart and when others come and go."""
-        kernel = laptop()
-        first = run(pool(50, 52), guests(domain(1), domain(2)), kernel)
+        host = Host()
+        first = run(pool(50, 52), guests(domain(1), domain(2)), host)
         assert [(s.mapping.domain, s.mapping.external) for s in first.statuses] == [
             ("guest1", external(50)),
             ("guest2", external(51)),
         ]
-        later = gathered(pool(50, 52), guests(domain(0), domain(2)), kernel)
+        later = gathered(pool(50, 52), guests(domain(0), domain(2)), host)
         assert given(later) == {"guest2": external(51), "guest0": external(52)}
 
     def test_only_those_that_need_one(self) -> None:
@@ -204,8 +216,8 @@ class TestPool:
                 Mapping(external(4), "default", internal=internal(4)),
             ),
         )
-        kernel = laptop()
-        kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(4), mac(4))]
+        host = Host()
+        host.kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(4), mac(4))]
         known = guests(
             domain(1),
             domain(2, claim(2)),
@@ -213,7 +225,7 @@ class TestPool:
             domain(4),
             domain(5, interfaces=()),
         )
-        result = gathered(configuration, known, kernel)
+        result = gathered(configuration, known, host)
         assert given(result) == {
             "guest1": external(1),
             None: external(4),
@@ -222,38 +234,38 @@ class TestPool:
 
     def test_what_is_taken_is_passed_over(self) -> None:
         """Addresses of mappings, of this host, of the router and of other hosts are not given."""
-        kernel = laptop()
-        kernel.routers = {external(51)}
-        kernel.squatters = {external(52): "02:00:00:00:00:09"}
-        kernel.probed = frozenset({external(52)})
+        host = Host()
+        host.kernel.routers = {external(51)}
+        host.kernel.squatters = {external(52): "02:00:00:00:00:09"}
+        host.kernel.probed = frozenset({external(52)})
         configuration = replace(
             pool(50, 53), mappings=(Mapping(external(50), "default", internal=internal(9)),)
         )
-        result = gathered(configuration, guests(domain(1)), kernel)
+        result = gathered(configuration, guests(domain(1)), host)
         assert given(result)["guest1"] == external(53)
 
     def test_moves_on_after_a_conflict(self) -> None:
         """An address that another host has turns up is exchanged, and stays exchanged."""
-        kernel = laptop()
+        host = Host()
         known = guests(domain(1))
-        run(pool(50, 52), known, kernel)
-        kernel.squatters = {external(50): "02:00:00:00:00:09"}
-        kernel.probed = frozenset({external(50)})
-        run(pool(50, 52), known, kernel)
-        kernel.squatters = {}
-        assert given(gathered(pool(50, 52), known, kernel)) == {"guest1": external(51)}
+        run(pool(50, 52), known, host)
+        host.kernel.squatters = {external(50): "02:00:00:00:00:09"}
+        host.kernel.probed = frozenset({external(50)})
+        run(pool(50, 52), known, host)
+        host.kernel.squatters = {}
+        assert given(gathered(pool(50, 52), known, host)) == {"guest1": external(51)}
 
     def test_exhausted(self) -> None:
         """The one too many is told what to do; only a guest that is gone makes room."""
-        kernel = laptop()
-        run(pool(50, 51), guests(domain(1), domain(2)), kernel)
+        host = Host()
+        run(pool(50, 51), guests(domain(1), domain(2)), host)
         off = domain(2, state=DomainState.OFF)
-        result = gathered(pool(50, 51), guests(domain(1), off, domain(3)), kernel)
+        result = gathered(pool(50, 51), guests(domain(1), off, domain(3)), host)
         assert given(result) == {"guest1": external(50), "guest2": external(51)}
         (refused,) = result.unmapped
         assert refused.domain == "guest3"
         assert refused.reason.startswith("all addresses of the pool of network 'default'")
-        room = gathered(pool(50, 51), guests(domain(1), domain(3)), kernel)
+        room = gathered(pool(50, 51), guests(domain(1), domain(3)), host)
         assert given(room) == {"guest1": external(50), "guest3": external(51)}
         assert room.allocations == {
             Allocation(external(50), uuid(1), "default", Origin.POOL),
@@ -262,12 +274,12 @@ class TestPool:
 
     def test_needs_none_for_a_while(self) -> None:
         """A guest that is mapped otherwise, or whose network is gone, finds its address again."""
-        kernel = laptop()
-        run(pool(50, 52), guests(domain(1), domain(2)), kernel)
+        host = Host()
+        run(pool(50, 52), guests(domain(1), domain(2)), host)
         written = Mapping(external(1), "default", domain="guest1", internal=internal(1))
-        run(replace(pool(50, 52), mappings=(written,)), guests(domain(1), domain(3)), kernel)
-        run(pool(50, 52), replace(guests(domain(1)), networks=()), kernel)
-        result = gathered(pool(50, 52), guests(domain(1), domain(2), domain(3)), kernel)
+        run(replace(pool(50, 52), mappings=(written,)), guests(domain(1), domain(3)), host)
+        run(pool(50, 52), replace(guests(domain(1)), networks=()), host)
+        result = gathered(pool(50, 52), guests(domain(1), domain(2), domain(3)), host)
         assert given(result) == {
             "guest1": external(50),
             "guest2": external(51),
@@ -280,22 +292,22 @@ class TestPool:
             pools=(Pool("default", (Range(IPv4Address("10.0.0.1"), IPv4Address("10.0.16.0")),)),)
         )
         many = guests(*(domain(1000 + n, interfaces=NIC) for n in range(1000)))
-        kernel = laptop()
+        host = Host()
         began = time.thread_time()
         for _ in range(2):
-            desired = run(wide, many, kernel)
+            desired = run(wide, many, host)
         assert len({s.mapping.external for s in desired.statuses}) == 1000
         assert time.thread_time() - began < 2
 
     def test_no_other_is_left_after_a_conflict(self) -> None:
         """Where another host has the only address, that is the state of the mapping."""
-        kernel = laptop()
+        host = Host()
         known = guests(domain(1))
-        run(pool(50, 50), known, kernel)
-        kernel.squatters = {external(50): "02:00:00:00:00:09"}
-        kernel.probed = frozenset({external(50)})
-        kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(1), mac(1))]
-        (status,) = run(pool(50, 50), known, kernel).statuses
+        run(pool(50, 50), known, host)
+        host.kernel.squatters = {external(50): "02:00:00:00:00:09"}
+        host.kernel.probed = frozenset({external(50)})
+        host.kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(1), mac(1))]
+        (status,) = run(pool(50, 50), known, host).statuses
         assert status.state is MappingState.CONFLICT
 
     def test_network_and_broadcast_address(self) -> None:
@@ -311,17 +323,17 @@ class TestWithoutLibvirt:
 
     def test_what_the_kernel_has_stays(self) -> None:
         """Allocated mappings that are active go on as they are, restricted ones too."""
-        kernel = laptop()
+        host = Host()
         allow = (AllowedService("tcp", 22, 22),)
         known = guests(domain(1, claim(1, allow=allow, internal=internal(1))), domain(2))
-        kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(2), mac(2))]
+        host.kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(2), mac(2))]
         configuration = replace(pool(50, 52), metadata_external=(LAN,))
         for _ in range(2):
-            seen = kernel.observe(configuration)
-            kernel.apply(plan(seen, desire(configuration, known, seen)))
-        kernel.neighbours = []
-        seen = kernel.observe(configuration)
-        blind = desire(configuration, None, seen)
+            seen = host.kernel.observe(configuration)
+            host.kernel.apply(plan(seen, run(configuration, known, host)))
+        host.kernel.neighbours = []
+        seen = host.kernel.observe(configuration)
+        blind = desire(configuration, None, seen, host.store.observe())
         assert plan(seen, blind) == Plan()
         assert {(s.mapping.internal, s.mapping.source, s.state) for s in blind.statuses} == {
             (internal(1), AddressSource.KEPT, MappingState.ACTIVE),
@@ -332,9 +344,9 @@ class TestWithoutLibvirt:
 def test_two_mappings_of_one_address() -> None:
     """The second external address of one guest's address is an error, and the first works."""
     mappings = tuple(Mapping(external(n), "default", domain="guest1") for n in (1, 2))
-    kernel = laptop()
-    kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(1), mac(1))]
-    desired = run(Configuration(mappings), guests(domain(1)), kernel)
+    host = Host()
+    host.kernel.neighbours = [Neighbour(LIBVIRT_BRIDGE, internal(1), mac(1))]
+    desired = run(Configuration(mappings), guests(domain(1)), host)
     assert [s.state for s in desired.statuses] == [MappingState.ACTIVE, MappingState.ERROR]
     assert "is already used by external 192.168.1.101" in desired.statuses[1].reason
 
@@ -353,7 +365,7 @@ def test_unasked_address() -> None:
         ("taken", (Unavailable(external(1), "02:00:00:00:00:09"),), frozenset({external(1)})),
     ):
         seen = replace(observed, unavailable=unavailable, probed=probed)
-        states[name] = desire(configuration, guests(), seen).statuses[0].state
+        states[name] = desire(configuration, guests(), seen, Stored()).statuses[0].state
     assert states == {
         "unasked": MappingState.PENDING,
         "free": MappingState.ACTIVE,
