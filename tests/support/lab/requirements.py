@@ -42,7 +42,7 @@ _FILES = {
 _FEATURES = {
     "network and mount namespaces": "true",
     "veth and bridge interfaces (CONFIG_VETH, CONFIG_BRIDGE)": (
-        "ip link add br type bridge && ip link add one master br type veth peer name two"
+        "ip link add br0 type bridge && ip link add one master br0 type veth peer name two"
     ),
     "TUN/TAP interfaces (CONFIG_TUN)": "ip tuntap add mode tap dev tap0",
     "nftables with NAT (CONFIG_NF_TABLES, CONFIG_NFT_NAT)": (
@@ -61,7 +61,7 @@ _FEATURES = {
         "mount -t overlay -o lowerdir=/etc,upperdir=/mnt/up,workdir=/mnt/work overlay /etc"
     ),
     "cgroup2, mounted": "grep -q ' cgroup2 ' /proc/self/mounts",
-    "the scheduler's accounts (CONFIG_SCHED_INFO)": "test -s /proc/self/schedstat",
+    "the scheduler's accounts (CONFIG_SCHED_INFO)": "grep -q . /proc/self/schedstat",
 }
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
