@@ -21,7 +21,6 @@ from vm_onetoone_nat.agents import Agents
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.runner import RESYNC_SECONDS
 from vm_onetoone_nat.state import Domain, DomainState, Guests, Interface, Mapping, Network
 
 log = logging.getLogger(__name__)
@@ -64,10 +63,10 @@ class Definitions:
     """A cache of domains' definitions, invalidated by libvirt's events.
 
     Reading a thousand domains takes a second; a pass takes milliseconds. libvirt sends no event for
-    some changes, so a definition expires after LONGEST_SECONDS.
+    some changes, so a definition expires after LONGEST_SECONDS: each resync reads it again.
     """
 
-    LONGEST_SECONDS = RESYNC_SECONDS - 10
+    LONGEST_SECONDS = 290.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -13,6 +13,7 @@ from vm_onetoone_nat import libvirt_source
 from vm_onetoone_nat.agents import Agents
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.libvirt_source import BoundedCalls, Definitions, LibvirtHangs, LibvirtSource
+from vm_onetoone_nat.runner import RESYNC_SECONDS
 from vm_onetoone_nat.state import Guests, Interface
 
 URI = "test:///default"
@@ -147,6 +148,10 @@ class TestDefinitions:
         now[0] += Definitions.LONGEST_SECONDS
         assert definitions.of(domain, domain.UUIDString()) == first
         assert domain.read == 3
+
+    def test_expires_before_a_resync(self) -> None:
+        """A resync, which finds the changes without an event, reads all definitions again."""
+        assert RESYNC_SECONDS - 15 < Definitions.LONGEST_SECONDS < RESYNC_SECONDS
 
     def test_changed_meanwhile(self, domain: CountedDomain) -> None:
         """What changed while it was read is read again."""
