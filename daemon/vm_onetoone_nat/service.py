@@ -18,7 +18,7 @@ from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.fights import Fight, Fights
 from vm_onetoone_nat.history import History
 from vm_onetoone_nat.instance import Instance
-from vm_onetoone_nat.journal import entry, status_fields
+from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel import Kernel, conflicts_path
 from vm_onetoone_nat.libvirt_source import LibvirtSource
 from vm_onetoone_nat.nft import read_counters
@@ -336,8 +336,21 @@ def _log_status(status: MappingStatus, uplink: str | None) -> None:
         mapping.subject,
         status.state.value,
         f": {status.reason}" if status.reason else "",
-        extra=entry(event, uplink=uplink, **status_fields(status)),
+        extra=entry(event, uplink=uplink, **_fields(status)),
     )
+
+
+def _fields(status: MappingStatus) -> dict[str, object]:
+    """The fields that name a mapping, and those of its state."""
+    mapping = status.mapping
+    return {
+        "domain": mapping.domain,
+        "external": mapping.external,
+        "internal": mapping.internal,
+        "network": mapping.network,
+        "state": status.state.value,
+        "reason": status.reason or None,
+    }
 
 
 def _internal(mapping: Mapping) -> str:
