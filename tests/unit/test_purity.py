@@ -14,7 +14,16 @@ PURE = (
     *("rtnetlink", "ifaddr", "routes"),
     *("state", "errors", "plan", "ruleset", "desired", "discovery", "mappings", "fights", "acd"),
     *("reconcile", "history", "report", "table", "traffic"),
-    *("firewall", "path", "diagnosis", "evidence", "remedies", "checklist", "changes"),
+    *(
+        "nft_foreign",
+        "firewall",
+        "path",
+        "diagnosis",
+        "evidence",
+        "remedies",
+        "checklist",
+        "changes",
+    ),
 )
 SYSTEM = ("libvirt", "pyroute2", "nftables", "systemd", "pydantic", "prometheus_client")
 OF_THE_SYSTEM = {"os", "subprocess", "socket", "pathlib", "io", "shutil", "tempfile", "time"}
