@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vm_onetoone_nat import __version__, config, journal
+from vm_onetoone_nat import __version__, journal
+from vm_onetoone_nat.config import files as config
 from vm_onetoone_nat.errors import ConfigError, PrivilegeError, VmNatError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.state import DEFAULT_FWMARK, Cause, Configuration, Mapping

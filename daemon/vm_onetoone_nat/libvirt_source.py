@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from vm_onetoone_nat import metadata
 from vm_onetoone_nat.agents import Agents
+from vm_onetoone_nat.config import metadata
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry

@@ -10,9 +10,10 @@ from collections import Counter
 from math import inf
 from pathlib import Path
 
-from vm_onetoone_nat import __version__, config
+from vm_onetoone_nat import __version__
 from vm_onetoone_nat.arp import Arp
 from vm_onetoone_nat.bridge import bridge_netfilter
+from vm_onetoone_nat.config.files import check_host, load
 from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.fights import Fight, Fights
@@ -179,9 +180,9 @@ class Service:
 
     def _reload(self) -> None:
         try:
-            configuration = config.load(self._path)
+            configuration = load(self._path)
             observed = self._kernel.observe(configuration)
-            config.check_host(self._path, configuration, observed.addresses)
+            check_host(self._path, configuration, observed.addresses)
         except ConfigError as error:
             for problem in error.problems:
                 log.error("%s", problem, extra=entry(Event.CONFIGURATION_REFUSED, reason=problem))
