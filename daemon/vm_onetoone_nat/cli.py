@@ -20,7 +20,7 @@ from vm_onetoone_nat.state import DEFAULT_FWMARK, Cause, Configuration, Mapping
 if TYPE_CHECKING:
     from vm_onetoone_nat.diagnosis import Diagnosis
     from vm_onetoone_nat.reconcile import Look
-    from vm_onetoone_nat.report import Report
+    from vm_onetoone_nat.report.report import Report
 
 EX_USAGE = 64
 CHANGES_PENDING = 2
@@ -159,8 +159,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _status_lines(arguments: argparse.Namespace) -> list[str]:
-    from vm_onetoone_nat.report import report_to_json
-    from vm_onetoone_nat.table import render_report
+    from vm_onetoone_nat.report.report import report_to_json
+    from vm_onetoone_nat.report.table import render_report
 
     report, note = _report(arguments.config)
     if arguments.json:
@@ -227,7 +227,7 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.nft import read_counters
     from vm_onetoone_nat.reconcile import settled
-    from vm_onetoone_nat.report import Report, mapped, report_from_json, unmapped
+    from vm_onetoone_nat.report.report import Report, mapped, report_from_json, unmapped
     from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
 
     try:
@@ -252,7 +252,7 @@ def _metrics(_arguments: argparse.Namespace) -> int:
     from vm_onetoone_nat.exporter import inherited_sockets, serve
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.metrics import application, exposition
-    from vm_onetoone_nat.report import report_from_json
+    from vm_onetoone_nat.report.report import report_from_json
     from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
 
     path = socket_path(runtime_path())
@@ -273,7 +273,7 @@ def _metrics(_arguments: argparse.Namespace) -> int:
 
 def _width() -> int:
     """The width of a line of output, in columns."""
-    from vm_onetoone_nat.table import WIDTH
+    from vm_onetoone_nat.report.table import WIDTH
 
     return shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
 
@@ -328,8 +328,8 @@ def _look(configuration: Configuration) -> "Look":
     from vm_onetoone_nat.allocations import state_directory
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.kernel import Kernel
-    from vm_onetoone_nat.libvirt_source import LibvirtOnce
     from vm_onetoone_nat.reconcile import look
+    from vm_onetoone_nat.virt.connection import LibvirtOnce
 
     _require_net_admin()
     kernel = Kernel(runtime_path(), state_directory())

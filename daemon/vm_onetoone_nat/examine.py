@@ -17,7 +17,7 @@ from vm_onetoone_nat.nft import read_counters, read_others
 from vm_onetoone_nat.path import Endpoints, obstructions
 from vm_onetoone_nat.probes import connects, echoes, who_has
 from vm_onetoone_nat.reconcile import Look
-from vm_onetoone_nat.report import Report, report_from_json
+from vm_onetoone_nat.report.report import Report, report_from_json
 from vm_onetoone_nat.state import (
     AddressSource,
     Interface,

@@ -21,12 +21,11 @@ from vm_onetoone_nat.history import History
 from vm_onetoone_nat.instance import Instance
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel import Kernel, conflicts_path
-from vm_onetoone_nat.libvirt_source import LibvirtSource
 from vm_onetoone_nat.nft import read_counters
 from vm_onetoone_nat.notify import Notify
 from vm_onetoone_nat.plan import describe
 from vm_onetoone_nat.reconcile import Look, Outcome, reconcile, remove
-from vm_onetoone_nat.report import report_to_json
+from vm_onetoone_nat.report.report import report_to_json
 from vm_onetoone_nat.runner import Runner
 from vm_onetoone_nat.state import (
     AddressSource,
@@ -38,6 +37,7 @@ from vm_onetoone_nat.state import (
     Unmapped,
 )
 from vm_onetoone_nat.status_socket import StatusSocket, socket_path
+from vm_onetoone_nat.virt.connection import LibvirtSource
 from vm_onetoone_nat.watch import NEIGHBOUR, NFTABLES, Watch
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from lab.addresses import LAN_CLIENT, external, guest_name, internal
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from reports import entry, report
 from running import Daemon, mapping
-from vm_onetoone_nat.report import report_to_json
+from vm_onetoone_nat.report.report import report_to_json
 from vm_onetoone_nat.status_socket import StatusSocket, socket_path
 
 PORT = 7000

@@ -50,8 +50,7 @@ FLAT = {
     **dict.fromkeys(("allocations", "files"), "store"),
     **dict.fromkeys(("kernel", "nft", "addresses", "links", "bridge", "conntrack"), "kernel"),
     **dict.fromkeys(("arp", "legacy", "probes", "watch", "socket_filter"), "kernel"),
-    **dict.fromkeys(("libvirt_source", "agents"), "virt"),
-    **dict.fromkeys(("report", "table", "changes"), "report"),
+    "changes": "report",
     **dict.fromkeys(("evidence", "firewall", "path", "diagnosis"), "diagnose"),
     **dict.fromkeys(("remedies", "checklist"), "diagnose"),
     "history": "service/history",
@@ -294,7 +293,7 @@ def test_no_module_runs_a_program(path: Path) -> None:
 @pytest.mark.parametrize(
     ("library", "users"),
     [
-        ("libvirt", {"libvirt_source", "agents"}),
+        ("libvirt", {"virt/connection", "virt/agents"}),
         ("nftables", {"nft"}),
         ("prometheus_client", {"metrics"}),
         ("pydantic", {"config/schema"}),

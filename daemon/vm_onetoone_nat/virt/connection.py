@@ -16,12 +16,12 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from vm_onetoone_nat.agents import Agents
 from vm_onetoone_nat.config import metadata
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.state import Domain, DomainState, Guests, Interface, Mapping, Network
+from vm_onetoone_nat.virt.agents import Agents
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import Any
 import libvirt
 import pytest
 from lab import wait_for
-from vm_onetoone_nat import libvirt_source
-from vm_onetoone_nat.agents import Agents
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.libvirt_source import BoundedCalls, Definitions, LibvirtHangs, LibvirtSource
 from vm_onetoone_nat.runner import RESYNC_SECONDS
 from vm_onetoone_nat.state import Guests, Interface
+from vm_onetoone_nat.virt import connection as libvirt_connection
+from vm_onetoone_nat.virt.agents import Agents
+from vm_onetoone_nat.virt.connection import BoundedCalls, Definitions, LibvirtHangs, LibvirtSource
 
 URI = "test:///default"
 
@@ -110,7 +110,7 @@ class TestSource:
             raise LibvirtUnavailable("client socket is closed")
 
         with monkeypatch.context() as patched:
-            patched.setattr(libvirt_source, "read_guests", broken)
+            patched.setattr(libvirt_connection, "read_guests", broken)
             known = source.observe()
             assert (known.domains, known.current) == (before.domains, False)
         wait_for(lambda: triggers.count("libvirt connected") == 2, 60, "it is connected anew")
