@@ -18,7 +18,7 @@ from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.state import DEFAULT_FWMARK, Cause, Configuration, Mapping
 
 if TYPE_CHECKING:
-    from vm_onetoone_nat.diagnosis import Diagnosis
+    from vm_onetoone_nat.diagnose.steps import Diagnosis
     from vm_onetoone_nat.reconcile import Look
     from vm_onetoone_nat.report.report import Report
 
@@ -169,7 +169,7 @@ def _status_lines(arguments: argparse.Namespace) -> list[str]:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.checklist import diagnoses_to_json, render_diagnosis
+    from vm_onetoone_nat.diagnose.render import diagnoses_to_json, render_diagnosis
 
     diagnoses = _diagnoses(arguments.config, arguments.target)
     if arguments.json:
@@ -182,7 +182,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _diagnoses(path: Path, target: str) -> "list[Diagnosis]":
     """One for each mapping that matches the target, or for the fault that leaves none."""
-    from vm_onetoone_nat.diagnosis import Diagnosis, diagnose, failed
+    from vm_onetoone_nat.diagnose.steps import Diagnosis, diagnose, failed
     from vm_onetoone_nat.examine import ask_daemon, examine
     from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.reconcile import settled

@@ -51,8 +51,6 @@ FLAT = {
     **dict.fromkeys(("kernel", "nft", "addresses", "links", "bridge", "conntrack"), "kernel"),
     **dict.fromkeys(("arp", "legacy", "probes", "watch", "socket_filter"), "kernel"),
     "changes": "report",
-    **dict.fromkeys(("evidence", "firewall", "path", "diagnosis"), "diagnose"),
-    **dict.fromkeys(("remedies", "checklist"), "diagnose"),
     "history": "service/history",
     **dict.fromkeys(("service", "runner", "instance", "status_socket"), "service"),
     **dict.fromkeys(("metrics", "exporter", "notify", "unit"), "service"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from vm_onetoone_nat.firewall import ChainVerdict, Packet, judge
+from vm_onetoone_nat.diagnose.firewall import ChainVerdict, Packet, judge
 from vm_onetoone_nat.nft_foreign import Chain, Ruleset
 
 # Priorities of our own chains: chains before them see packets untranslated and unmarked.

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vm_onetoone_nat.evidence import Daemon, Evidence
-from vm_onetoone_nat.remedies import remedy
+from vm_onetoone_nat.diagnose.evidence import Daemon, Evidence
+from vm_onetoone_nat.diagnose.remedies import remedy
 from vm_onetoone_nat.state import (
     AllowedService,
     Cause,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from vm_onetoone_nat.path import Obstruction
+from vm_onetoone_nat.diagnose.hooks import Obstruction
 from vm_onetoone_nat.reconcile import Look
 from vm_onetoone_nat.state import Mapping, MappingStatus, Network
 from vm_onetoone_nat.traffic import Tracked, Traffic
