@@ -105,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     from vm_onetoone_nat.allocations import state_directory
-    from vm_onetoone_nat.instance import runtime_directory
-    from vm_onetoone_nat.service import Service
+    from vm_onetoone_nat.service.instance import runtime_directory
+    from vm_onetoone_nat.service.service import Service
 
     configuration = config.load(arguments.config)
     _require_net_admin()
@@ -184,9 +184,9 @@ def _diagnoses(path: Path, target: str) -> "list[Diagnosis]":
     """One for each mapping that matches the target, or for the fault that leaves none."""
     from vm_onetoone_nat.diagnose.steps import Diagnosis, diagnose, failed
     from vm_onetoone_nat.examine import ask_daemon, examine
-    from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.reconcile import settled
-    from vm_onetoone_nat.status_socket import socket_path
+    from vm_onetoone_nat.service.instance import runtime_path
+    from vm_onetoone_nat.service.status_socket import socket_path
 
     _require_net_admin()
     try:
@@ -224,11 +224,11 @@ def _means(target: str, mapping: Mapping, seen: "Look") -> bool:
 
 def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
     """The daemon's report; if none answers, one from the kernel's state, and a note."""
-    from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.nft import read_counters
     from vm_onetoone_nat.reconcile import settled
     from vm_onetoone_nat.report.report import Report, mapped, report_from_json, unmapped
-    from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
+    from vm_onetoone_nat.service.instance import runtime_path
+    from vm_onetoone_nat.service.status_socket import NotRunning, ask, socket_path
 
     try:
         return report_from_json(ask(socket_path(runtime_path()))), ()
@@ -249,11 +249,11 @@ def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
 
 
 def _metrics(_arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.exporter import inherited_sockets, serve
-    from vm_onetoone_nat.instance import runtime_path
-    from vm_onetoone_nat.metrics import application, exposition
     from vm_onetoone_nat.report.report import report_from_json
-    from vm_onetoone_nat.status_socket import NotRunning, ask, socket_path
+    from vm_onetoone_nat.service.exporter import inherited_sockets, serve
+    from vm_onetoone_nat.service.instance import runtime_path
+    from vm_onetoone_nat.service.metrics import application, exposition
+    from vm_onetoone_nat.service.status_socket import NotRunning, ask, socket_path
 
     path = socket_path(runtime_path())
 
@@ -289,17 +289,17 @@ def _colour() -> bool:
 
 def _cleanup(arguments: argparse.Namespace) -> int:
     if arguments.unit is not None:
-        from vm_onetoone_nat.unit import is_stopping
+        from vm_onetoone_nat.service.unit import is_stopping
 
         # Before the other imports: a restart waits for this command.
         if not is_stopping(arguments.unit):
             return 0
 
     from vm_onetoone_nat.allocations import state_directory
-    from vm_onetoone_nat.instance import Instance, runtime_directory
     from vm_onetoone_nat.kernel import Kernel, conflicts_path
     from vm_onetoone_nat.plan import describe
     from vm_onetoone_nat.reconcile import remove
+    from vm_onetoone_nat.service.instance import Instance, runtime_directory
 
     _require_net_admin()
     runtime = runtime_directory()
@@ -326,9 +326,9 @@ _COMMANDS = {
 
 def _look(configuration: Configuration) -> "Look":
     from vm_onetoone_nat.allocations import state_directory
-    from vm_onetoone_nat.instance import runtime_path
     from vm_onetoone_nat.kernel import Kernel
     from vm_onetoone_nat.reconcile import look
+    from vm_onetoone_nat.service.instance import runtime_path
     from vm_onetoone_nat.virt.connection import LibvirtOnce
 
     _require_net_admin()

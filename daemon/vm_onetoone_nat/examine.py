@@ -18,6 +18,7 @@ from vm_onetoone_nat.nft import read_counters, read_others
 from vm_onetoone_nat.probes import connects, echoes, who_has
 from vm_onetoone_nat.reconcile import Look
 from vm_onetoone_nat.report.report import Report, report_from_json
+from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
 from vm_onetoone_nat.state import (
     AddressSource,
     Interface,
@@ -27,7 +28,6 @@ from vm_onetoone_nat.state import (
     Network,
     Translation,
 )
-from vm_onetoone_nat.status_socket import NotRunning, Silent, ask
 
 _NO_ADDRESS = IPv4Address(0)
 _ANYWHERE = IPv4Network("0.0.0.0/0")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.unit import decide
+from vm_onetoone_nat.service.unit import decide
 
 UNIT = "vm-onetoone-nat.service"
 SYSTEMD = Path(__file__).parents[2] / "systemd"

@@ -18,15 +18,16 @@ from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.fights import Fight, Fights
 from vm_onetoone_nat.history import History
-from vm_onetoone_nat.instance import Instance
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel import Kernel, conflicts_path
 from vm_onetoone_nat.nft import read_counters
-from vm_onetoone_nat.notify import Notify
 from vm_onetoone_nat.plan import describe
 from vm_onetoone_nat.reconcile import Look, Outcome, reconcile, remove
 from vm_onetoone_nat.report.report import report_to_json
 from vm_onetoone_nat.runner import Runner
+from vm_onetoone_nat.service.instance import Instance
+from vm_onetoone_nat.service.notify import Notify
+from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
 from vm_onetoone_nat.state import (
     AddressSource,
     Configuration,
@@ -36,7 +37,6 @@ from vm_onetoone_nat.state import (
     Obstacle,
     Unmapped,
 )
-from vm_onetoone_nat.status_socket import StatusSocket, socket_path
 from vm_onetoone_nat.virt.connection import LibvirtSource
 from vm_onetoone_nat.watch import NEIGHBOUR, NFTABLES, Watch
 
