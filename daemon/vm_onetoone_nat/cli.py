@@ -182,8 +182,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 def _diagnoses(path: Path, target: str) -> "list[Diagnosis]":
     """One for each mapping that matches the target, or for the fault that leaves none."""
+    from vm_onetoone_nat.commands.examine import ask_daemon, examine
     from vm_onetoone_nat.diagnose.steps import Diagnosis, diagnose, failed
-    from vm_onetoone_nat.examine import ask_daemon, examine
     from vm_onetoone_nat.reconcile import settled
     from vm_onetoone_nat.service.instance import runtime_path
     from vm_onetoone_nat.service.status_socket import socket_path

@@ -53,7 +53,6 @@ FLAT = {
     "changes": "report",
     "history": "service/history",
     "runner": "service",
-    "examine": "commands",
 }
 """Modules that are not in their folder yet, and that folder."""
 
