@@ -144,7 +144,7 @@ def test_remedies() -> None:
 
 def test_environment_and_files() -> None:
     """Each variable that the program reads, and each file that it keeps, is explained."""
-    code = "".join(path.read_text() for path in CODE.glob("*.py"))
+    code = "".join(path.read_text() for path in CODE.rglob("*.py"))
     variables = re.findall(r'os\.environ(?:\.get\(|\[)"([A-Z_]+)"|"([A-Z_]+)" in os\.environ', code)
     assert {a or b for a, b in variables} - set(terms(COMMAND, "ENVIRONMENT")) == set()
     kept = set(re.findall(r'runtime(?:_path\(\))? / "([a-z.]+)"', code))

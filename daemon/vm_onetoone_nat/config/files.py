@@ -22,7 +22,6 @@ from vm_onetoone_nat.config.schema import (
 from vm_onetoone_nat.errors import ConfigError
 from vm_onetoone_nat.state import Address, Configuration, Pool, Range
 
-DEFAULT_PATH = Path("/etc/vm-onetoone-nat/config.toml")
 DROP_INS = "conf.d"
 
 
