@@ -14,7 +14,9 @@ from vm_onetoone_nat.runner import RESYNC_SECONDS
 from vm_onetoone_nat.state import Guests, Interface
 from vm_onetoone_nat.virt import connection as libvirt_connection
 from vm_onetoone_nat.virt.agents import Agents
-from vm_onetoone_nat.virt.connection import BoundedCalls, Definitions, LibvirtHangs, LibvirtSource
+from vm_onetoone_nat.virt.answers import BoundedCalls, LibvirtHangs
+from vm_onetoone_nat.virt.connection import LibvirtSource
+from vm_onetoone_nat.virt.read import Definitions
 
 URI = "test:///default"
 

@@ -6,7 +6,7 @@ from vm_onetoone_nat.kernel import Kernel
 from vm_onetoone_nat.reconcile import Look, look
 from vm_onetoone_nat.service.instance import runtime_path
 from vm_onetoone_nat.state import Configuration
-from vm_onetoone_nat.virt.connection import LibvirtOnce
+from vm_onetoone_nat.virt.once import LibvirtOnce
 
 
 def look_at_host(configuration: Configuration) -> Look:

@@ -1,4 +1,4 @@
-"""The libvirt side of a pass: connects and reconnects, reads domains and networks, gets events.
+"""The daemon's connection to libvirt: connects and reconnects, observes, gets events.
 
 Three threads: libvirt's event loop has its own, and its callbacks only call `notify`. Connecting
 has its own, since `open` blocks while libvirtd hangs. The thread that reconciles calls `observe`.
@@ -6,178 +6,26 @@ has its own, since `open` blocks while libvirtd hangs. The thread that reconcile
 
 import logging
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface
-from typing import Any, TypeVar
-from xml.etree import ElementTree
+from dataclasses import replace
+from typing import Any
 
 import libvirt
 
-from vm_onetoone_nat.config import metadata
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.state import Domain, DomainState, Guests, Interface, Mapping, Network
+from vm_onetoone_nat.state import Guests
 from vm_onetoone_nat.virt.agents import Agents
+from vm_onetoone_nat.virt.answers import BoundedCalls, LibvirtHangs
+from vm_onetoone_nat.virt.read import Definitions, read_guests
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_ANSWER_SECONDS = (1.0, 5.0)
-"""The timeout of a call to libvirt: initially and, after slow answers, at most."""
 _FIRST_ATTEMPT_SECONDS = 2
 _KEEPALIVE_SECONDS = 10
 _KEEPALIVE_COUNT = 3
 _BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0)
-
-_RUNNING = libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING
-
-_STATES = {
-    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
-    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.RUNNING,
-    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
-    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
-}
-_LEAVING = {libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY}
-"""Reasons for a pause after which the guest runs on another host.
-
-The destination shows the first of them too, until the guest runs there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """The parts of a domain's XML that are used."""
-
-    interfaces: tuple[Interface, ...] = ()
-    claims: tuple[Mapping, ...] = ()
-    fault: str = ""
-    agent: bool = False
-
-
-class Definitions:
-    """A cache of domains' definitions, invalidated by libvirt's events.
-
-    Reading a thousand domains takes a second; a pass takes milliseconds. libvirt sends no event for
-    some changes, so a definition expires after LONGEST_SECONDS: each resync reads it again.
-    """
-
-    LONGEST_SECONDS = 290.0
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._read: dict[str, tuple[float, Definition]] = {}
-        self._changes = 0
-        self._lock = threading.Lock()
-
-    def of(self, domain: Any, uuid: str) -> Definition:
-        """The definition of the domain with that UUID; of a running guest, the live one."""
-        now = self._clock()
-        with self._lock:
-            at, known = self._read.get(uuid, (0.0, None))
-            changes = self._changes
-        if known is not None and now - at < self.LONGEST_SECONDS:
-            return known
-        found = _definition(domain)
-        with self._lock:
-            # A change during the read may be missing in it.
-            if changes == self._changes:
-                self._read[uuid] = now, found
-        return found
-
-    def changed(self, uuid: str) -> None:
-        """Invalidate: libvirt sent an event about this domain. From any thread."""
-        with self._lock:
-            self._changes += 1
-            self._read.pop(uuid, None)
-
-
-def read_guests(connection: Any, definitions: Definitions, agents: Agents | None) -> Guests:
-    """All domains and networks of a connection. Raises LibvirtUnavailable.
-
-    A read-only connection is enough; with `agents` None no guest agent is queried.
-    """
-    try:
-        every = connection.listAllDomains()
-        running = {d.ID() for d in connection.listAllDomains(_RUNNING)}
-        domains = tuple(_domain(d, _listed_state(d, running), definitions, agents) for d in every)
-        networks = tuple(_network(n) for n in connection.listAllNetworks())
-    except libvirt.libvirtError as error:
-        raise LibvirtUnavailable(f"libvirt: {error.get_error_message()}") from error
-    return Guests(domains, networks)
-
-
-class LibvirtHangs(LibvirtUnavailable):
-    """libvirt does not answer a call."""
-
-
-class BoundedCalls:
-    """Calls libvirt in a thread of its own, with a timeout.
-
-    A call into a hung libvirtd blocks until keepalive closes the connection; signals and repairs
-    must not wait for that. There is one call at a time; `answered` is called when a call returns
-    after its timeout.
-    """
-
-    def __init__(self, answered: Callable[[], None], patience: float = _ANSWER_SECONDS[0]) -> None:
-        self._answered = answered
-        self._patience = patience
-        self._pending: Future[Any] | None = None
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Return or raise what `function` does. Raises LibvirtHangs after the timeout."""
-        if self._pending is not None and not self._pending.done():
-            raise LibvirtHangs("libvirt still does not answer")
-        answer: Future[T] = Future()
-        self._pending = answer
-        began = time.monotonic()
-
-        def run() -> None:
-            try:
-                answer.set_result(function())
-            except Exception as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=run, name="libvirt-call", daemon=True).start()
-        try:
-            return answer.result(timeout=self._patience)
-        except TimeoutError as error:
-            answer.add_done_callback(lambda _: self._late(time.monotonic() - began))
-            raise LibvirtHangs(f"libvirt has not answered for {self._patience:g} s") from error
-
-    def _late(self, seconds: float) -> None:
-        """Adapt the timeout to a slow libvirt, up to the maximum."""
-        least, most = _ANSWER_SECONDS
-        self._patience = min(most, max(least, 2 * seconds))
-        self._answered()
-
-
-class LibvirtOnce:
-    """A connection for one command: opened by the first `observe`, without events."""
-
-    def __init__(self, uri: str, *, guest_agent: bool = False) -> None:
-        _quiet()
-        self._uri = uri
-        self._connection: Any = None
-        self._agent_answered = threading.Event()
-        self._agents = Agents(uri, self._agent_answered.set) if guest_agent else None
-        self._calls = BoundedCalls(lambda: None, _ANSWER_SECONDS[1])
-
-    def observe(self) -> Guests:
-        """All domains and networks. Raises LibvirtUnavailable."""
-        if self._connection is None:
-            self._connection = self._calls.call(lambda: _open(self._uri))
-        guests = self._calls.call(self._read)
-        if self._agents is not None and self._agent_answered.wait(_ANSWER_SECONDS[0]):
-            guests = self._calls.call(self._read)
-        return guests
-
-    def _read(self) -> Guests:
-        return read_guests(self._connection, Definitions(), self._agents)
 
 
 class LibvirtSource:
@@ -189,7 +37,7 @@ class LibvirtSource:
     def __init__(
         self, uri: str, notify: Callable[[str], None], *, guest_agent: bool = False
     ) -> None:
-        _quiet()
+        silence()
         self._agents = Agents(uri, lambda: notify("guest agent")) if guest_agent else None
         self._uri = uri
         self._notify = notify
@@ -260,7 +108,7 @@ class LibvirtSource:
         while not self._stopped.is_set():
             self._lost.clear()
             try:
-                connection = _open(self._uri)
+                connection = connect(self._uri)
                 # Events that happened without a connection are lost.
                 self._definitions = Definitions()
                 self._subscribe(connection)
@@ -366,12 +214,13 @@ _NETWORK_EVENTS = {
 }
 
 
-def _quiet() -> None:
+def silence() -> None:
     """Keep libvirt from printing errors: they are raised as exceptions."""
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
 
 
-def _open(uri: str) -> Any:
+def connect(uri: str) -> Any:
+    """A read-only connection. Raises LibvirtUnavailable."""
     try:
         return libvirt.openReadOnly(uri)
     except libvirt.libvirtError as error:
@@ -384,127 +233,3 @@ def _close(connection: Any) -> None:
         connection.close()
     except libvirt.libvirtError as error:
         log.debug("closing a lost connection: %s", error)
-
-
-def _domain(
-    domain: Any, state: DomainState, definitions: Definitions, agents: Agents | None
-) -> Domain:
-    uuid = domain.UUIDString()
-    definition = definitions.of(domain, uuid)
-    interfaces = definition.interfaces
-    if agents is not None and definition.agent:
-        reported = agents.addresses(uuid)
-        interfaces = tuple(replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces)
-    return Domain(
-        domain.name(),
-        uuid,
-        state,
-        interfaces,
-        definition.claims,
-        definition.fault,
-    )
-
-
-def _definition(domain: Any) -> Definition:
-    """Parse a domain's XML. Unreadable XML is a fault of that guest only."""
-    try:
-        text = domain.XMLDesc()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return Definition()
-        raise
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        return Definition(fault=f"its definition cannot be read: {error}")
-    interfaces = tuple(map(_interface, root.iterfind("devices/interface[mac]")))
-    try:
-        claims, fault = metadata.claims(root.iterfind("metadata/*")), ""
-    except metadata.MetadataError as error:
-        claims, fault = (), f"metadata: {'; '.join(error.problems)}"
-    channel = root.find("devices/channel/target[@name='org.qemu.guest_agent.0']")
-    agent = channel is not None and channel.get("state") == "connected"
-    return Definition(interfaces, claims, fault, agent)
-
-
-def _interface(element: ElementTree.Element) -> Interface:
-    mac, source, link, target = map(element.find, ("mac", "source", "link", "target"))
-    assert mac is not None
-    place = {} if source is None else source.attrib
-    return Interface(
-        mac.attrib["address"].lower(),
-        place.get("network"),
-        place.get("bridge"),
-        plugged=link is None or link.get("state") != "down",
-        tap=target.get("dev") if target is not None else None,
-    )
-
-
-def _listed_state(domain: Any, running: set[int]) -> DomainState:
-    """The state of a listed domain, queried singly only if the lists do not show it.
-
-    The two lists are not read at the same moment, so a running guest may be missing in `running`;
-    it must not count as stopped.
-    """
-    number = domain.ID()
-    if number == -1:
-        return DomainState.OFF
-    if number in running:
-        return DomainState.RUNNING
-    # A paused one may be migrating to another host, which only its own state shows.
-    return _state(domain)
-
-
-def _state(domain: Any) -> DomainState:
-    try:
-        state, reason = domain.state()
-        if state == libvirt.VIR_DOMAIN_PAUSED and reason in _LEAVING:
-            return DomainState.LEAVING
-        return _STATES.get(state, DomainState.OFF)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return DomainState.OFF
-        raise
-
-
-def _network(network: Any) -> Network:
-    """One network; its XML alone has the bridge, its addresses and the reservations."""
-    try:
-        active = bool(network.isActive())
-        root = ElementTree.fromstring(network.XMLDesc())
-        leases = _leases(network) if active else ()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
-            return Network(network.name(), active=False, bridge=None)
-        raise
-    bridge = root.find("bridge")
-    subnets = [e for e in root.findall("ip") if e.get("family", "ipv4") == "ipv4"]
-    gateways = tuple(
-        IPv4Interface((address, element.get("prefix") or element.get("netmask") or 32))
-        for element in subnets
-        if (address := element.get("address"))
-    )
-    reservations = tuple(
-        (mac.lower(), IPv4Address(address))
-        for element in subnets
-        for host in element.iterfind("dhcp/host")
-        if (mac := host.get("mac")) and (address := host.get("ip"))
-    )
-    name = bridge.get("name") if bridge is not None else None
-    return Network(network.name(), active, name, gateways, reservations, leases)
-
-
-def _leases(network: Any) -> tuple[tuple[str, IPv4Address], ...]:
-    """The leases of a network's DHCP server by MAC, the latest first."""
-    try:
-        leases = network.DHCPLeases()
-    except libvirt.libvirtError as error:
-        # Drivers without a DHCP server, and while its file is being written.
-        log.debug("leases of network %s: %s", network.name(), error)
-        return ()
-    leases.sort(key=lambda lease: lease["expirytime"], reverse=True)
-    return tuple(
-        (lease["mac"].lower(), IPv4Address(lease["ipaddr"]))
-        for lease in leases
-        if lease["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4 and lease["mac"]
-    )
