@@ -8,8 +8,9 @@ from vm_onetoone_nat.commands.look import look_at_host
 from vm_onetoone_nat.commands.privileges import require_net_admin
 from vm_onetoone_nat.commands.terminal import colour, width
 from vm_onetoone_nat.config.files import check_host, load
+from vm_onetoone_nat.diagnose.check import Diagnosis, failed
 from vm_onetoone_nat.diagnose.render import diagnoses_to_json, render_diagnosis
-from vm_onetoone_nat.diagnose.steps import Diagnosis, diagnose, failed
+from vm_onetoone_nat.diagnose.steps import diagnose
 from vm_onetoone_nat.errors import ConfigError
 from vm_onetoone_nat.reconcile import Look, settled
 from vm_onetoone_nat.service.instance import runtime_path

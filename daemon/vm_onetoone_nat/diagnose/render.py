@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from vm_onetoone_nat.diagnose.steps import Check, Diagnosis, Verdict
+from vm_onetoone_nat.diagnose.check import Check, Diagnosis, Verdict
 from vm_onetoone_nat.report.table import WIDTH, printable, wrapped
 
 _MARKS = {
