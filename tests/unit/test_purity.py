@@ -33,9 +33,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """From the bottom: a module imports its own folder and what is in lines above this one only."""
 
 PURE = {
-    *("errors", "events", "model", "decide", "kernel/messages", "report", "diagnose"),
-    *("config/values", "config/schema", "config/metadata"),
-    *("virt/xml", "service/history"),
+    "errors",
+    "events",
+    "model",
+    "decide",
+    "kernel/messages",
+    "report",
+    "diagnose",
+    "config/values",
+    "config/schema",
+    "config/metadata",
+    "virt/xml",
+    "service/history",
 }
 """Folders, and modules of folders that are not pure themselves."""
 
@@ -57,10 +66,33 @@ FLAT = {
 """Modules that are not in their folder yet, and that folder."""
 
 PURE_LIBRARY = {
-    *("abc", "bisect", "collections", "copy", "dataclasses", "difflib", "enum", "functools"),
-    *("heapq", "ipaddress", "itertools", "json", "math", "numbers", "operator", "re", "string"),
-    *("struct", "textwrap", "tomllib", "types", "typing", "unicodedata", "uuid.UUID"),
-    *(f"xml.etree.ElementTree.{name}" for name in ("Element", "ParseError", "fromstring")),
+    "abc",
+    "bisect",
+    "collections",
+    "copy",
+    "dataclasses",
+    "difflib",
+    "enum",
+    "functools",
+    "heapq",
+    "ipaddress",
+    "itertools",
+    "json",
+    "math",
+    "numbers",
+    "operator",
+    "re",
+    "string",
+    "struct",
+    "textwrap",
+    "tomllib",
+    "types",
+    "typing",
+    "unicodedata",
+    "uuid.UUID",
+    "xml.etree.ElementTree.Element",
+    "xml.etree.ElementTree.ParseError",
+    "xml.etree.ElementTree.fromstring",
 }
 """The part of the standard library without input, output, clock, chance and threads."""
 

@@ -161,14 +161,9 @@ class _Walk:
 
 
 _RETURNED = "returned"
-_VERDICTS = {
-    *("accept", "drop", "reject", "queue", "jump", "goto", "return"),
-    *("dnat", "snat", "masquerade", "redirect"),
-}
-_TARGETS = {
-    "REJECT": "reject",
-    **{name: name.lower() for name in ("DNAT", "SNAT", "MASQUERADE", "REDIRECT")},
-}
+_TRANSLATIONS = {"dnat", "snat", "masquerade", "redirect"}
+_VERDICTS = {"accept", "drop", "reject", "queue", "jump", "goto", "return"} | _TRANSLATIONS
+_TARGETS = {name.upper(): name for name in {"reject"} | _TRANSLATIONS}
 """Targets of iptables; of its matches, libnftables shows the names only."""
 _NEUTRAL = {"counter", "log", "comment", "notrack", "mangle"}
 _NEVER = object()

@@ -50,11 +50,18 @@ _OUTBOUND = "the guest's own packets"
 
 _WAYS = {
     _INBOUND: (
-        *(("netdev", "ingress"), ("ip", "prerouting"), ("ip", "forward"), ("ip", "postrouting")),
-        *(("bridge", "output"), ("bridge", "postrouting")),
+        ("netdev", "ingress"),
+        ("ip", "prerouting"),
+        ("ip", "forward"),
+        ("ip", "postrouting"),
+        ("bridge", "output"),
+        ("bridge", "postrouting"),
     ),
     _ANSWERS: (
-        *(("bridge", "prerouting"), ("bridge", "input"), ("ip", "prerouting"), ("ip", "forward")),
+        ("bridge", "prerouting"),
+        ("bridge", "input"),
+        ("ip", "prerouting"),
+        ("ip", "forward"),
         ("ip", "postrouting"),
     ),
     _OUTBOUND: (("ip", "prerouting"), ("ip", "forward"), ("ip", "postrouting")),
