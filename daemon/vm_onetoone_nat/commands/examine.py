@@ -1,4 +1,4 @@
-"""Gathers the evidence for `diagnosis` from libvirt, the kernel, the daemon, guest and LAN."""
+"""Gathers the evidence for `diagnose` from libvirt, the kernel, the daemon, guest and LAN."""
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network

@@ -1,6 +1,6 @@
 """The content of one configuration file: keys, values, and the message for each fault.
 
-A message has the key path, the value, and what to write instead; `config` prepends the file name.
+A message has the key path, the value, and what to write instead; `files` prepends the file name.
 All faults of a file are reported at once.
 """
 

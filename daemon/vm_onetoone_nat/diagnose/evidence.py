@@ -1,4 +1,4 @@
-"""The input of `diagnosis`: all that is known about one mapping. Pure."""
+"""The input of `steps`: all that is known about one mapping. Pure."""
 
 from dataclasses import dataclass
 from enum import StrEnum
