@@ -1,11 +1,9 @@
 """Address conflict detection for IPv4 (RFC 5227): when to probe, announce, defend and give up.
 
-Times are arguments and packets are return values; only the jitter of probes is random. `arp` has
-the socket.
+Times and the jitter of probes are arguments, packets are return values. `arp` has the socket.
 """
 
-import random
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from math import inf
@@ -22,7 +20,10 @@ ANNOUNCE_SECONDS = 2.0
 DEFEND_SECONDS = 10.0
 """After a second conflict within this time the address is given up (RFC 5227, 2.4)."""
 
-_JITTER_SECONDS = 0.02  # two hosts that start at the same time receive each other's probes
+JITTER_SECONDS = 0.02
+"""The longest delay of a first probe, so that two hosts that start at the same time receive each
+other's probes."""
+
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 60.0)  # RFC: 60 after ten
 
 
@@ -71,9 +72,9 @@ class _Record:
     def clear(self) -> bool:
         return self.mac is None and (self.held or self.probe_at == inf)
 
-    def probe(self, now: float) -> None:
+    def probe(self, at: float) -> None:
         self.probes = 0
-        self.probe_at = now + random.uniform(0, _JITTER_SECONDS)
+        self.probe_at = at
 
     def announce(self, now: float) -> None:
         self.announcements, self.announce_at = ANNOUNCEMENTS, now
@@ -87,9 +88,13 @@ class _Record:
 
 
 class Detector:
-    """The addresses of one interface. Times are in seconds, of any monotonic clock."""
+    """The addresses of one interface. Times are in seconds, of any monotonic clock.
 
-    def __init__(self) -> None:
+    `jitter` returns a delay from 0 to JITTER_SECONDS, a random one for each call.
+    """
+
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self._jitter = jitter
         self._records: dict[IPv4Address, _Record] = {}
         self._own: Set[str] = frozenset()
 
@@ -113,7 +118,7 @@ class Detector:
                 record = self._records[address] = _Record(now)
                 record.probe_at = inf
                 if address not in held:
-                    record.probe(now)
+                    record.probe(now + self._jitter())
             if address in held and not record.held and record.mac is None:
                 record.announce(now)
             record.held = address in held
@@ -121,7 +126,7 @@ class Detector:
     def link_is_up(self, now: float) -> None:
         """The link came up, perhaps on another network: probe all again, announce what is held."""
         for record in self._records.values():
-            record.probe(now)
+            record.probe(now + self._jitter())
             if record.held and record.mac is None:
                 record.announce(now)
 

@@ -16,10 +16,10 @@ from pyroute2 import IPRoute
 
 from vm_onetoone_nat import ifaddr, routes, rtnetlink
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.files import replace_text
 from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.routes import DefaultRoute
 from vm_onetoone_nat.state import Address
+from vm_onetoone_nat.store.text import replace_text
 
 T = TypeVar("T")
 
@@ -70,13 +70,13 @@ class Addresses:
         port: int = self._socket.getsockname()[0]
         return port
 
-    def observe(self, links: Mapping[int, Link]) -> tuple[Address, ...]:
+    def observe(self, interfaces: Mapping[int, Link]) -> tuple[Address, ...]:
         """All IPv4 addresses on these interfaces, in the kernel's order."""
         recorded = set() if self._protocol_kept else self._recorded()
         found: list[Address] = []
         with_primary: set[str] = set()
         for entry in self._list(ifaddr.LISTING, ifaddr.listed_addresses):
-            link = links.get(entry.ifindex)
+            link = interfaces.get(entry.ifindex)
             if link is None:
                 continue
             ifname = link.name
@@ -101,9 +101,9 @@ class Addresses:
     @staticmethod
     def uplink(
         configured: str | None,
-        links: Mapping[int, Link],
+        interfaces: Mapping[int, Link],
         addresses: tuple[Address, ...],
-        routes: tuple[DefaultRoute, ...],
+        defaults: tuple[DefaultRoute, ...],
     ) -> str | None:
         """The configured interface, or that of the best IPv4 default route; None without one.
 
@@ -111,10 +111,11 @@ class Addresses:
         survive a route that disappears for a moment, as when Wi-Fi roams.
         """
         if configured is not None:
-            return configured if any(link.name == configured for link in links.values()) else None
-        outputs = [(route.priority, route.hops[0].ifindex) for route in routes if route.hops]
+            names = {link.name for link in interfaces.values()}
+            return configured if configured in names else None
+        outputs = [(route.priority, route.hops[0].ifindex) for route in defaults if route.hops]
         if outputs:
-            link = links.get(min(outputs)[1])
+            link = interfaces.get(min(outputs)[1])
             return None if link is None else link.name
         return next((a.ifname for a in addresses if a.owned), None)
 

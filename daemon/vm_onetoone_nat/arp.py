@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import random
 import select
 import socket
 import struct
@@ -15,12 +16,12 @@ from ipaddress import IPv4Address
 from math import inf
 from pathlib import Path
 
-from vm_onetoone_nat.acd import Announcement, ArpPacket, Detector, Message
+from vm_onetoone_nat.acd import JITTER_SECONDS, Announcement, ArpPacket, Detector, Message
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.files import replace_text
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.links import Link
 from vm_onetoone_nat.state import Unavailable
+from vm_onetoone_nat.store.text import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Arp:
         self._record = record
         self._recorded: str | None = None
         self._lock = threading.Lock()
-        self._detector = Detector()
+        self._detector = _detector()
         self._link: Link | None = None
         self._socket: socket.socket | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -129,7 +130,7 @@ class Arp:
     def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
-        self._socket, self._link, self._detector = None, None, Detector()
+        self._socket, self._link, self._detector = None, None, _detector()
 
     def _run(self) -> None:
         poll = select.poll()
@@ -203,6 +204,10 @@ class Arp:
             log.debug("%s: %s", self._record, error)
             return
         self._recorded = text
+
+
+def _detector() -> Detector:
+    return Detector(lambda: random.uniform(0, JITTER_SECONDS))
 
 
 class RecordedConflicts:

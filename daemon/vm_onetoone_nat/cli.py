@@ -1,31 +1,21 @@
 """The command: arguments, output, exit codes. The only module that exits the process."""
 
 import argparse
-import faulthandler
-import json
 import logging
-import os
-import shutil
 import sys
-import time
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from vm_onetoone_nat import __version__, config, journal
-from vm_onetoone_nat.errors import ConfigError, PrivilegeError, VmNatError
+from vm_onetoone_nat import __version__, journal
+from vm_onetoone_nat.errors import ConfigError, VmNatError
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.state import DEFAULT_FWMARK, Cause, Configuration, Mapping
-
-if TYPE_CHECKING:
-    from vm_onetoone_nat.diagnosis import Diagnosis
-    from vm_onetoone_nat.reconcile import Look
-    from vm_onetoone_nat.report import Report
 
 EX_USAGE = 64
-CHANGES_PENDING = 2
+DEFAULT_CONFIG = Path("/etc/vm-onetoone-nat/config.toml")
 
-_WATCH_SECONDS = 1.0
-_CAP_NET_ADMIN = 12
+_COMMANDS = "vm_onetoone_nat.commands"
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +31,7 @@ def main() -> NoReturn:
     arguments = _parser().parse_args()
     journal.configure(arguments.verbose)
     try:
-        code = _COMMANDS[arguments.command](arguments)
+        code = _command(arguments.command)(arguments)
     except VmNatError as error:
         _print_error(error)
         code = error.exit_code
@@ -50,6 +40,12 @@ def main() -> NoReturn:
         sys.stdout = None
         code = 1
     sys.exit(code)
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """The function of a command; only its module is loaded, with what that needs."""
+    run: Callable[[argparse.Namespace], int] = import_module(f"{_COMMANDS}.{name}").run
+    return run
 
 
 def _print_error(error: VmNatError) -> None:
@@ -71,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         type=Path,
-        default=config.DEFAULT_PATH,
+        default=DEFAULT_CONFIG,
         metavar="FILE",
         help="default: %(default)s",
     )
@@ -100,252 +96,3 @@ def _parser() -> argparse.ArgumentParser:
         help="only if systemd is stopping UNIT for good; for its ExecStopPost=",
     )
     return parser
-
-
-def _run(arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.instance import runtime_directory
-    from vm_onetoone_nat.service import Service
-    from vm_onetoone_nat.store import FileStore
-
-    configuration = config.load(arguments.config)
-    _require_net_admin()
-    # The watchdog sends SIGABRT when a pass hangs: then the traceback is in the journal.
-    faulthandler.enable()
-    Service(arguments.config, configuration, runtime_directory(), FileStore()).run()
-    return 0
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.addresses import host_addresses
-
-    configuration = config.load(arguments.config)
-    config.check_host(arguments.config, configuration, host_addresses())
-    print(f"{arguments.config}: {len(configuration.mappings)} mappings, no fault found")
-    return 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from vm_onetoone_nat.changes import changes, render_changes
-
-    found = changes(_look(config.load(arguments.config)))
-    if arguments.json:
-        print(json.dumps({"changes": [asdict(change) for change in found]}, indent=2))
-    elif found:
-        print("\n".join(render_changes(found)))
-    else:
-        print("converged: nothing to change")
-    return CHANGES_PENDING if found else 0
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    if not arguments.watch:
-        print("\n".join(_status_lines(arguments)))
-        return 0
-    try:
-        while True:
-            try:
-                lines = _status_lines(arguments)
-            except VmNatError as error:
-                # The daemon may be restarting.
-                lines = [str(error)]
-            clear = "\033[H\033[2J" if sys.stdout.isatty() else ""
-            print(clear + "\n".join(lines), flush=True)
-            time.sleep(_WATCH_SECONDS)
-    except KeyboardInterrupt:
-        return 0
-
-
-def _status_lines(arguments: argparse.Namespace) -> list[str]:
-    from vm_onetoone_nat.report import report_to_json
-    from vm_onetoone_nat.table import render_report
-
-    report, note = _report(arguments.config)
-    if arguments.json:
-        return [report_to_json(report)]
-    return [*note, *render_report(report, _width(), colour=_colour())]
-
-
-def _diagnose(arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.checklist import diagnoses_to_json, render_diagnosis
-
-    diagnoses = _diagnoses(arguments.config, arguments.target)
-    if arguments.json:
-        print(diagnoses_to_json(arguments.target, diagnoses))
-    else:
-        for diagnosis in diagnoses:
-            print("\n".join(render_diagnosis(diagnosis, width=_width(), colour=_colour())))
-    return 1 if any(diagnosis.first is not None for diagnosis in diagnoses) else 0
-
-
-def _diagnoses(path: Path, target: str) -> "list[Diagnosis]":
-    """One for each mapping that matches the target, or for the fault that leaves none."""
-    from vm_onetoone_nat.diagnosis import Diagnosis, diagnose, failed
-    from vm_onetoone_nat.examine import ask_daemon, examine
-    from vm_onetoone_nat.instance import runtime_path
-    from vm_onetoone_nat.reconcile import settled
-    from vm_onetoone_nat.status_socket import socket_path
-
-    _require_net_admin()
-    try:
-        configuration = config.load(path)
-        seen = _look(configuration)
-        config.check_host(path, configuration, seen.observed.addresses)
-    except ConfigError as error:
-        check = failed("configuration", Cause.CONFIGURATION, "; ".join(error.problems))
-        return [Diagnosis(target, (check,))]
-    daemon = ask_daemon(socket_path(runtime_path()))
-    statuses = [s for s in settled(seen) if _means(target, s.mapping, seen)]
-    refused = [u for u in seen.desired.unmapped if target in (u.domain, u.external)]
-    return [
-        *(diagnose(examine(seen, s, daemon, configuration.fwmark)) for s in statuses),
-        *(
-            Diagnosis(u.domain, (failed("mapping", Cause.CLAIM_REFUSED, u.reason),))
-            for u in refused
-        ),
-    ] or [
-        Diagnosis(target, (failed("mapping", Cause.NO_MAPPING, f"no mapping matches '{target}'"),))
-    ]
-
-
-def _means(target: str, mapping: Mapping, seen: "Look") -> bool:
-    """Whether a mapping is for the target: a guest's name or UUID, or an address."""
-    names = {str(mapping.external), str(mapping.internal), mapping.domain}
-    if mapping.domain is None:
-        # As `status` shows it in the GUEST column.
-        names.add(f"net:{mapping.network}")
-    if target in names:
-        return True
-    domain = seen.guests.domain(target) if seen.guests is not None else None
-    return domain is not None and mapping.domain in (domain.name, domain.uuid)
-
-
-def _report(path: Path) -> "tuple[Report, tuple[str, ...]]":
-    """The daemon's report; if none answers, one from the kernel's state, and a note."""
-    from vm_onetoone_nat.instance import runtime_path
-    from vm_onetoone_nat.nft import read_counters
-    from vm_onetoone_nat.reconcile import settled
-    from vm_onetoone_nat.report import Report, mapped, report_from_json, unmapped
-    from vm_onetoone_nat.status_socket import NoAnswer, ask, socket_path
-
-    try:
-        return report_from_json(ask(socket_path(runtime_path()))), ()
-    except NoAnswer as error:
-        absent = error.message
-    configuration = config.load(path)
-    try:
-        seen = _look(configuration)
-    except PrivilegeError as error:
-        raise PrivilegeError(
-            f"{absent}, and only root may read the kernel's state", hint="run it with sudo"
-        ) from error
-    counters = read_counters()
-    entries = [mapped(status, None, counters) for status in settled(seen)]
-    entries += [unmapped(guest) for guest in seen.desired.unmapped]
-    report = Report(seen.observed.uplink or "", seen.libvirt, tuple(entries))
-    return report, (f"{absent}: this is what the kernel has now",)
-
-
-def _metrics(_arguments: argparse.Namespace) -> int:
-    from vm_onetoone_nat.exporter import inherited_sockets, serve
-    from vm_onetoone_nat.instance import runtime_path
-    from vm_onetoone_nat.metrics import application, exposition
-    from vm_onetoone_nat.report import report_from_json
-    from vm_onetoone_nat.status_socket import NoAnswer, ask, socket_path
-
-    path = socket_path(runtime_path())
-
-    def ask_daemon() -> "Report | None":
-        try:
-            return report_from_json(ask(path))
-        except NoAnswer:
-            return None
-
-    listeners = inherited_sockets()
-    if listeners:
-        serve(listeners, application(ask_daemon))
-    else:
-        print(exposition(ask_daemon), end="")
-    return 0
-
-
-def _width() -> int:
-    """The width of a line of output, in columns."""
-    from vm_onetoone_nat.table import WIDTH
-
-    return shutil.get_terminal_size((WIDTH, 0)).columns if sys.stdout.isatty() else WIDTH
-
-
-def _colour() -> bool:
-    """Whether to colour the output: on a terminal, unless NO_COLOR is set (no-color.org)."""
-    return (
-        sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM", "") not in ("", "dumb")
-    )
-
-
-def _cleanup(arguments: argparse.Namespace) -> int:
-    if arguments.unit is not None:
-        from vm_onetoone_nat.unit import is_stopping
-
-        # Before the other imports: a restart waits for this command.
-        if not is_stopping(arguments.unit):
-            return 0
-
-    from vm_onetoone_nat.instance import Instance, runtime_directory
-    from vm_onetoone_nat.kernel import Kernel, conflicts_path
-    from vm_onetoone_nat.plan import describe
-    from vm_onetoone_nat.reconcile import remove
-
-    _require_net_admin()
-    runtime = runtime_directory()
-    instance = Instance(runtime)
-    stopped = instance.stop_other()
-    if stopped is not None:
-        print(f"stopped the daemon, process {stopped}")
-    for line in describe(remove(_fwmark(arguments.config), Kernel(runtime))):
-        print(line)
-    conflicts_path(runtime).unlink(missing_ok=True)
-    return 0
-
-
-_COMMANDS = {
-    "run": _run,
-    "check": _check,
-    "plan": _plan,
-    "status": _status,
-    "metrics": _metrics,
-    "diagnose": _diagnose,
-    "cleanup": _cleanup,
-}
-
-
-def _look(configuration: Configuration) -> "Look":
-    from vm_onetoone_nat.instance import runtime_path
-    from vm_onetoone_nat.kernel import Kernel
-    from vm_onetoone_nat.libvirt_source import LibvirtOnce
-    from vm_onetoone_nat.reconcile import look
-    from vm_onetoone_nat.store import FileStore
-
-    _require_net_admin()
-    kernel = Kernel(runtime_path())
-    libvirt = LibvirtOnce(configuration.libvirt_uri, guest_agent=configuration.guest_agent)
-    return look(configuration, libvirt, kernel, FileStore())
-
-
-def _fwmark(path: Path) -> int:
-    """The configured mark; the default if the file is missing or bad: clean-up must work."""
-    try:
-        return config.load(path).fwmark
-    except ConfigError:
-        return DEFAULT_FWMARK
-
-
-def _require_net_admin() -> None:
-    """Raise PrivilegeError unless this process may list and change the kernel's rules."""
-    status = Path("/proc/self/status").read_text()
-    effective = next(int(x.split()[1], 16) for x in status.splitlines() if x.startswith("CapEff"))
-    if not effective >> _CAP_NET_ADMIN & 1:
-        raise PrivilegeError("this needs CAP_NET_ADMIN", hint="run it as root, with sudo")

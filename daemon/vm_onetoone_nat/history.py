@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import Outcome
-from vm_onetoone_nat.report import BOUNDS, Passes, Report, Running, mapped, unmapped
+from vm_onetoone_nat.report.report import BOUNDS, Passes, Report, Running, mapped, unmapped
 from vm_onetoone_nat.state import MappingState
 from vm_onetoone_nat.traffic import Counters
 

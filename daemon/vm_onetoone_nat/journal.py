@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.state import Mapping, MappingStatus
 
 IDENTIFIER = "vm-onetoone-nat"
 
@@ -49,25 +48,6 @@ def entry(event: Event, **fields: object) -> dict[str, Any]:
     """
     present = {f"VMNAT_{k.upper()}": str(v) for k, v in fields.items() if v is not None}
     return {"event": event, "fields": present}
-
-
-def mapping_fields(mapping: Mapping) -> dict[str, object]:
-    """The fields that name a mapping."""
-    return {
-        "domain": mapping.domain,
-        "external": mapping.external,
-        "internal": mapping.internal,
-        "network": mapping.network,
-    }
-
-
-def status_fields(status: MappingStatus) -> dict[str, object]:
-    """The fields that name a mapping, and those of its state."""
-    return {
-        **mapping_fields(status.mapping),
-        "state": status.state.value,
-        "reason": status.reason or None,
-    }
 
 
 class _TextFormatter(logging.Formatter):

@@ -13,7 +13,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
-from vm_onetoone_nat.firewall import Ruleset, lookups, parse_chain, parse_collection
+from vm_onetoone_nat.nft_foreign import Ruleset, lookups, parse_chain, parse_collection
 from vm_onetoone_nat.plan import Transaction
 from vm_onetoone_nat.ruleset import (
     FORWARD_CHAINS,

@@ -16,8 +16,8 @@ from lab.addresses import LAN_CLIENT, external, guest_name, internal
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from reports import entry, report
 from running import Daemon, mapping
-from vm_onetoone_nat.report import report_to_json
-from vm_onetoone_nat.status_socket import StatusSocket, socket_path
+from vm_onetoone_nat.report.report import report_to_json
+from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
 
 PORT = 7000
 METRICS = (sys.executable, "-m", "vm_onetoone_nat", "metrics")
@@ -35,8 +35,8 @@ os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 os.execv(command[0], command)
 """
 IMPATIENT = """
-from vm_onetoone_nat.exporter import inherited_sockets, serve
-from vm_onetoone_nat.metrics import application
+from vm_onetoone_nat.service.exporter import inherited_sockets, serve
+from vm_onetoone_nat.service.metrics import application
 serve(inherited_sockets(), application(lambda: None), patience=1)
 """
 

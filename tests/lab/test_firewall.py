@@ -8,8 +8,9 @@ from ipaddress import IPv4Network
 
 import pytest
 from lab.addresses import LAN_NETWORK, LIBVIRT_BRIDGE, UPLINK, external, internal
-from vm_onetoone_nat.firewall import Chain, Packet, Ruleset, judge
-from vm_onetoone_nat.path import Endpoints, obstructions
+from vm_onetoone_nat.diagnose.firewall import Packet, judge
+from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
+from vm_onetoone_nat.nft_foreign import Chain, Ruleset
 from vm_onetoone_nat.state import DEFAULT_FWMARK, ChainName
 
 PACKET = Packet(

@@ -33,7 +33,7 @@ from lab.addresses import (
 )
 from lab.run_queue import RunQueue
 from running import Daemon
-from vm_onetoone_nat.metadata import NAMESPACE
+from vm_onetoone_nat.config.metadata import NAMESPACE
 
 PORT = 7000
 NUMBERS = count(20)

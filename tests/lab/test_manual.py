@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from vm_onetoone_nat.cli import _parser
-from vm_onetoone_nat.metrics import exposition
-from vm_onetoone_nat.remedies import remedy
-from vm_onetoone_nat.report import Passes, Report, Running
-from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, parse_text
+from vm_onetoone_nat.config.schema import File, MappingTable, PoolTable, Settings, parse_text
+from vm_onetoone_nat.diagnose.remedies import remedy
+from vm_onetoone_nat.report.report import Passes, Report, Running
+from vm_onetoone_nat.service.metrics import exposition
 from vm_onetoone_nat.state import Cause, MappingState, Range
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +144,7 @@ def test_remedies() -> None:
 
 def test_environment_and_files() -> None:
     """Each variable that the program reads, and each file that it keeps, is explained."""
-    code = "".join(path.read_text() for path in CODE.glob("*.py"))
+    code = "".join(path.read_text() for path in CODE.rglob("*.py"))
     variables = re.findall(r'os\.environ(?:\.get\(|\[)"([A-Z_]+)"|"([A-Z_]+)" in os\.environ', code)
     assert {a or b for a, b in variables} - set(terms(COMMAND, "ENVIRONMENT")) == set()
     kept = set(re.findall(r'runtime(?:_path\(\))? / "([a-z.]+)"', code))

@@ -1,6 +1,6 @@
 """Fresh from the installer, and booted."""
 
-from installed import BASH_COMPLETION, CHECKOUT, PAGES, PORT
+from installed import BASH_COMPLETION, CHECKOUT, PAGES, PORT, check_imports
 from lab import Answer, EchoServer, Lan, Machine, NamespaceGuest, tcp
 from lab.addresses import LAN_CLIENT, external, internal
 from running import UNIT, Service, mapping
@@ -22,6 +22,11 @@ def test_installed(machine: Machine) -> None:
         *(BASH_COMPLETION, "zsh/site-functions/_vm-onetoone-nat"),
     ):
         assert machine.path(f"/usr/local/share/{name}").stat().st_size > 0
+
+
+def test_modules(machine: Machine) -> None:
+    """The installed copy has all modules of the checkout, and each can be imported."""
+    check_imports(machine, "/opt/vm-onetoone-nat/bin/python3", "/opt/vm-onetoone-nat/lib")
 
 
 def test_reboots(machine: Machine, lan: Lan) -> None:

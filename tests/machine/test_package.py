@@ -3,6 +3,7 @@
 import gzip
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from installed import (
     PAGES,
     PORT,
     SOURCES,
+    check_imports,
     copy_sources,
+    source_files,
 )
 from lab import (
     Answer,
@@ -167,7 +170,9 @@ def test_built(suite: Suite, built: Built) -> None:
     """lintian has nothing to say; nothing but dist/ is left in the clone; 13 needs no network."""
     assert built.lintian == ""
     assert built.left == set()
-    assert len(built.wheels) == 1
+    (wheel,) = built.wheels
+    with zipfile.ZipFile(wheel) as archive:
+        assert set(source_files()) <= set(archive.namelist())
     architecture = {"bookworm": "amd64", "trixie": "all"}[suite]
     assert all(package.name.endswith(f"_{architecture}.deb") for package in built.packages)
 
@@ -205,6 +210,7 @@ def test_first_installation(packaged: Machine, built: Built) -> None:
         assert machine.path(f"/usr/share/{completion}").exists()
     compiled = machine.path("/usr/lib/vm-onetoone-nat/vm_onetoone_nat/__pycache__")
     assert any(compiled.glob("cli.*.pyc")), "the daemon could not write it"
+    check_imports(machine, "/usr/bin/python3", "/usr/lib/vm-onetoone-nat")
     for arguments in ((), ("--uninstall",), ("--uninstall", "--purge")):
         refused = machine.run(INSTALL, *arguments, check=False)
         assert (refused.returncode, refused.stdout) == (1, "")

@@ -6,11 +6,11 @@ from typing import Any, Protocol
 import libvirt
 import pytest
 from fakes import FakeLibvirt, default_network, domain
-from vm_onetoone_nat import libvirt_source
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.libvirt_source import LibvirtOnce, LibvirtSource
 from vm_onetoone_nat.reconcile import GuestSide
 from vm_onetoone_nat.state import DomainState, Guests
+from vm_onetoone_nat.virt.connection import LibvirtSource
+from vm_onetoone_nat.virt.once import LibvirtOnce
 
 URI = "test:///default"
 GUEST = "guest1"
@@ -95,7 +95,8 @@ class Driver:
         def broken(*_: object) -> Guests:
             raise LibvirtUnavailable("client socket is closed")
 
-        self._patch.setattr(libvirt_source, "read_guests", broken)
+        for module in ("connection", "once"):
+            self._patch.setattr(f"vm_onetoone_nat.virt.{module}.read_guests", broken)
 
     def close(self) -> None:
         if GUEST in (each.name() for each in self._connection.listAllDomains()):

@@ -12,7 +12,7 @@ from lab.addresses import external
 from vm_onetoone_nat.errors import StoreError
 from vm_onetoone_nat.reconcile import StoreSide
 from vm_onetoone_nat.state import Allocation, Origin, Stored
-from vm_onetoone_nat.store import FileStore
+from vm_onetoone_nat.store.file import FileStore
 
 
 class World(Protocol):

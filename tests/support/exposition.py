@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from prometheus_client.parser import text_string_to_metric_families
 from reports import report
-from vm_onetoone_nat.metrics import exposition
+from vm_onetoone_nat.service.metrics import exposition
 
 
 def samples(text: str) -> dict[str, float]:

@@ -12,6 +12,8 @@ INSTALL = f"{SOURCES}/scripts/install.sh"
 PAGES = ("man8/vm-onetoone-nat.8", "man5/vm-onetoone-nat.toml.5")
 BASH_COMPLETION = "bash-completion/completions/vm-onetoone-nat"
 
+PACKAGE = CHECKOUT / "daemon" / "vm_onetoone_nat"
+
 _FOLDERS = ("completion", "daemon", "docs", "packaging", "scripts", "systemd")
 _FILES = ("pyproject.toml", "README.md", "config.example.toml")
 
@@ -24,3 +26,24 @@ def copy_sources(machine: Machine) -> None:
         shutil.copytree(CHECKOUT / name, sources / name, ignore=ignore)
     for name in _FILES:
         shutil.copy(CHECKOUT / name, sources)
+
+
+def source_files() -> list[str]:
+    """All Python files of the package, relative to the folder that it is in."""
+    return sorted(str(path.relative_to(PACKAGE.parent)) for path in PACKAGE.rglob("*.py"))
+
+
+def check_imports(machine: Machine, python: str, folder: str) -> None:
+    """Check that an interpreter of the machine can import each module, from `folder` or below."""
+    program = (
+        f"import importlib, sys; sys.path.insert(0, '{folder}')\n"
+        "for name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
+    )
+    # `__main__` runs when it is imported.
+    files = [file for file in source_files() if not file.endswith("/__main__.py")]
+    names = [file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files]
+    found = machine.run(python, "-I", "-c", program, *names).stdout.split()
+    assert len(found) == len(names)
+    for file, place in zip(files, found, strict=True):
+        assert place.startswith(f"{folder}/")
+        assert place.endswith(f"/{file}")

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 from lab.addresses import UPLINK, external, guest_name, internal
-from vm_onetoone_nat.report import BOUNDS, Entry, Passes, Report, Running
+from vm_onetoone_nat.report.report import BOUNDS, Entry, Passes, Report, Running
 from vm_onetoone_nat.state import AddressSource, MappingState, Origin
 from vm_onetoone_nat.traffic import Traffic
 

@@ -24,6 +24,7 @@ OURS, THEIRS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ONE, TWO = external(1), external(2)
 NONE: frozenset[IPv4Address] = frozenset()
 PROBING = Unavailable(ONE)
+JITTER = 0.01
 TAKEN = Unavailable(ONE, THEIRS)
 
 
@@ -32,7 +33,7 @@ class Lan:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.detector = Detector()
+        self.detector = Detector(lambda: JITTER)
 
     def update(self, wanted: set[IPv4Address], held: set[IPv4Address] | None = None) -> None:
         self.detector.update(self.now, wanted, held or set(), {OURS})
@@ -80,6 +81,7 @@ def test_free_address(lan: Lan) -> None:
     lan.update({ONE})
     sent = lan.passes(PROBE_SECONDS * (PROBES - 1) + 0.1)
     assert [message for _, message in sent] == [Probe(ONE)] * PROBES
+    assert sent[0][0] == pytest.approx(JITTER)
     assert lan.unavailable(ONE) == PROBING
     assert lan.passes(PROBE_SECONDS) == []
     assert lan.unavailable(ONE) is None

@@ -20,7 +20,7 @@ from lab.addresses import (
     guest_name,
     internal,
 )
-from vm_onetoone_nat import config
+from vm_onetoone_nat.config import files as config
 from vm_onetoone_nat.errors import ConfigError
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,

@@ -7,12 +7,13 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from fakes import FORWARD, FakeKernel, FakeStore, laptop, running_guests
 from lab.addresses import LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal, mac_of
-from vm_onetoone_nat.checklist import diagnoses_to_json, render_diagnosis
-from vm_onetoone_nat.diagnosis import Check, Diagnosis, Verdict, diagnose, failed
-from vm_onetoone_nat.evidence import Answers, Daemon, Evidence, Routes, Sysctls
+from vm_onetoone_nat.diagnose.check import Check, Diagnosis, Verdict, failed
+from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes, Sysctls
+from vm_onetoone_nat.diagnose.remedies import remedy
+from vm_onetoone_nat.diagnose.render import diagnoses_to_json, render_diagnosis
+from vm_onetoone_nat.diagnose.steps import diagnose
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import look, reconcile, settled
-from vm_onetoone_nat.remedies import remedy
 from vm_onetoone_nat.state import AllowedService, Cause, Configuration, Mapping
 from vm_onetoone_nat.traffic import Tracked, Traffic
 

@@ -6,7 +6,7 @@ from fakes import FORWARD, FakeKernel, FakeLibvirt, FakeStore, laptop, running_g
 from lab.addresses import UPLINK, external, guest_name, internal
 from vm_onetoone_nat.history import History
 from vm_onetoone_nat.reconcile import reconcile
-from vm_onetoone_nat.report import BOUNDS, Passes, Report
+from vm_onetoone_nat.report.report import BOUNDS, Passes, Report
 from vm_onetoone_nat.state import Configuration, DomainState, Mapping
 from vm_onetoone_nat.traffic import Counters, Traffic
 

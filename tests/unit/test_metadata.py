@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lab.addresses import external, internal
-from vm_onetoone_nat.metadata import NAMESPACE, MetadataError, claims
+from vm_onetoone_nat.config.metadata import NAMESPACE, MetadataError, claims
 from vm_onetoone_nat.state import AddressSource, AllowedService, Mapping, Origin
 
 BOUNDED = settings(max_examples=150, derandomize=True, deadline=None, database=None)

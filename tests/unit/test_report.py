@@ -8,7 +8,7 @@ from hypothesis import given
 from lab.addresses import external, guest_name, internal
 from reports import CONTRACT, DAY, PASSES, entry, report, reports
 from vm_onetoone_nat.errors import VmNatError
-from vm_onetoone_nat.report import (
+from vm_onetoone_nat.report.report import (
     Report,
     UnreadableReport,
     mapped,

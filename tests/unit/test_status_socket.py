@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from reports import entry, report
-from vm_onetoone_nat.report import report_to_json
-from vm_onetoone_nat.status_socket import NotRunning, Silent, StatusSocket, ask, socket_path
+from vm_onetoone_nat.report.report import report_to_json
+from vm_onetoone_nat.service.status_socket import NotRunning, Silent, StatusSocket, ask, socket_path
 
 SOCKET = Path("/run/vm-onetoone-nat/status.sock")
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.addresses import external, guest_name
 from reports import entry, report, reports
-from vm_onetoone_nat.report import Entry, Report
+from vm_onetoone_nat.report.report import Entry, Report
+from vm_onetoone_nat.report.table import WIDTH, amount, duration, printable, render_report
 from vm_onetoone_nat.state import MappingState
-from vm_onetoone_nat.table import WIDTH, amount, duration, printable, render_report
 from vm_onetoone_nat.traffic import Traffic
 
 REASON = (

@@ -2,11 +2,13 @@
 
 import configparser
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.unit import decide
+from vm_onetoone_nat.service.unit import decide
 
 UNIT = "vm-onetoone-nat.service"
 SYSTEMD = Path(__file__).parents[2] / "systemd"
@@ -31,6 +33,40 @@ SYSTEMD = Path(__file__).parents[2] / "systemd"
 def test_only_a_stop_cleans_up(jobs: str, result: str, stopping: bool) -> None:
     """A stop, and an end that nobody restarts; not a restart, a crash or a watchdog's kill."""
     assert decide(jobs, UNIT, result) is stopping
+
+
+_RESTART = f"""
+import sys
+from vm_onetoone_nat.cli import main
+sys.argv[1:] = ["cleanup", "--unit", "{UNIT}"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sorted(sys.modules))
+"""
+
+
+def test_a_restart_loads_little(tmp_path: Path) -> None:
+    """`cleanup --unit`, which each restart waits for, loads no library and no other command."""
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\necho '871 {UNIT} restart running'\n")
+    systemctl.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _RESTART],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
+    loaded = done.stdout.split()
+    tops = {name.partition(".")[0] for name in loaded}
+    libraries = {"libvirt", "pydantic", "pyroute2", "nftables", "prometheus_client", "systemd"}
+    assert tops & libraries == set()
+    assert {name.partition(".")[2] for name in loaded if name.startswith("vm_onetoone_nat.")} == {
+        *("cli", "errors", "events", "journal"),
+        *("commands", "commands.cleanup", "service", "service.unit"),
+    }
 
 
 def catalog() -> dict[str, str]:

@@ -10,8 +10,8 @@ trusted.
 from collections.abc import Iterable
 from xml.etree.ElementTree import Element
 
+from vm_onetoone_nat.config.schema import mapping_of, validated
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.schema import mapping_of, validated
 from vm_onetoone_nat.state import Mapping, Origin
 
 NAMESPACE = "urn:vm-onetoone-nat:1"

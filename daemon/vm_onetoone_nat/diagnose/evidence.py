@@ -1,10 +1,10 @@
-"""The input of `diagnosis`: all that is known about one mapping. Pure."""
+"""The input of `steps`: all that is known about one mapping. Pure."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from vm_onetoone_nat.path import Obstruction
+from vm_onetoone_nat.diagnose.hooks import Obstruction
 from vm_onetoone_nat.reconcile import Look
 from vm_onetoone_nat.state import Mapping, MappingStatus, Network
 from vm_onetoone_nat.traffic import Tracked, Traffic

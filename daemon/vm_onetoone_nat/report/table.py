@@ -3,7 +3,7 @@
 import textwrap
 from unicodedata import combining, east_asian_width
 
-from vm_onetoone_nat.report import Entry, Report
+from vm_onetoone_nat.report.report import Entry, Report
 from vm_onetoone_nat.state import MappingState
 from vm_onetoone_nat.traffic import Traffic
 

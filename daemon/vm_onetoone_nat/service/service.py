@@ -6,37 +6,29 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from math import inf
 from pathlib import Path
 
-from vm_onetoone_nat import __version__, config
+from vm_onetoone_nat import __version__
 from vm_onetoone_nat.arp import Arp
 from vm_onetoone_nat.bridge import bridge_netfilter
+from vm_onetoone_nat.config.files import check_host, load
 from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.fights import Fight, Fights
+from vm_onetoone_nat.fights import Fights
 from vm_onetoone_nat.history import History
-from vm_onetoone_nat.instance import Instance
-from vm_onetoone_nat.journal import entry, status_fields
+from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel import Kernel, conflicts_path
-from vm_onetoone_nat.libvirt_source import LibvirtSource
 from vm_onetoone_nat.nft import read_counters
-from vm_onetoone_nat.notify import Notify
-from vm_onetoone_nat.plan import describe
-from vm_onetoone_nat.reconcile import Look, Outcome, StoreSide, reconcile, remove
-from vm_onetoone_nat.report import report_to_json
+from vm_onetoone_nat.reconcile import Look, StoreSide, reconcile, remove
+from vm_onetoone_nat.report.report import report_to_json
 from vm_onetoone_nat.runner import Runner
-from vm_onetoone_nat.state import (
-    AddressSource,
-    Configuration,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Obstacle,
-    Unmapped,
-)
-from vm_onetoone_nat.status_socket import StatusSocket, socket_path
+from vm_onetoone_nat.service.instance import Instance
+from vm_onetoone_nat.service.notify import Notify
+from vm_onetoone_nat.service.passlog import PassLog, summary
+from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
+from vm_onetoone_nat.state import Configuration
+from vm_onetoone_nat.virt.connection import LibvirtSource
 from vm_onetoone_nat.watch import NEIGHBOUR, NFTABLES, Watch
 
 log = logging.getLogger(__name__)
@@ -71,13 +63,9 @@ class Service:
         self._history = History(time.monotonic())
         self._status = StatusSocket(socket_path(runtime), self._answer_status)
         self._fights = Fights()
-        self._obstacles = Obstacles()
-        self._logged: dict[object, MappingStatus] = {}
+        self._log = PassLog()
         self._macs: frozenset[str] = frozenset()
         self._internals: frozenset[str] = frozenset()
-        self._unmapped: tuple[Unmapped, ...] = ()
-        self._uplink: str | None = None
-        self._failures: tuple[str, ...] = ()
         self._bridge_netfilter = bridge_netfilter()
 
     def _connect(self, configuration: Configuration) -> LibvirtSource:
@@ -142,7 +130,7 @@ class Service:
         except KernelError as error:
             self._history.failed(began, time.monotonic())
             self._looked.set()
-            self._log_failures((str(error),))
+            self._log.failed((str(error),))
             self._notify.ready(f"Cannot read the kernel's state: {error}")
             return None
         self._history.passed(began, time.monotonic(), triggers, outcome)
@@ -150,18 +138,18 @@ class Service:
         for written in outcome.written:
             desired = outcome.look.desired
             for fight in self._fights.written(time.monotonic(), written, desired, triggers):
-                _log_fight(fight)
+                self._log.fight(fight)
         self._remember(outcome.look)
-        self._log(outcome, triggers)
+        self._log.passed(time.monotonic(), outcome, triggers)
         self._notify.alive()
         if triggers & {_START, _RELOAD}:
-            self._notify.ready(_summary(outcome))
+            self._notify.ready(summary(outcome))
         else:
-            self._notify.status(_summary(outcome))
+            self._notify.status(summary(outcome))
         if outcome.failures:
             return None
         now = time.monotonic()
-        again = min(self._fights.next_attempt(now), self._obstacles.next_look(now))
+        again = min(self._fights.next_attempt(now), self._log.next_look(now))
         # A DHCP server records a lease only after the guest has it.
         return min(again, _LEASE_SECONDS) if NEIGHBOUR in triggers else again
 
@@ -181,9 +169,9 @@ class Service:
 
     def _reload(self) -> None:
         try:
-            configuration = config.load(self._path)
+            configuration = load(self._path)
             observed = self._kernel.observe(configuration)
-            config.check_host(self._path, configuration, observed.addresses)
+            check_host(self._path, configuration, observed.addresses)
         except ConfigError as error:
             for problem in error.problems:
                 log.error("%s", problem, extra=entry(Event.CONFIGURATION_REFUSED, reason=problem))
@@ -218,146 +206,3 @@ class Service:
 
     def _is_guest(self, address: str, mac: str) -> bool:
         return mac in self._macs or address in self._internals
-
-    def _log(self, outcome: Outcome, triggers: frozenset[str]) -> None:
-        for written in outcome.written if log.isEnabledFor(logging.DEBUG) else ():
-            for line in describe(written):
-                log.debug("%s (%s)", line, ", ".join(sorted(triggers)))
-        if any(w.enable_ip_forward for w in outcome.written) and outcome.look.observed.ip_forward:
-            log.warning(
-                "net.ipv4.ip_forward was off: turned on for the whole host",
-                extra=entry(Event.IP_FORWARD_ENABLED),
-            )
-        for obstacle in self._obstacles.lasting(time.monotonic(), outcome.look.observed.obstacles):
-            log.warning(
-                "%s may refuse guests: %s",
-                obstacle.where,
-                obstacle.remedy,
-                extra=entry(Event.FIREWALL_REFUSES, reason=obstacle.where),
-            )
-        uplink = outcome.look.observed.uplink
-        if uplink != self._uplink:
-            log.info(
-                "the uplink is %s",
-                uplink or "gone",
-                extra=entry(Event.UPLINK_CHANGED, uplink=uplink),
-            )
-            self._uplink = uplink
-        for status in outcome.statuses:
-            if self._logged.get(status.mapping) != status:
-                _log_status(status, uplink)
-        self._logged = {status.mapping: status for status in outcome.statuses}
-        for unmapped in outcome.look.desired.unmapped:
-            if unmapped not in self._unmapped:
-                _log_unmapped(unmapped)
-        self._unmapped = outcome.look.desired.unmapped
-        self._log_failures(outcome.failures)
-
-    def _log_failures(self, failures: tuple[str, ...]) -> None:
-        """Log each failure once, not at every retry."""
-        for failure in failures:
-            if failure not in self._failures:
-                log.error("%s", failure, extra=entry(Event.RECONCILE_FAILED, reason=failure))
-        self._failures = failures
-
-
-class Obstacles:
-    """Which foreign firewalls to log: not those that exist for a moment only.
-
-    firewalld drops all packets while it reloads.
-    """
-
-    LASTING_SECONDS = 2.0
-
-    def __init__(self) -> None:
-        self._since: dict[Obstacle, float] = {}
-        self._logged: set[Obstacle] = set()
-
-    def lasting(self, now: float, seen: tuple[Obstacle, ...]) -> tuple[Obstacle, ...]:
-        """Those seen for LASTING_SECONDS, each returned once."""
-        self._since = {obstacle: self._since.get(obstacle, now) for obstacle in seen}
-        self._logged &= self._since.keys()
-        lasting = tuple(
-            obstacle
-            for obstacle, since in self._since.items()
-            if obstacle not in self._logged and now - since >= self.LASTING_SECONDS
-        )
-        self._logged.update(lasting)
-        return lasting
-
-    def next_look(self, now: float) -> float:
-        """Seconds until the next may have lasted; infinite if none is new."""
-        waiting = [s for obstacle, s in self._since.items() if obstacle not in self._logged]
-        return max(0.0, min(waiting, default=inf) + self.LASTING_SECONDS - now)
-
-
-_EVENTS = {
-    MappingState.ACTIVE: (logging.INFO, Event.MAPPING_ACTIVE),
-    MappingState.INACTIVE: (logging.INFO, Event.MAPPING_INACTIVE),
-    MappingState.PENDING: (logging.INFO, Event.MAPPING_PENDING),
-    MappingState.CONFLICT: (logging.WARNING, Event.MAPPING_CONFLICT),
-    MappingState.ERROR: (logging.WARNING, Event.MAPPING_ERROR),
-}
-
-
-def _log_fight(fight: Fight) -> None:
-    rivals = "; ".join(fight.rivals) or "by an unknown program"
-    log.warning(
-        "%s is undone again and again (%s): repairs are delayed, by %g s at first",
-        fight.what,
-        rivals,
-        fight.hold,
-        extra=entry(Event.FIGHT, reason=f"{fight.what}: {rivals}"),
-    )
-
-
-def _log_unmapped(unmapped: Unmapped) -> None:
-    log.warning(
-        "%s has no external address: %s",
-        unmapped.domain,
-        unmapped.reason,
-        extra=entry(
-            Event.GUEST_UNMAPPED,
-            domain=unmapped.domain,
-            network=unmapped.network,
-            external=unmapped.external,
-            state=MappingState.ERROR.value,
-            reason=unmapped.reason,
-        ),
-    )
-
-
-def _log_status(status: MappingStatus, uplink: str | None) -> None:
-    mapping = status.mapping
-    level, event = _EVENTS[status.state]
-    log.log(
-        level,
-        "%s (%s, %s) is %s%s",
-        mapping.external,
-        _internal(mapping),
-        mapping.subject,
-        status.state.value,
-        f": {status.reason}" if status.reason else "",
-        extra=entry(event, uplink=uplink, **status_fields(status)),
-    )
-
-
-def _internal(mapping: Mapping) -> str:
-    """The internal address, with its source unless it was written."""
-    if mapping.internal is None:
-        return "address unknown"
-    if mapping.source in (None, AddressSource.CONFIGURATION, AddressSource.METADATA):
-        return str(mapping.internal)
-    return f"{mapping.internal} by {mapping.source}"
-
-
-def _summary(outcome: Outcome) -> str:
-    """The one line that `systemctl status` shows."""
-    states = Counter(status.state for status in outcome.statuses)
-    states[MappingState.ERROR] += len(outcome.look.desired.unmapped)
-    total = sum(states.values())
-    line = f"{states[MappingState.ACTIVE]} of {total} mappings active"
-    for state in (MappingState.ERROR, MappingState.CONFLICT, MappingState.PENDING):
-        if states[state]:
-            line += f", {states[state]} {state.value}"
-    return line if outcome.look.libvirt else f"{line}; libvirt cannot be reached"

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from vm_onetoone_nat.firewall import Chain, ChainVerdict, Packet, Ruleset, judge
+from vm_onetoone_nat.diagnose.firewall import ChainVerdict, Packet, judge
+from vm_onetoone_nat.nft_foreign import Chain, Ruleset
 
 # Priorities of our own chains: chains before them see packets untranslated and unmarked.
 _DNAT, _SNAT, _MARK = -105, 95, -5
@@ -49,11 +50,18 @@ _OUTBOUND = "the guest's own packets"
 
 _WAYS = {
     _INBOUND: (
-        *(("netdev", "ingress"), ("ip", "prerouting"), ("ip", "forward"), ("ip", "postrouting")),
-        *(("bridge", "output"), ("bridge", "postrouting")),
+        ("netdev", "ingress"),
+        ("ip", "prerouting"),
+        ("ip", "forward"),
+        ("ip", "postrouting"),
+        ("bridge", "output"),
+        ("bridge", "postrouting"),
     ),
     _ANSWERS: (
-        *(("bridge", "prerouting"), ("bridge", "input"), ("ip", "prerouting"), ("ip", "forward")),
+        ("bridge", "prerouting"),
+        ("bridge", "input"),
+        ("ip", "prerouting"),
+        ("ip", "forward"),
         ("ip", "postrouting"),
     ),
     _OUTBOUND: (("ip", "prerouting"), ("ip", "forward"), ("ip", "postrouting")),

@@ -11,11 +11,17 @@ from errno import ENOENT
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from vm_onetoone_nat.config.schema import (
+    File,
+    MappingTable,
+    PoolTable,
+    Settings,
+    mapping_of,
+    parse_text,
+)
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.schema import File, MappingTable, PoolTable, Settings, mapping_of, parse_text
 from vm_onetoone_nat.state import Address, Configuration, Pool, Range
 
-DEFAULT_PATH = Path("/etc/vm-onetoone-nat/config.toml")
 DROP_INS = "conf.d"
 
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from vm_onetoone_nat.diagnosis import Check, Diagnosis, Verdict
-from vm_onetoone_nat.table import WIDTH, printable, wrapped
+from vm_onetoone_nat.diagnose.check import Check, Diagnosis, Verdict
+from vm_onetoone_nat.report.table import WIDTH, printable, wrapped
 
 _MARKS = {
     Verdict.OK: ("✓", "32"),

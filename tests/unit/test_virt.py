@@ -9,11 +9,14 @@ from typing import Any
 import libvirt
 import pytest
 from lab import wait_for
-from vm_onetoone_nat import libvirt_source
-from vm_onetoone_nat.agents import Agents
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.libvirt_source import BoundedCalls, Definitions, LibvirtHangs, LibvirtSource
+from vm_onetoone_nat.runner import RESYNC_SECONDS
 from vm_onetoone_nat.state import Guests, Interface
+from vm_onetoone_nat.virt import connection as libvirt_connection
+from vm_onetoone_nat.virt.agents import Agents
+from vm_onetoone_nat.virt.answers import BoundedCalls, LibvirtHangs
+from vm_onetoone_nat.virt.connection import LibvirtSource
+from vm_onetoone_nat.virt.read import Definitions
 
 URI = "test:///default"
 
@@ -109,7 +112,7 @@ class TestSource:
             raise LibvirtUnavailable("client socket is closed")
 
         with monkeypatch.context() as patched:
-            patched.setattr(libvirt_source, "read_guests", broken)
+            patched.setattr(libvirt_connection, "read_guests", broken)
             known = source.observe()
             assert (known.domains, known.current) == (before.domains, False)
         wait_for(lambda: triggers.count("libvirt connected") == 2, 60, "it is connected anew")
@@ -147,6 +150,10 @@ class TestDefinitions:
         now[0] += Definitions.LONGEST_SECONDS
         assert definitions.of(domain, domain.UUIDString()) == first
         assert domain.read == 3
+
+    def test_expires_before_a_resync(self) -> None:
+        """A resync, which finds the changes without an event, reads all definitions again."""
+        assert RESYNC_SECONDS - 15 < Definitions.LONGEST_SECONDS < RESYNC_SECONDS
 
     def test_changed_meanwhile(self, domain: CountedDomain) -> None:
         """What changed while it was read is read again."""

@@ -1,4 +1,4 @@
-"""Gathers the evidence for `diagnosis` from libvirt, the kernel, the daemon, guest and LAN."""
+"""Gathers the evidence for `diagnose` from libvirt, the kernel, the daemon, guest and LAN."""
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -10,14 +10,15 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat import conntrack
-from vm_onetoone_nat.evidence import Answers, Daemon, Evidence, Routes, Sysctls
+from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes, Sysctls
+from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.locate import interfaces
 from vm_onetoone_nat.nft import read_counters, read_others
-from vm_onetoone_nat.path import Endpoints, obstructions
 from vm_onetoone_nat.probes import connects, echoes, who_has
 from vm_onetoone_nat.reconcile import Look
-from vm_onetoone_nat.report import Report, report_from_json
+from vm_onetoone_nat.report.report import Report, report_from_json
+from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
 from vm_onetoone_nat.state import (
     AddressSource,
     Interface,
@@ -27,7 +28,6 @@ from vm_onetoone_nat.state import (
     Network,
     Translation,
 )
-from vm_onetoone_nat.status_socket import NotRunning, Silent, ask
 
 _NO_ADDRESS = IPv4Address(0)
 _ANYWHERE = IPv4Network("0.0.0.0/0")

@@ -1,0 +1,44 @@
+"""`cleanup`: removes everything of ours from the kernel."""
+
+import argparse
+from pathlib import Path
+
+from vm_onetoone_nat.service.unit import is_stopping
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Stop the daemon, if one runs, and clean up. Raises VmNatError."""
+    if arguments.unit is None or is_stopping(arguments.unit):
+        _clean_up(arguments.config)
+    return 0
+
+
+def _clean_up(config: Path) -> None:
+    # Not at the head of the module: a restart waits for `cleanup --unit`, which ends before this.
+    from vm_onetoone_nat.commands.privileges import require_net_admin
+    from vm_onetoone_nat.kernel import Kernel, conflicts_path
+    from vm_onetoone_nat.plan import describe
+    from vm_onetoone_nat.reconcile import remove
+    from vm_onetoone_nat.service.instance import Instance, runtime_directory
+
+    require_net_admin()
+    runtime = runtime_directory()
+    instance = Instance(runtime)
+    stopped = instance.stop_other()
+    if stopped is not None:
+        print(f"stopped the daemon, process {stopped}")
+    for line in describe(remove(_fwmark(config), Kernel(runtime))):
+        print(line)
+    conflicts_path(runtime).unlink(missing_ok=True)
+
+
+def _fwmark(path: Path) -> int:
+    """The configured mark; the default if the file is missing or bad: clean-up must work."""
+    from vm_onetoone_nat.config.files import load
+    from vm_onetoone_nat.errors import ConfigError
+    from vm_onetoone_nat.state import DEFAULT_FWMARK
+
+    try:
+        return load(path).fwmark
+    except ConfigError:
+        return DEFAULT_FWMARK

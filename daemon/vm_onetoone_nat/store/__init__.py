@@ -1,0 +1,1 @@
+"""What is remembered between runs: a side of a pass beside kernel and guests."""

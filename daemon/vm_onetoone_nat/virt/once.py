@@ -1,0 +1,34 @@
+"""libvirt for one command: a connection without events."""
+
+import threading
+from typing import Any
+
+from vm_onetoone_nat.state import Guests
+from vm_onetoone_nat.virt.agents import Agents
+from vm_onetoone_nat.virt.answers import ANSWER_SECONDS, BoundedCalls
+from vm_onetoone_nat.virt.connection import connect, silence
+from vm_onetoone_nat.virt.read import Definitions, read_guests
+
+
+class LibvirtOnce:
+    """A connection for one command: opened by the first `observe`, without events."""
+
+    def __init__(self, uri: str, *, guest_agent: bool = False) -> None:
+        silence()
+        self._uri = uri
+        self._connection: Any = None
+        self._agent_answered = threading.Event()
+        self._agents = Agents(uri, self._agent_answered.set) if guest_agent else None
+        self._calls = BoundedCalls(lambda: None, ANSWER_SECONDS[1])
+
+    def observe(self) -> Guests:
+        """All domains and networks. Raises LibvirtUnavailable."""
+        if self._connection is None:
+            self._connection = self._calls.call(lambda: connect(self._uri))
+        guests = self._calls.call(self._read)
+        if self._agents is not None and self._agent_answered.wait(ANSWER_SECONDS[0]):
+            guests = self._calls.call(self._read)
+        return guests
+
+    def _read(self) -> Guests:
+        return read_guests(self._connection, Definitions(), self._agents)

@@ -1,0 +1,169 @@
+"""Reads domains and networks from a connection."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+import libvirt
+
+from vm_onetoone_nat.errors import LibvirtUnavailable
+from vm_onetoone_nat.state import Domain, DomainState, Guests, Network
+from vm_onetoone_nat.virt.agents import Agents
+from vm_onetoone_nat.virt.xml import Definition, parse_domain, parse_network
+
+log = logging.getLogger(__name__)
+
+_RUNNING = libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
+}
+_LEAVING = {libvirt.VIR_DOMAIN_PAUSED_MIGRATION, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY}
+"""Reasons for a pause after which the guest runs on another host.
+
+The destination shows the first of them too, until the guest runs there."""
+
+
+class Definitions:
+    """A cache of domains' definitions, invalidated by libvirt's events.
+
+    Reading a thousand domains takes a second; a pass takes milliseconds. libvirt sends no event for
+    some changes, so a definition expires after LONGEST_SECONDS: each resync reads it again.
+    """
+
+    LONGEST_SECONDS = 290.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._read: dict[str, tuple[float, Definition]] = {}
+        self._changes = 0
+        self._lock = threading.Lock()
+
+    def of(self, domain: Any, uuid: str) -> Definition:
+        """The definition of the domain with that UUID; of a running guest, the live one."""
+        now = self._clock()
+        with self._lock:
+            at, known = self._read.get(uuid, (0.0, None))
+            changes = self._changes
+        if known is not None and now - at < self.LONGEST_SECONDS:
+            return known
+        found = _definition(domain)
+        with self._lock:
+            # A change during the read may be missing in it.
+            if changes == self._changes:
+                self._read[uuid] = now, found
+        return found
+
+    def changed(self, uuid: str) -> None:
+        """Invalidate: libvirt sent an event about this domain. From any thread."""
+        with self._lock:
+            self._changes += 1
+            self._read.pop(uuid, None)
+
+
+def read_guests(connection: Any, definitions: Definitions, agents: Agents | None) -> Guests:
+    """All domains and networks of a connection. Raises LibvirtUnavailable.
+
+    A read-only connection is enough; with `agents` None no guest agent is queried.
+    """
+    try:
+        every = connection.listAllDomains()
+        running = {d.ID() for d in connection.listAllDomains(_RUNNING)}
+        domains = tuple(_domain(d, _listed_state(d, running), definitions, agents) for d in every)
+        networks = tuple(_network(n) for n in connection.listAllNetworks())
+    except libvirt.libvirtError as error:
+        raise LibvirtUnavailable(f"libvirt: {error.get_error_message()}") from error
+    return Guests(domains, networks)
+
+
+def _domain(
+    domain: Any, state: DomainState, definitions: Definitions, agents: Agents | None
+) -> Domain:
+    uuid = domain.UUIDString()
+    definition = definitions.of(domain, uuid)
+    interfaces = definition.interfaces
+    if agents is not None and definition.agent:
+        reported = agents.addresses(uuid)
+        interfaces = tuple(replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces)
+    return Domain(
+        domain.name(),
+        uuid,
+        state,
+        interfaces,
+        definition.claims,
+        definition.fault,
+    )
+
+
+def _definition(domain: Any) -> Definition:
+    try:
+        text = domain.XMLDesc()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return Definition()
+        raise
+    return parse_domain(text)
+
+
+def _listed_state(domain: Any, running: set[int]) -> DomainState:
+    """The state of a listed domain, queried singly only if the lists do not show it.
+
+    The two lists are not read at the same moment, so a running guest may be missing in `running`;
+    it must not count as stopped.
+    """
+    number = domain.ID()
+    if number == -1:
+        return DomainState.OFF
+    if number in running:
+        return DomainState.RUNNING
+    # A paused one may be migrating to another host, which only its own state shows.
+    return _state(domain)
+
+
+def _state(domain: Any) -> DomainState:
+    try:
+        state, reason = domain.state()
+        if state == libvirt.VIR_DOMAIN_PAUSED and reason in _LEAVING:
+            return DomainState.LEAVING
+        return _STATES.get(state, DomainState.OFF)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return DomainState.OFF
+        raise
+
+
+def _network(network: Any) -> Network:
+    """One network; its XML alone has the bridge, its addresses and the reservations."""
+    try:
+        active = bool(network.isActive())
+        found = parse_network(network.XMLDesc())
+        leases = _leases(network) if active else ()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+            return Network(network.name(), active=False, bridge=None)
+        raise
+    return Network(network.name(), active, found.bridge, found.gateways, found.reservations, leases)
+
+
+def _leases(network: Any) -> tuple[tuple[str, IPv4Address], ...]:
+    """The leases of a network's DHCP server by MAC, the latest first."""
+    try:
+        leases = network.DHCPLeases()
+    except libvirt.libvirtError as error:
+        # Drivers without a DHCP server, and while its file is being written.
+        log.debug("leases of network %s: %s", network.name(), error)
+        return ()
+    leases.sort(key=lambda lease: lease["expirytime"], reverse=True)
+    return tuple(
+        (lease["mac"].lower(), IPv4Address(lease["ipaddr"]))
+        for lease in leases
+        if lease["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4 and lease["mac"]
+    )
