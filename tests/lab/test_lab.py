@@ -111,6 +111,14 @@ def test_stream_sees_a_gap(lan: Lan, host: Host, guest: NamespaceGuest) -> None:
             assert torn.finish().lost > 0
 
 
+def test_echo_server_is_there_at_once(lan: Lan, host: Host) -> None:
+    """What a new echo server is asked first, by either protocol, it answers."""
+    for port in range(7100, 7110):
+        with EchoServer(host, port):
+            for ask in (tcp, udp) if port % 2 else (udp, tcp):
+                assert ask(lan, HOST.ip, port) == Answer(LAN_CLIENT.ip, "host")
+
+
 def test_idle_domain_has_a_lifecycle(host: Host) -> None:
     """A domain that idles in its BIOS starts, pauses, goes on and ends."""
     idle = IdleDomain(host, "idle")
@@ -157,6 +165,38 @@ def test_close_leaves_nothing() -> None:
         assert any("dnsmasq" in command for command in inside.values())
     assert not [pid for pid in inside if _alive(pid)]
     assert Path("/proc/self/mountinfo").read_text() == mounts
+
+
+def test_nothing_of_the_machine() -> None:
+    """A product that this machine has, with whatever it left there, is not seen in the lab."""
+    machine = (
+        "for top in etc var/lib; do"
+        "  mkdir /mnt/$top-up /mnt/$top-work -p && mount -t overlay"
+        "    -o lowerdir=/$top,upperdir=/mnt/$top-up,workdir=/mnt/$top-work overlay /$top &&"
+        "  mkdir -p -m 0700 /$top/vm-onetoone-nat && touch /$top/vm-onetoone-nat/left || exit 1; "
+        "done; "
+        'exec "$@"'
+    )
+    script = (
+        "import os, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from lab import Host, Lan\n"
+        "assert os.path.exists('/var/lib/vm-onetoone-nat/left')\n"
+        "with Lan() as lan, Host(lan) as host:\n"
+        "    for top in ('etc', 'var/lib'):\n"
+        "        print(host.path(f'/{top}/vm-onetoone-nat').exists())\n"
+    )
+    unshare = ("unshare", "--mount", "--propagation", "private")
+    support = str(Path(lab.__file__).parents[1])
+    done = subprocess.run(
+        [
+            *(*unshare, "sh", "-ec", f"mount -t tmpfs tmpfs /mnt; {machine}", "sh"),
+            *(sys.executable, "-c", script, support),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("False\nFalse\n", "")
 
 
 def test_orphan_is_reaped() -> None:

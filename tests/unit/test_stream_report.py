@@ -58,6 +58,14 @@ def test_stalled_machine(delay: float | None) -> None:
     assert report.ran < 2.8
 
 
+def test_one_control_lost() -> None:
+    """A control that is lost hides what is beside it, and nothing that comes later."""
+    control = changed(SIDE, 0.5, 0.51, None)
+    report = replace(REPORT, measured=changed(SIDE, 1.0, 1.3, None), control=control)
+    assert report.lost == 30
+    assert report.ran > 2.7
+
+
 def test_sender_that_did_not_run() -> None:
     """While the sender itself was kept from running nothing was seen, and nothing is held."""
     sent_at = tuple(at if at < 1 else at + 0.5 for at in REPORT.sent_at)

@@ -99,11 +99,14 @@ class StreamReport:
 
     @cached_property
     def stalls(self) -> Intervals:
-        """When the control did not run: it was not sent, or its answer took longer than STALL."""
+        """When the control did not run: not sent, or not answered within STALL.
+
+        Of one that was never answered, no more is known than of one that was late.
+        """
         ends = (*self.sent_at[1:], self.ended)
         idle = ((b, e) for b, e in zip(self.sent_at, ends, strict=True) if e - b > STALL)
         slow = (
-            (at, self.ended if delay is None else at + delay)
+            (at, at + (LATE if delay is None else delay))
             for at, delay in zip(self.sent_at, self.control.delays, strict=True)
             if delay is None or delay > STALL
         )

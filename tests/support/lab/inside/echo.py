@@ -10,6 +10,8 @@ import sys
 
 # From linux/in.h; the socket module has it from Python 3.14 only.
 _IP_PKTINFO = 8
+# From asm-generic/socket.h: like SO_RCVBUF, beyond net.core.rmem_max.
+_SO_RCVBUFFORCE = 33
 
 
 def _answer_datagram(receiver: socket.socket, name: str) -> None:
@@ -49,6 +51,8 @@ async def _serve(name: str, ports: list[int]) -> None:
         await asyncio.start_server(answer, "0.0.0.0", port)
         datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         datagrams.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        # A server that is kept waiting for a processor drops nothing meanwhile.
+        datagrams.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
         datagrams.setblocking(False)
         datagrams.bind(("0.0.0.0", port))
         loop.add_reader(datagrams, _answer_datagram, datagrams, name)
