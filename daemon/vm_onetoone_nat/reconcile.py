@@ -1,12 +1,12 @@
 """One pass: observe, plan, apply, verify. Nothing is kept from one pass to the next."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from vm_onetoone_nat.desired import desire, mapping_elements, without
+from vm_onetoone_nat.desired import Refused, desire, mapping_elements, without
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, TransactionRefused
 from vm_onetoone_nat.plan import Plan, describe, plan, removal
 from vm_onetoone_nat.state import (
@@ -101,15 +101,17 @@ def _write(
     planned = hold(before.plan)
     if not planned:
         return Outcome(before)
-    written = [planned]
+    written: tuple[Plan, ...] = (planned,)
     failures: list[str] = []
     desired = before.desired
     try:
         kernel.apply(planned)
     except TransactionRefused as error:
         failures.append(str(error))
-        written, refused = _install_singly(configuration, kernel, before)
+        installed = _install_singly(configuration, kernel, before)
+        written, refused = installed.written, installed.refused
         failures += [f"mapping {external}: {reason}" for external, reason in refused.items()]
+        failures += installed.failures
         desired = without(desired, refused, before.observed)
     except KernelError as error:
         failures.append(str(error))
@@ -118,7 +120,7 @@ def _write(
     left = hold(after.plan)
     if left and not failures:
         failures.append(f"the kernel changed during the pass: {describe(left)[0]}")
-    return Outcome(after, tuple(written), tuple(failures))
+    return Outcome(after, written, tuple(failures))
 
 
 def remove(fwmark: int, kernel: KernelSide) -> Plan:
@@ -170,55 +172,84 @@ def _lacking(seen: Look) -> tuple[Mapping, ...]:
     )
 
 
-def _install_singly(
-    configuration: Configuration, kernel: KernelSide, before: Look
-) -> tuple[list[Plan], dict[IPv4Address, str]]:
+@dataclass(frozen=True, slots=True)
+class _Installed:
+    """What was written, the reason for each refused mapping, and failures of no single mapping."""
+
+    written: tuple[Plan, ...] = ()
+    refused: Refused = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+
+
+_Attempt = Callable[[frozenset[IPv4Address], Refused], tuple[Plan, ...]]
+"""Writes the plan without the mappings that wait and those that are refused; returns what was
+written. Raises KernelError."""
+
+
+def _install_singly(configuration: Configuration, kernel: KernelSide, before: Look) -> _Installed:
     """Write what the kernel accepts; find by bisection the mappings for which it refuses the rest.
 
     First everything is written but the mappings that lack a part; these keep their addresses and
-    connections meanwhile. Returns what was written, and the reason for each refused mapping.
+    connections meanwhile.
     """
-    waiting = {m.external for m in _lacking(before)}
-    written: list[Plan] = []
-    refused: dict[IPv4Address, str] = {}
-
-    def attempt() -> None:
-        held = dict.fromkeys(waiting, "not tried yet")
-        desired = without(before.desired, held | refused, before.observed)
-        planned = plan(kernel.observe(configuration), desired)
-        planned = replace(
-            planned,
-            delete_addresses=tuple(
-                a for a in planned.delete_addresses if a.interface.ip not in waiting
-            ),
-            flush_translated=tuple(
-                t for t in planned.flush_translated if t.external not in waiting
-            ),
-        )
-        if planned:
-            kernel.apply(planned)
-            written.append(planned)
-
-    def install(tried: list[IPv4Address]) -> None:
-        waiting.difference_update(tried)
-        try:
-            attempt()
-        except (TransactionRefused, KernelError) as error:
-            if len(tried) == 1:
-                refused[tried[0]] = str(error)
-                return
-            waiting.update(tried)
-            half = len(tried) // 2
-            install(tried[:half])
-            install(tried[half:])
-
-    lacking = sorted(waiting)
+    attempt = partial(_attempt, configuration, kernel, before)
+    lacking = tuple(sorted(m.external for m in _lacking(before)))
     try:
-        attempt()
-    except (TransactionRefused, KernelError) as error:
+        written = attempt(frozenset(lacking), {})
+    except KernelError as error:
         # No mapping is at fault: no part of the ruleset can be written now.
-        return written, dict.fromkeys(lacking, str(error))
-    if lacking:
-        install(lacking)
-        attempt()
-    return written, refused
+        return _Installed(refused=dict.fromkeys(lacking, str(error)))
+    if not lacking:
+        return _Installed(written)
+    found = _bisect(attempt, lacking, frozenset(), {})
+    written += found.written
+    try:
+        # Remove what the kernel still has of the refused mappings.
+        return _Installed(written + attempt(frozenset(), found.refused), found.refused)
+    except KernelError as error:
+        return _Installed(written, found.refused, (str(error),))
+
+
+def _bisect(
+    attempt: _Attempt,
+    tried: tuple[IPv4Address, ...],
+    later: frozenset[IPv4Address],
+    refused: Refused,
+) -> _Installed:
+    """Install the mappings `tried`, or else each half of them, while those of `later` wait.
+
+    Returns `refused` with those of `tried` that the kernel refuses.
+    """
+    try:
+        return _Installed(attempt(later, refused), refused)
+    except KernelError as error:
+        if len(tried) == 1:
+            return _Installed(refused={**refused, tried[0]: str(error)})
+    half = len(tried) // 2
+    first = _bisect(attempt, tried[:half], later.union(tried[half:]), refused)
+    second = _bisect(attempt, tried[half:], later, first.refused)
+    return _Installed(first.written + second.written, second.refused)
+
+
+def _attempt(
+    configuration: Configuration,
+    kernel: KernelSide,
+    before: Look,
+    waiting: frozenset[IPv4Address],
+    refused: Refused,
+) -> tuple[Plan, ...]:
+    """An `_Attempt`, for the first three arguments. Mappings that wait keep what they have."""
+    absent = {**dict.fromkeys(waiting, "not tried yet"), **refused}
+    desired = without(before.desired, absent, before.observed)
+    planned = plan(kernel.observe(configuration), desired)
+    planned = replace(
+        planned,
+        delete_addresses=tuple(
+            a for a in planned.delete_addresses if a.interface.ip not in waiting
+        ),
+        flush_translated=tuple(t for t in planned.flush_translated if t.external not in waiting),
+    )
+    if not planned:
+        return ()
+    kernel.apply(planned)
+    return (planned,)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
 from vm_onetoone_nat.desired import mapping_elements
-from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import GuestSide, KernelSide, look, reconcile, remove, settled
 from vm_onetoone_nat.state import (
@@ -242,6 +242,31 @@ def test_refused_mapping_does_not_disturb() -> None:
             assert applied.transaction.delete_elements == ()
             assert applied.transaction.install is None
             assert applied.flush_translated == ()
+
+
+def test_refusal_after_the_bisection() -> None:
+    """A refusal of what is left after the bisection is a failure, and the pass ends as any other.
+
+    It was raised: the daemon ended with it.
+    """
+
+    class RefusingAtLast(FakeKernel):
+        def apply(self, plan: Plan) -> None:
+            if len(self.applied) == 3:
+                self.applied.append(plan)
+                raise TransactionRefused("nftables refused a transaction: busy")
+            super().apply(plan)
+
+    kernel, libvirt = RefusingAtLast(*laptop().addresses), running_guests(1, 2)
+    restricted = replace(guest(1), allow=(AllowedService("tcp", 22, 22),))
+    kernel.chains = laptop().chains
+    reconcile(configuration(1, 2), libvirt, kernel)
+    kernel.applied.clear()
+    kernel.refuse.add(external(1))
+    outcome = reconcile(Configuration((restricted, guest(2))), libvirt, kernel)
+    assert len(kernel.applied) == 4
+    assert outcome.failures[-1] == "nftables refused a transaction: busy"
+    assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE]
 
 
 def test_refusal_ends() -> None:
