@@ -72,7 +72,7 @@ class Kernel:
             raise KernelError(f"the kernel's state could not be read: {error}") from error
 
     def _observe(self, configuration: Configuration) -> Observed:
-        table, foreign, obstacles = self._nft.observe()
+        table, foreign, obstacles = self._nft.observe(configuration.fwmark)
         if has_legacy_filter():
             obstacles = (*obstacles, _legacy_obstacle(configuration.fwmark))
         filtered = bridge_netfilter()

@@ -14,16 +14,14 @@ from pyroute2.netlink.nlsocket import NetlinkSocket
 
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.firewall import Ruleset, lookups, parse_chain, parse_collection
-from vm_onetoone_nat.plan import Transaction
-from vm_onetoone_nat.ruleset import (
+from vm_onetoone_nat.nft_foreign import (
     FORWARD_CHAINS,
-    Json,
     parse_chains,
     parse_foreign_chain,
     parse_obstacle,
-    parse_table,
-    transaction_commands,
 )
+from vm_onetoone_nat.plan import Transaction
+from vm_onetoone_nat.ruleset import Json, parse_table, transaction_commands
 from vm_onetoone_nat.state import TABLE, ChainName, ForeignChain, Obstacle, Table
 from vm_onetoone_nat.traffic import Counters, parse_counters
 
@@ -135,8 +133,13 @@ class Nft:
         self._netlink.close()
         self._batches.close()
 
-    def observe(self) -> tuple[Table | None, tuple[ForeignChain, ...], tuple[Obstacle, ...]]:
-        """Our table if it exists, the foreign chains that need an accept, and obstacles."""
+    def observe(
+        self, fwmark: int
+    ) -> tuple[Table | None, tuple[ForeignChain, ...], tuple[Obstacle, ...]]:
+        """Our table if it exists, the foreign chains that need an accept, and obstacles.
+
+        `fwmark` is the mark bit of admitted packets, for the remedies of obstacles.
+        """
         self.generation = self._generation()
         if self._listed is None or self._listed[0] != self.generation:
             self._wait_for_writer()
@@ -148,7 +151,7 @@ class Nft:
             parse_foreign_chain(name, self._chain(name)) for name in FORWARD_CHAINS if name in hooks
         )
         obstacles = (
-            parse_obstacle(name, self._chain(name))
+            parse_obstacle(name, self._chain(name), fwmark)
             for name, hook in hooks.items()
             if hook == "forward" and name not in FORWARD_CHAINS and name.family in ("ip", "inet")
             if name.table != TABLE

@@ -93,22 +93,22 @@ def child_life() -> None:
     from vm_onetoone_nat.nft import Nft
 
     nft = Nft()
-    assert nft.observe() == (None, (), ())
+    assert nft.observe(MARK) == (None, (), ())
     for _ in range(2):
         # Twice: the second writes over the table of the first.
         nft.apply(_install(*MAPPED))
-        table, foreign, _ = Nft().observe()
+        table, foreign, _ = Nft().observe(MARK)
         assert table == Table(True, frozenset(_install(*MAPPED).add_elements), MARK), table
         assert foreign == ()
     nft.apply(Transaction(delete_elements=tuple(some_elements(MAPPED[1]))))
     nft.apply(_replacing(MAPPED[0], Mapping(external(1), "default", internal=internal(9))))
     changed = (Mapping(external(1), "default", internal=internal(9)), *MAPPED[2:])
-    table, _, _ = nft.observe()
+    table, _, _ = nft.observe(MARK)
     assert table == Table(True, frozenset(_install(*changed).add_elements), MARK), table
     nft.apply(Transaction(install=OTHER_MARK))
-    assert nft.observe()[0] == Table(True, frozenset(), OTHER_MARK)
+    assert nft.observe(MARK)[0] == Table(True, frozenset(), OTHER_MARK)
     nft.apply(Transaction(remove_table=True))
-    assert nft.observe() == (None, (), ())
+    assert nft.observe(MARK) == (None, (), ())
     assert _run("nft", "list", "ruleset") == ""
 
 
@@ -143,12 +143,12 @@ def child_many_elements() -> None:
         )
     nft.apply(_install(*mappings))
     expected = frozenset(_install(*mappings).add_elements)
-    table, _, _ = nft.observe()
+    table, _, _ = nft.observe(MARK)
     assert table is not None
     assert table.intact
     assert table.elements == expected, table.elements ^ expected
     nft.apply(Transaction(delete_elements=tuple(sorted(expected))))
-    assert nft.observe()[0] == Table(True, frozenset(), MARK)
+    assert nft.observe(MARK)[0] == Table(True, frozenset(), MARK)
 
 
 def test_kernel_many_elements() -> None:
@@ -171,7 +171,7 @@ def child_changed_ranges() -> None:
             allowed_sources=before.allowed_sources,
         )
         nft.apply(_replacing(before, after))
-        table, _, _ = nft.observe()
+        table, _, _ = nft.observe(MARK)
         assert table == Table(True, frozenset(_install(after).add_elements), MARK), table
         before = after
 
@@ -208,7 +208,7 @@ def child_refused() -> None:
         assert "\n" not in str(refusal)
         assert _run("nft", "-a", "list", "ruleset") == before
     nft.apply(Transaction(remove_table=True))
-    assert nft.observe() == (None, (ForeignChain(FORWARD),), ())
+    assert nft.observe(MARK) == (None, (ForeignChain(FORWARD),), ())
 
 
 def test_kernel_refuses_whole() -> None:
@@ -223,12 +223,12 @@ def child_accept() -> None:
     line = "-A FORWARD -m mark --mark 0x100000/0x100000 -j ACCEPT"
     reject = "-A FORWARD -j REJECT --reject-with icmp-port-unreachable"
     _run("iptables", "-A", "FORWARD", "-j", "REJECT")
-    _, foreign, _ = nft.observe()
+    _, foreign, _ = nft.observe(MARK)
     assert foreign == (ForeignChain(FORWARD),)
     nft.apply(Transaction(install=MARK, insert_accepts=((FORWARD, MARK),)))
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
 
-    _, (chain,), _ = nft.observe()
+    _, (chain,), _ = nft.observe(MARK)
     (rule,) = chain.accepts
     assert (rule.fwmark, rule.at_head) == (MARK, True)
 
@@ -236,14 +236,14 @@ def child_accept() -> None:
     assert line in saved.splitlines()
     _run("iptables-restore", text=saved)
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
-    table, (chain,), _ = nft.observe()
+    table, (chain,), _ = nft.observe(MARK)
     assert table == Table(True, frozenset(), MARK)
     (rule,) = chain.accepts
     assert (rule.fwmark, rule.at_head) == (MARK, True)
 
     # libvirt and Docker insert at the head.
     _run("iptables", "-I", "FORWARD", "-j", "DROP")
-    _, (chain,), _ = nft.observe()
+    _, (chain,), _ = nft.observe(MARK)
     (rule,) = chain.accepts
     assert not rule.at_head
     nft.apply(
@@ -254,7 +254,7 @@ def child_accept() -> None:
         "-A FORWARD -j DROP",
         reject,
     ]
-    _, (chain,), _ = nft.observe()
+    _, (chain,), _ = nft.observe(MARK)
     nft.apply(Transaction(delete_accepts=((FORWARD, chain.accepts[0].handle),)))
     assert line not in _run("iptables", "-S", "FORWARD")
 
@@ -282,11 +282,11 @@ def child_changed_table() -> None:
     ):
         nft.apply(_install(*MAPPED))
         _run("nft", change)
-        table, _, _ = nft.observe()
+        table, _, _ = nft.observe(MARK)
         assert table is not None
         assert not table.intact, change
     nft.apply(_install(*MAPPED))
-    assert nft.observe()[0] == Table(True, frozenset(_install(*MAPPED).add_elements), MARK)
+    assert nft.observe(MARK)[0] == Table(True, frozenset(_install(*MAPPED).add_elements), MARK)
 
 
 def test_kernel_changed_table() -> None:
@@ -303,13 +303,13 @@ def child_foreign_element(change: str) -> None:
     nft = Nft()
     nft.apply(Transaction(install=MARK))
     _run("nft", f"add element inet vm_onetoone_nat {change}")
-    table, _, _ = nft.observe()
+    table, _, _ = nft.observe(MARK)
     assert table is not None
     observed = Observed(UPLINK, table=table)
     planned = plan(observed, desire(Configuration(), Guests(), observed))
     assert planned.transaction
     nft.apply(planned.transaction)
-    assert nft.observe()[0] == Table(True, frozenset(), MARK)
+    assert nft.observe(MARK)[0] == Table(True, frozenset(), MARK)
 
 
 @pytest.mark.parametrize(

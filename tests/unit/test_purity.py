@@ -11,7 +11,7 @@ import vm_onetoone_nat
 PACKAGE = Path(vm_onetoone_nat.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 PURE = (
-    *("rtnetlink", "ifaddr", "routes"),
+    *("rtnetlink", "ifaddr", "routes", "nft_foreign"),
     *("state", "errors", "plan", "ruleset", "desired", "discovery", "mappings", "fights", "acd"),
     *("reconcile", "history", "report", "table", "traffic"),
     *("firewall", "path", "diagnosis", "evidence", "remedies", "checklist", "changes"),
