@@ -10,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.state import Translation
+from vm_onetoone_nat.nat_table import Translation
 from vm_onetoone_nat.traffic import Tracked
 
 _ENOENT = 2

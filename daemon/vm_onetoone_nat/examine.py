@@ -13,6 +13,7 @@ from vm_onetoone_nat import conntrack
 from vm_onetoone_nat.discovery import interfaces
 from vm_onetoone_nat.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.links import Link, links
+from vm_onetoone_nat.nat_table import Translation
 from vm_onetoone_nat.nft import read_counters, read_others
 from vm_onetoone_nat.path import Endpoints, obstructions
 from vm_onetoone_nat.probes import connects, echoes, who_has
@@ -25,7 +26,6 @@ from vm_onetoone_nat.state import (
     MappingState,
     MappingStatus,
     Network,
-    Translation,
 )
 from vm_onetoone_nat.status_socket import NotRunning, Silent, ask
 

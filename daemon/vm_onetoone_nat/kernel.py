@@ -15,6 +15,7 @@ from vm_onetoone_nat.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.legacy import has_legacy_filter
 from vm_onetoone_nat.links import Link, links
+from vm_onetoone_nat.nat_table import Translation
 from vm_onetoone_nat.nft import Nft
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.state import (
@@ -23,7 +24,6 @@ from vm_onetoone_nat.state import (
     Desired,
     Observed,
     Obstacle,
-    Translation,
 )
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")

@@ -14,18 +14,22 @@ from pyroute2.netlink.nlsocket import NetlinkSocket
 
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.firewall import Ruleset, lookups, parse_chain, parse_collection
+from vm_onetoone_nat.nat_table import TABLE, Table
 from vm_onetoone_nat.nft_foreign import (
     FORWARD_CHAINS,
     parse_chains,
     parse_foreign_chain,
     parse_obstacle,
 )
+from vm_onetoone_nat.nft_table import TABLE_JSON, parse_table
 from vm_onetoone_nat.plan import Transaction
-from vm_onetoone_nat.ruleset import Json, parse_table, transaction_commands
-from vm_onetoone_nat.state import TABLE, ChainName, ForeignChain, Obstacle, Table
+from vm_onetoone_nat.ruleset import Json, transaction_commands
+from vm_onetoone_nat.state import (
+    ChainName,
+    ForeignChain,
+    Obstacle,
+)
 from vm_onetoone_nat.traffic import Counters, parse_counters
-
-_OUR_TABLE: Json = {"table": {"family": "inet", "name": TABLE}}
 
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.
 _NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16
@@ -86,7 +90,7 @@ class _Context:
 def read_counters() -> Counters | None:
     """The counters of our table; None if it does not exist. From any thread."""
     try:
-        return parse_counters(_Context(stateless=False).list(_OUR_TABLE))
+        return parse_counters(_Context(stateless=False).list(TABLE_JSON))
     except KernelError:
         return None
 
@@ -186,7 +190,7 @@ class Nft:
             return self._listed[1]
         self._listed = None
         try:
-            table = parse_table(self._context.list(_OUR_TABLE))
+            table = parse_table(self._context.list(TABLE_JSON))
         except _UnreadableListing:
             # We did not write it like that: it is replaced.
             return Table(intact=False)

@@ -6,18 +6,23 @@ Pure. An empty plan means that the kernel has converged: nothing is written.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from operator import attrgetter
 
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.nat_table import (
+    HAIRPIN,
+    HAIRPIN_REASON,
     TABLE,
+    Element,
+    Translation,
+    element,
+    in_order,
+    translations,
+)
+from vm_onetoone_nat.state import (
     Address,
     Allocation,
     ChainName,
     Desired,
-    Element,
     Observed,
-    Translation,
-    translations,
 )
 
 
@@ -75,8 +80,8 @@ def plan(observed: Observed, desired: Desired) -> Plan:
     table = observed.table
     present = table.elements if table is not None else frozenset()
     replace = table is None or not table.intact or table.fwmark != desired.fwmark
-    recorded = {e.key for e in present if e.container == "hairpin"} | observed.hairpins_set
-    wanted = {e.key for e in elements if e.container == "hairpin"}
+    recorded = _hairpins(present) | observed.hairpins_set
+    wanted = _hairpins(elements)
     deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
     # A table without its chains or rules did not translate, whatever elements it had.
     to_flush = translations(elements if replace else elements - present)
@@ -91,8 +96,8 @@ def plan(observed: Observed, desired: Desired) -> Plan:
         clear_hairpins=tuple(sorted((recorded - wanted) & observed.hairpins)),
         transaction=Transaction(
             install=desired.fwmark if replace else None,
-            delete_elements=() if replace else _in_order(present - elements),
-            add_elements=_in_order(elements if replace else elements - present),
+            delete_elements=() if replace else in_order(present - elements),
+            add_elements=in_order(elements if replace else elements - present),
             delete_accepts=deleted,
             insert_accepts=inserted,
         ),
@@ -107,7 +112,7 @@ def plan(observed: Observed, desired: Desired) -> Plan:
 def removal(observed: Observed, fwmark: int) -> Plan:
     """The writes that remove all that is ours, from any state."""
     present = observed.table.elements if observed.table is not None else frozenset()
-    recorded = {e.key for e in present if e.container == "hairpin"}
+    recorded = _hairpins(present)
     marks = _marks(observed, fwmark)
     return Plan(
         clear_hairpins=tuple(sorted(recorded & observed.hairpins)),
@@ -156,7 +161,9 @@ def writes(planned: Plan) -> tuple[Write, ...]:
         why = "without it the host forwards nothing"
         found.append(Write(True, "sysctl net.ipv4.ip_forward = 1", why))
     found += [Write(False, f"address {a}", a) for a in planned.delete_addresses]
-    found += [Write(False, f"hairpin on bridge port {h}", HAIRPIN) for h in planned.clear_hairpins]
+    found += [
+        Write(False, f"hairpin on bridge port {h}", HAIRPIN_REASON) for h in planned.clear_hairpins
+    ]
     if transaction.remove_table:
         found.append(Write(False, f"table inet {TABLE}", OurTable()))
     if transaction.install is not None:
@@ -172,7 +179,9 @@ def writes(planned: Plan) -> tuple[Write, ...]:
         Write(True, f"accept of mark {fwmark:#010x} at the head of {name}", name)
         for name, fwmark in transaction.insert_accepts
     ]
-    found += [Write(True, f"hairpin on bridge port {h}", HAIRPIN) for h in planned.set_hairpins]
+    found += [
+        Write(True, f"hairpin on bridge port {h}", HAIRPIN_REASON) for h in planned.set_hairpins
+    ]
     found += [Write(True, f"address {a}", a) for a in planned.add_addresses]
     found += [
         Write(False, f"connections of {t.external} and {t.internal}", t)
@@ -181,19 +190,9 @@ def writes(planned: Plan) -> tuple[Write, ...]:
     return tuple(found)
 
 
-HAIRPIN = "with br_netfilter, a guest needs it to reach itself at its external address"
-
-
 def describe(planned: Plan) -> tuple[str, ...]:
     """The plan as lines of text, `+` for additions and `-` for removals."""
     return tuple(str(write) for write in writes(planned))
-
-
-# Sorted by keys: with thousands of values, each comparison of two values would be a Python call.
-
-
-def _in_order(elements: Iterable[Element]) -> tuple[Element, ...]:
-    return tuple(sorted(elements, key=attrgetter("container", "key", "value")))
 
 
 def _by_external(pairs: Iterable[Translation]) -> tuple[Translation, ...]:
@@ -203,9 +202,14 @@ def _by_external(pairs: Iterable[Translation]) -> tuple[Translation, ...]:
 def _hairpin_records(observed: Observed, desired: Desired) -> frozenset[Element]:
     """The ports to record as ours, without those whose flag another program has set."""
     present = observed.table.elements if observed.table is not None else frozenset()
-    records = (Element("hairpin", name) for name in desired.hairpins)
-    ours = observed.hairpins_set | {r.key for r in present if r.container == "hairpin"}
-    return frozenset(r for r in records if r.key in ours or r.key not in observed.hairpins)
+    records = (element(HAIRPIN, (name,)) for name in desired.hairpins)
+    ours = observed.hairpins_set | _hairpins(present)
+    return frozenset(r for r in records if r.key[0] in ours or r.key[0] not in observed.hairpins)
+
+
+def _hairpins(elements: Iterable[Element]) -> set[str]:
+    """The bridge ports that these elements record."""
+    return {e.key[0] for e in elements if e.container is HAIRPIN}
 
 
 def _marks(observed: Observed, fwmark: int) -> frozenset[int]:

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from fakes import FORWARD
 from lab.addresses import UPLINK, external, internal
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import mapping_elements
 from vm_onetoone_nat.errors import TransactionRefused
+from vm_onetoone_nat.nat_table import Element, Table, element
 from vm_onetoone_nat.plan import Transaction
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     AllowedService,
     ChainName,
-    Element,
     ForeignChain,
     Mapping,
-    Table,
 )
 
 Json = dict[str, Any]
@@ -72,7 +72,7 @@ MAPPED = (
 
 
 def _install(*mappings: Mapping) -> Transaction:
-    more = (Element("uplink", UPLINK), Element("hairpin", "vnet0"))
+    more = (element(nat_table.UPLINK, (UPLINK,)), element(nat_table.HAIRPIN, ("vnet0",)))
     return Transaction(install=MARK, add_elements=(*some_elements(*mappings), *more))
 
 
@@ -188,16 +188,20 @@ def child_refused() -> None:
     _run("iptables", "-A", "FORWARD", "-j", "REJECT")
     nft.apply(_install(*MAPPED))
     before = _run("nft", "-a", "list", "ruleset")
-    stray = Element("outbound", "203.0.113.9")
+    stray = element(nat_table.OUTBOUND, ("203.0.113.9",))
     elsewhere = ChainName("ip", "filter", "NOWHERE")
     for transaction in (
-        Transaction(delete_elements=(stray,), add_elements=(Element("outbound", "203.0.113.1"),)),
+        Transaction(
+            delete_elements=(stray,), add_elements=(element(nat_table.OUTBOUND, ("203.0.113.1",)),)
+        ),
         Transaction(
             install=OTHER_MARK,
             insert_accepts=((FORWARD, OTHER_MARK), (elsewhere, OTHER_MARK)),
         ),
         Transaction(remove_table=True, delete_accepts=((FORWARD, 4242),)),
-        Transaction(add_elements=(Element("external", "192.168.1.101", "192.168.122.200"),)),
+        Transaction(
+            add_elements=(element(nat_table.EXTERNAL, ("192.168.1.101",), "192.168.122.200"),)
+        ),
     ):
         refusal = None
         try:

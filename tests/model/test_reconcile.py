@@ -19,8 +19,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import mapping_elements
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.nat_table import Container, Element, element
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import GuestSide, KernelSide, look, reconcile, remove, settled
 from vm_onetoone_nat.state import (
@@ -30,12 +32,12 @@ from vm_onetoone_nat.state import (
     ChainName,
     Configuration,
     DomainState,
-    Element,
     Mapping,
     MappingState,
 )
 
 MARK = DEFAULT_FWMARK
+CONTAINERS_OF_MAPPINGS = [c for c in nat_table.CONTAINERS if not c.why]
 OTHER_MARK = 0x2
 ACTIVE, INACTIVE, ERROR = MappingState.ACTIVE, MappingState.INACTIVE, MappingState.ERROR
 
@@ -50,7 +52,7 @@ def configuration(*numbers: int) -> Configuration:
 
 def elements_of(*mappings: Mapping, uplink: str = UPLINK) -> set[Element]:
     found = {e for m in mappings for e in mapping_elements(m)}
-    return found | {Element("uplink", uplink)} if found else found
+    return found | {element(nat_table.UPLINK, (uplink,))} if found else found
 
 
 def assert_holds(kernel: FakeKernel, *numbers: int) -> None:
@@ -159,7 +161,7 @@ def stray_address(kernel: FakeKernel) -> None:
 
 def stray_element(kernel: FakeKernel) -> None:
     assert kernel.table is not None
-    stray = elements_of(guest(77)) - {Element("uplink", UPLINK)}
+    stray = elements_of(guest(77)) - {element(nat_table.UPLINK, (UPLINK,))}
     kernel.table = replace(kernel.table, elements=kernel.table.elements | stray)
 
 
@@ -344,8 +346,8 @@ def test_address_that_cannot_be_added() -> None:
     assert_holds(kernel, 1, 2)
 
 
-@pytest.mark.parametrize("container", ["external", "internal", "inbound", "outbound", "allowed"])
-def test_status_of_a_mapping_that_lacks_a_part(container: str) -> None:
+@pytest.mark.parametrize("container", CONTAINERS_OF_MAPPINGS, ids=lambda c: c.name)
+def test_status_of_a_mapping_that_lacks_a_part(container: Container) -> None:
     """A mapping that the kernel does not hold whole is in error, whichever element is missing."""
     kernel, libvirt = laptop(), running_guests(1, 2)
     restricted = replace(
@@ -354,7 +356,7 @@ def test_status_of_a_mapping_that_lacks_a_part(container: str) -> None:
     both = Configuration((restricted, guest(2)))
     reconcile(both, libvirt, kernel)
     assert kernel.table is not None
-    lost = next(e for e in mapping_elements(restricted) if e.container == container)
+    lost = next(e for e in mapping_elements(restricted) if e.container is container)
     kernel.table = replace(kernel.table, elements=kernel.table.elements - {lost})
     statuses = settled(look(both, libvirt, kernel))
     assert [s.state for s in statuses] == [ERROR, ACTIVE]
@@ -527,7 +529,7 @@ class Cycling(RuleBasedStateMachine):
     def element_is_deleted(self, data: st.DataObject) -> None:
         table = self.kernel.table
         assert table is not None
-        kept = sorted(e for e in table.elements if e.container != "hairpin")
+        kept = sorted(e for e in table.elements if e.container is not nat_table.HAIRPIN)
         if kept:
             lost = data.draw(st.sampled_from(kept))
             self.kernel.table = replace(table, elements=table.elements - {lost})
@@ -537,8 +539,8 @@ class Cycling(RuleBasedStateMachine):
     def element_is_added(self) -> None:
         table = self.kernel.table
         assert table is not None
-        if all(e.key != str(external(77)) for e in table.elements):
-            stray = Element("external", str(external(77)), str(internal(77)))
+        if all(e.key != (str(external(77)),) for e in table.elements):
+            stray = element(nat_table.EXTERNAL, (str(external(77)),), str(internal(77)))
             self.kernel.table = replace(table, elements=table.elements | {stray})
 
     @rule()
@@ -585,7 +587,7 @@ class Cycling(RuleBasedStateMachine):
     @rule(port=st.integers(0, 2))
     def somebody_sets_a_hairpin(self, port: int) -> None:
         name = f"vnet{port}"
-        if Element("hairpin", name) not in self.kernel.elements():
+        if element(nat_table.HAIRPIN, (name,)) not in self.kernel.elements():
             self.kernel.hairpins.add(name)
 
     @rule(port=st.integers(0, 2))
@@ -681,7 +683,7 @@ class Cycling(RuleBasedStateMachine):
         if not in_subnet and mapping.prefixlen != 32:
             return False
         translated = any(
-            e.container == "external" and e.key == str(mapping.external) for e in before
+            e.container is nat_table.EXTERNAL and e.key == (str(mapping.external),) for e in before
         )
         guests = libvirt.guests if libvirt.reachable else libvirt.known
         if not libvirt.reachable and (translated or guests is None):
@@ -698,8 +700,8 @@ class Cycling(RuleBasedStateMachine):
         kernel, fwmark = self.kernel, self.configuration.fwmark
         assert kernel.table is not None
         assert (kernel.table.intact, kernel.table.fwmark) == (True, fwmark)
-        translation = {e for e in kernel.elements() if e.container != "hairpin"}
-        uplinks = {e.key for e in translation if e.container == "uplink"}
+        translation = {e for e in kernel.elements() if e.container is not nat_table.HAIRPIN}
+        uplinks = {e.key[0] for e in translation if e.container is nat_table.UPLINK}
         assert uplinks == {a.ifname for a in kernel.owned()} or not kernel.owned()
         assert len(uplinks) == bool(active)
         assert translation == elements_of(*active, uplink=next(iter(uplinks), UPLINK))

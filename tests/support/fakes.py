@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface
 
 from lab.addresses import HOST, LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, UPLINK, guest_name
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, TransactionRefused
+from vm_onetoone_nat.nat_table import CONTAINERS, HAIRPIN, Element, Table, Translation
 from vm_onetoone_nat.plan import Plan, Transaction
 from vm_onetoone_nat.state import (
     AcceptRule,
@@ -20,22 +21,16 @@ from vm_onetoone_nat.state import (
     Desired,
     Domain,
     DomainState,
-    Element,
     ForeignChain,
     Guests,
     Neighbour,
     Network,
     Observed,
-    Table,
-    Translation,
     Unavailable,
 )
 
 FORWARD = ChainName("ip", "filter", "FORWARD")
 LIBVIRT_FORWARD = ChainName("ip", "libvirt_network", "forward")
-
-MAPS = ("external", "internal", "inbound")
-SETS = ("outbound", "allowed", "uplink", "hairpin")
 
 
 class Crash(BaseException):
@@ -199,7 +194,7 @@ class FakeKernel:
         self.probed = frozenset()
         self.flushed.clear()
         self.hairpins_set.clear()
-        self.hairpins_by_us &= {e.key for e in self.elements() if e.container == "hairpin"}
+        self.hairpins_by_us &= {e.key[0] for e in self.elements() if e.container is HAIRPIN}
 
     def remove_link(self, name: str) -> None:
         """An interface goes, with its addresses and the default route through it."""
@@ -240,11 +235,11 @@ class FakeKernel:
                 raise _refused(f"no element {element}")
             elements.remove(element)
         for element in transaction.add_elements:
-            assert element.container in MAPS + SETS, f"our table has no {element.container}"
+            assert element.container in CONTAINERS, f"our table has no {element.container.name}"
             if any(str(external) in str(element).split() for external in self.refuse):
                 raise _refused(f"element {element} is not to the kernel's liking")
             if any(
-                e.container == element.container and e.key == element.key and e != element
+                e.container is element.container and e.key == element.key and e != element
                 for e in elements
             ):
                 raise _refused(f"another element has the key of {element}")

@@ -5,13 +5,17 @@ from dataclasses import replace
 import pytest
 from fakes import FORWARD, LIBVIRT_FORWARD, own_address
 from lab.addresses import UPLINK, external
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.fights import REPAIRS, WITHIN_SECONDS, Fight, Fights
+from vm_onetoone_nat.nat_table import element
 from vm_onetoone_nat.plan import Plan, Transaction
-from vm_onetoone_nat.state import Desired, Element
+from vm_onetoone_nat.state import (
+    Desired,
+)
 
 MARK = 0x100000
 ADDRESS = own_address(external(1))
-ELEMENT = Element("outbound", "192.168.122.101")
+ELEMENT = element(nat_table.OUTBOUND, ("192.168.122.101",))
 DESIRED = Desired((), UPLINK, (ADDRESS,), frozenset(), MARK, frozenset())
 RIVAL = "nftables: written by puppet (process 4711)"
 NO_RIVAL = frozenset({"nftables"})

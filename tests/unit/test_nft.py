@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from vm_onetoone_nat.nft import Nft
-from vm_onetoone_nat.ruleset import table_commands
+from vm_onetoone_nat.nft_table import table_commands
 from vm_onetoone_nat.state import DEFAULT_FWMARK
 
 MARK = DEFAULT_FWMARK

@@ -18,7 +18,9 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import desire, mapping_elements
+from vm_onetoone_nat.nat_table import Element, Table, Translation, element
 from vm_onetoone_nat.plan import Plan, Transaction, describe, plan, removal
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
@@ -28,15 +30,12 @@ from vm_onetoone_nat.state import (
     ChainName,
     Configuration,
     Desired,
-    Element,
     ForeignChain,
     Guests,
     Mapping,
     MappingState,
     MappingStatus,
     Observed,
-    Table,
-    Translation,
 )
 
 BOUNDED = settings(max_examples=200, derandomize=True, deadline=None, database=None)
@@ -96,7 +95,7 @@ def test_first_plan() -> None:
         transaction=Transaction(
             install=MARK,
             add_elements=tuple(
-                sorted([*mapping_elements(guest(1)), Element("uplink", UPLINK)]),
+                sorted([*mapping_elements(guest(1)), element(nat_table.UPLINK, (UPLINK,))]),
             ),
             insert_accepts=((FORWARD, MARK),),
         ),
@@ -176,7 +175,7 @@ def test_element_that_somebody_added() -> None:
     """An element in our table that is nobody's mapping is deleted, and its connections end."""
     kernel = converged(1)
     assert kernel.table is not None
-    stray = Element("external", "192.168.1.200", "192.168.122.200")
+    stray = element(nat_table.EXTERNAL, ("192.168.1.200",), "192.168.122.200")
     kernel.table = replace(kernel.table, elements=kernel.table.elements | {stray})
     assert plan_of(kernel, 1) == Plan(
         transaction=Transaction(delete_elements=(stray,)),
@@ -195,8 +194,8 @@ def test_uplink_changes() -> None:
     assert plan_of(kernel, 1) == Plan(
         add_addresses=(own_address(external(1), ifname="eth1"),),
         transaction=Transaction(
-            delete_elements=(Element("uplink", UPLINK),),
-            add_elements=(Element("uplink", "eth1"),),
+            delete_elements=(element(nat_table.UPLINK, (UPLINK,)),),
+            add_elements=(element(nat_table.UPLINK, ("eth1",)),),
         ),
         delete_addresses=(own_address(external(1)),),
     )
@@ -291,12 +290,12 @@ def test_hairpin_is_set_and_recorded() -> None:
     kernel = with_guest_behind_port()
     planned = plan_of(kernel, 1)
     assert planned.set_hairpins == ("vnet0",)
-    assert Element("hairpin", "vnet0") in planned.transaction.add_elements
+    assert element(nat_table.HAIRPIN, ("vnet0",)) in planned.transaction.add_elements
     kernel.apply(planned)
     assert plan_of(kernel, 1) == Plan()
     planned = plan_of(kernel)
     assert planned.clear_hairpins == ("vnet0",)
-    assert Element("hairpin", "vnet0") in planned.transaction.delete_elements
+    assert element(nat_table.HAIRPIN, ("vnet0",)) in planned.transaction.delete_elements
 
 
 def test_hairpin_of_somebody_else() -> None:
@@ -305,7 +304,7 @@ def test_hairpin_of_somebody_else() -> None:
     kernel.hairpins.add("vnet0")
     planned = plan_of(kernel, 1)
     assert planned.set_hairpins == ()
-    assert all(e.container != "hairpin" for e in planned.transaction.add_elements)
+    assert all(e.container is not nat_table.HAIRPIN for e in planned.transaction.add_elements)
     kernel.apply(planned)
     assert plan_of(kernel, 1) == Plan()
     assert plan_of(kernel).clear_hairpins == ()
@@ -328,7 +327,7 @@ def test_hairpin_goes_with_br_netfilter() -> None:
     kernel.bridge_netfilter = False
     assert plan_of(kernel, 1) == Plan(
         clear_hairpins=("vnet0",),
-        transaction=Transaction(delete_elements=(Element("hairpin", "vnet0"),)),
+        transaction=Transaction(delete_elements=(element(nat_table.HAIRPIN, ("vnet0",)),)),
     )
 
 
@@ -402,7 +401,7 @@ MAPPINGS = NUMBERS.flatmap(
 
 def elements_of(mappings: tuple[Mapping, ...], uplink: str | None) -> frozenset[Element]:
     found = {e for m in mappings for e in mapping_elements(m)}
-    return frozenset(found if uplink is None else found | {Element("uplink", uplink)})
+    return frozenset(found if uplink is None else found | {element(nat_table.UPLINK, (uplink,))})
 
 
 @st.composite
@@ -430,12 +429,12 @@ def kernels(draw: st.DrawFn) -> FakeKernel:
     if draw(st.booleans()):
         records = draw(st.sets(PORTS))
         elements = elements_of(draw(MAPPINGS), draw(st.none() | IFNAMES))
-        elements |= {Element("hairpin", name) for name in records}
+        elements |= {element(nat_table.HAIRPIN, (name,)) for name in records}
         intact = draw(st.booleans())
         kernel.table = Table(intact, elements, draw(MARKS if intact else st.none() | MARKS))
         kernel.hairpins = draw(st.sets(st.sampled_from(sorted(records)))) if records else set()
         kernel.hairpins_by_us = set(kernel.hairpins)
-    recorded = {e.key for e in kernel.elements() if e.container == "hairpin"}
+    recorded = {e.key[0] for e in kernel.elements() if e.container is nat_table.HAIRPIN}
     kernel.hairpins |= draw(st.sets(PORTS)) - recorded
     return kernel
 
@@ -479,7 +478,9 @@ def test_one_pass_is_enough(data: st.DataObject, kernel: FakeKernel) -> None:
         (a.ifname, a.interface.ip) for a in kernel.owned()
     }
     assert after.table is not None
-    assert {e for e in after.table.elements if e.container != "hairpin"} == desired.elements
+    assert {
+        e for e in after.table.elements if e.container is not nat_table.HAIRPIN
+    } == desired.elements
     assert after.table.fwmark == desired.fwmark
     assert after.table.intact
     assert desired.hairpins <= after.hairpins
@@ -551,9 +552,9 @@ def _element_text(element: Element) -> str:
         "allowed": "allow {2} {3} from {1} to {0}",
         "uplink": "uplink {0}",
         "hairpin": "record of the hairpin on {0}",
-    }[element.container]
-    limit = ", as allowed" if element.value == "goto restrict" else ""
-    return words.format(*element.key.split(" . "), value=element.value) + limit
+    }[element.container.name]
+    limit = ", as allowed" if element.value == nat_table.RESTRICT else ""
+    return words.format(*element.key, value=element.value) + limit
 
 
 def _chain_text(chain: ChainName) -> str:

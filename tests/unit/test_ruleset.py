@@ -8,19 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.addresses import UPLINK
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import mapping_elements
+from vm_onetoone_nat.nat_table import Element, Table, element
+from vm_onetoone_nat.nft_table import parse_table, table_commands
 from vm_onetoone_nat.plan import Transaction
 from vm_onetoone_nat.ruleset import (
-    parse_table,
-    table_commands,
     transaction_commands,
 )
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     AllowedService,
-    Element,
     Mapping,
-    Table,
 )
 
 Json = dict[str, Any]
@@ -181,8 +180,25 @@ MAPPINGS = st.builds(
 @given(mapping=MAPPINGS)
 def test_elements_read_back(mapping: Mapping) -> None:
     """Every mapping's elements read back as they were written, and leave the table intact."""
-    elements = [*some_elements(mapping), Element("uplink", UPLINK), Element("hairpin", "vnet0")]
+    elements = [
+        *some_elements(mapping),
+        element(nat_table.UPLINK, (UPLINK,)),
+        element(nat_table.HAIRPIN, ("vnet0",)),
+    ]
     assert parse_table(with_elements(elements)) == Table(True, frozenset(elements), MARK)
+
+
+def test_elements_are_interned() -> None:
+    """A listed element is the same object as the desired one: a pass compares thousands of them."""
+    restricted = Mapping(
+        IPv4Address("192.168.1.101"),
+        "default",
+        internal=IPv4Address("192.168.122.101"),
+        allow=(AllowedService("tcp", 22, 22),),
+    )
+    desired = {id(each) for each in mapping_elements(restricted)}
+    listed = parse_table(with_elements(some_elements(restricted))).elements
+    assert {id(each) for each in listed} == desired
 
 
 @pytest.mark.parametrize(
@@ -213,7 +229,7 @@ def test_allowed_as_the_kernel_lists_it(listed: list[object], key: str) -> None:
     """Each form in which the kernel lists an interval reads as the element that was written."""
     entries = listing()
     (allowed,) = (e["set"] for e in entries if e.get("set", {}).get("name") == "allowed")
-    expected = Element("allowed", f"192.168.1.101 . {key}")
+    expected = element(nat_table.ALLOWED, ("192.168.1.101", *key.split(" . ")))
     allowed["elem"] = [{"concat": listed}]
     assert parse_table(entries).elements == {expected}
     allowed["elem"] = [{"elem": {"val": {"concat": listed}, "comment": "not ours"}}]
