@@ -8,12 +8,7 @@ from vm_onetoone_nat.family import address
 from vm_onetoone_nat.nat_table import Element, Translation
 from vm_onetoone_nat.plan import OurTable, Write, writes
 from vm_onetoone_nat.reconcile import Look
-from vm_onetoone_nat.state import (
-    Address,
-    ChainName,
-    MappingState,
-    MappingStatus,
-)
+from vm_onetoone_nat.state import Address, ChainName, MappingState, MappingStatus
 
 
 @dataclass(frozen=True, slots=True)

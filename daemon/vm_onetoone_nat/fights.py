@@ -10,6 +10,7 @@ from math import inf
 
 from vm_onetoone_nat.plan import Plan, Transaction
 from vm_onetoone_nat.state import Desired
+from vm_onetoone_nat.trigger import Triggers
 
 REPAIRS = 5
 WITHIN_SECONDS = 30.0
@@ -21,7 +22,10 @@ _EXPIRY_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Fight:
-    """An object that another program keeps undoing; it is not repaired for `hold` seconds."""
+    """An object that another program keeps undoing; it is not repaired for `hold` seconds.
+
+    `rivals` are the triggers that name a writer.
+    """
 
     what: str
     rivals: tuple[str, ...]
@@ -73,7 +77,7 @@ class Fights:
         )
 
     def written(
-        self, now: float, plan: Plan, desired: Desired, triggers: frozenset[str]
+        self, now: float, plan: Plan, desired: Desired, triggers: Triggers
     ) -> tuple[Fight, ...]:
         """Record what a pass wrote, with its triggers; return the fights that begin with it."""
         same = self._desired is not None and desired.content == self._desired.content
@@ -95,7 +99,7 @@ class Fights:
             if often or again:
                 hold = _HOLD_SECONDS[min(known.holds, len(_HOLD_SECONDS) - 1)]
                 if known.holds == 0:
-                    rivals = sorted(trigger for trigger in triggers if " by " in trigger)
+                    rivals = sorted(t.text for t in triggers if t.writer is not None)
                     fights.append(Fight(what, tuple(rivals), hold))
                 known.holds += 1
                 known.held_until = now + hold

@@ -9,6 +9,7 @@ from vm_onetoone_nat.reconcile import Outcome
 from vm_onetoone_nat.report import BOUNDS, Passes, Report, Running, mapped, unmapped
 from vm_onetoone_nat.state import MappingState
 from vm_onetoone_nat.traffic import Counters
+from vm_onetoone_nat.trigger import Triggers, kinds
 
 _Subject = tuple[IPv4Address, str | None]
 """The identity of a mapping: its external address and its guest."""
@@ -34,7 +35,7 @@ class History:
         self._moment = _Moment()
         self._held: tuple[object, ...] | None = None
 
-    def passed(self, began: float, now: float, triggers: frozenset[str], outcome: Outcome) -> None:
+    def passed(self, began: float, now: float, triggers: Triggers, outcome: Outcome) -> None:
         """Record a pass that observed the kernel; it may have failed later."""
         desired = outcome.look.desired
         again = bool(outcome.written) and self._held == desired.content
@@ -94,7 +95,7 @@ def _restores(plan: Plan) -> bool:
     )
 
 
-def _counted(repairs: ReadOnly[str, int], triggers: frozenset[str]) -> dict[str, int]:
-    """Count one repair for each kind of trigger, which is its first word."""
-    kinds = {trigger.split()[0].rstrip(":").lower() for trigger in triggers}
-    return {each: repairs.get(each, 0) + (each in kinds) for each in sorted({*repairs, *kinds})}
+def _counted(repairs: ReadOnly[str, int], triggers: Triggers) -> dict[str, int]:
+    """Count one repair for each label of the triggers."""
+    labels = {kind.label for kind in kinds(triggers)}
+    return {each: repairs.get(each, 0) + (each in labels) for each in sorted({*repairs, *labels})}

@@ -18,13 +18,7 @@ from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.nat_table import Translation
 from vm_onetoone_nat.nft import Nft
 from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.state import (
-    Address,
-    Configuration,
-    Desired,
-    Observed,
-    Obstacle,
-)
+from vm_onetoone_nat.state import Address, Configuration, Desired, Observed, Obstacle
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 

@@ -23,6 +23,7 @@ from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.runner import RESYNC_SECONDS
 from vm_onetoone_nat.state import Domain, DomainState, Guests, Interface, Mapping, Network
+from vm_onetoone_nat.trigger import Kind, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,11 @@ _FIRST_ATTEMPT_SECONDS = 2
 _KEEPALIVE_SECONDS = 10
 _KEEPALIVE_COUNT = 3
 _BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0)
+
+_AGENT = Trigger(Kind.GUEST, "guest agent")
+_ANSWERS = Trigger(Kind.LIBVIRT, "libvirt answers")
+_CONNECTED = Trigger(Kind.LIBVIRT, "libvirt connected")
+_LOST = Trigger(Kind.LIBVIRT, "libvirt lost")
 
 _RUNNING = libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING
 
@@ -188,14 +194,14 @@ class LibvirtSource:
     """
 
     def __init__(
-        self, uri: str, notify: Callable[[str], None], *, guest_agent: bool = False
+        self, uri: str, notify: Callable[[Trigger], None], *, guest_agent: bool = False
     ) -> None:
         _quiet()
-        self._agents = Agents(uri, lambda: notify("guest agent")) if guest_agent else None
+        self._agents = Agents(uri, lambda: notify(_AGENT)) if guest_agent else None
         self._uri = uri
         self._notify = notify
         self._connection: Any = None
-        self._calls = BoundedCalls(lambda: notify("libvirt answers"))
+        self._calls = BoundedCalls(lambda: notify(_ANSWERS))
         self._known: Guests | None = None
         self._definitions = Definitions()
         self._lost = threading.Event()
@@ -282,7 +288,7 @@ class LibvirtSource:
             log.info("connected to libvirt at %s", self._uri, extra=entry(Event.LIBVIRT_CONNECTED))
             self._connection = connection
             self._tried.set()
-            self._notify("libvirt connected")
+            self._notify(_CONNECTED)
             self._lost.wait()
             self._connection = None
             if not self._stopped.is_set():
@@ -291,7 +297,7 @@ class LibvirtSource:
                     self._uri,
                     extra=entry(Event.LIBVIRT_LOST),
                 )
-                self._notify("libvirt lost")
+                self._notify(_LOST)
             _close(connection)
 
     def _subscribe(self, connection: Any) -> None:
@@ -340,12 +346,13 @@ class LibvirtSource:
 
     def _changed(self, domain: Any, what: str) -> None:
         self._definitions.changed(domain.UUIDString())
-        self._notify(f"domain {domain.name()}: {what}")
+        self._notify(Trigger(Kind.DOMAIN, f"domain {domain.name()}: {what}"))
 
     def _on_network(
         self, _connection: Any, network: Any, event: int, _detail: int, _opaque: None
     ) -> None:
-        self._notify(f"network {network.name()}: {_NETWORK_EVENTS.get(event, event)}")
+        what = _NETWORK_EVENTS.get(event, event)
+        self._notify(Trigger(Kind.NETWORK, f"network {network.name()}: {what}"))
 
 
 _DOMAIN_EVENTS = {

@@ -24,11 +24,7 @@ from vm_onetoone_nat.nft_foreign import (
 from vm_onetoone_nat.nft_table import TABLE_JSON, parse_table
 from vm_onetoone_nat.plan import Transaction
 from vm_onetoone_nat.ruleset import Json, transaction_commands
-from vm_onetoone_nat.state import (
-    ChainName,
-    ForeignChain,
-    Obstacle,
-)
+from vm_onetoone_nat.state import ChainName, ForeignChain, Obstacle
 from vm_onetoone_nat.traffic import Counters, parse_counters
 
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.

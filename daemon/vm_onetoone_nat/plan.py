@@ -17,13 +17,7 @@ from vm_onetoone_nat.nat_table import (
     in_order,
     translations,
 )
-from vm_onetoone_nat.state import (
-    Address,
-    Allocation,
-    ChainName,
-    Desired,
-    Observed,
-)
+from vm_onetoone_nat.state import Address, Allocation, ChainName, Desired, Observed
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,7 @@ from vm_onetoone_nat.desired import mapping_elements
 from vm_onetoone_nat.errors import TransactionRefused
 from vm_onetoone_nat.nat_table import Element, Table, element
 from vm_onetoone_nat.plan import Transaction
-from vm_onetoone_nat.state import (
-    DEFAULT_FWMARK,
-    AllowedService,
-    ChainName,
-    ForeignChain,
-    Mapping,
-)
+from vm_onetoone_nat.state import DEFAULT_FWMARK, AllowedService, ChainName, ForeignChain, Mapping
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK

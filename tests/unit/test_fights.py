@@ -9,16 +9,17 @@ from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.fights import REPAIRS, WITHIN_SECONDS, Fight, Fights
 from vm_onetoone_nat.nat_table import element
 from vm_onetoone_nat.plan import Plan, Transaction
-from vm_onetoone_nat.state import (
-    Desired,
-)
+from vm_onetoone_nat.state import Desired
+from vm_onetoone_nat.trigger import Kind, Trigger, Triggers
 
 MARK = 0x100000
 ADDRESS = own_address(external(1))
 ELEMENT = element(nat_table.OUTBOUND, ("192.168.122.101",))
 DESIRED = Desired((), UPLINK, (ADDRESS,), frozenset(), MARK, frozenset())
-RIVAL = "nftables: written by puppet (process 4711)"
-NO_RIVAL = frozenset({"nftables"})
+WRITER = "puppet (process 4711)"
+RIVAL = Trigger(Kind.NFTABLES, f"nftables: written by {WRITER}", WRITER)
+NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")
+NO_RIVAL = frozenset({NEIGHBOUR})
 
 PLANS = {
     "address": Plan(add_addresses=(ADDRESS,)),
@@ -34,7 +35,7 @@ PLANS = {
 }
 
 
-def fought(plan: Plan, triggers: frozenset[str] = NO_RIVAL) -> tuple[Fights, list[Fight]]:
+def fought(plan: Plan, triggers: Triggers = NO_RIVAL) -> tuple[Fights, list[Fight]]:
     """After so many repairs, a second apart, that it is a fight; it is 0 o'clock then."""
     fights = Fights()
     said: list[Fight] = []
@@ -56,8 +57,18 @@ def test_fight(plan: Plan) -> None:
 
 def test_rival_is_named() -> None:
     """What is known of who undoes it is said with it."""
-    _, (fight,) = fought(PLANS["accept"], frozenset({RIVAL, "neighbour"}))
-    assert fight == Fight("accept in ip filter FORWARD", (RIVAL,), 5.0)
+    _, (fight,) = fought(PLANS["accept"], frozenset({RIVAL, NEIGHBOUR}))
+    assert fight == Fight("accept in ip filter FORWARD", (RIVAL.text,), 5.0)
+
+
+def test_text_names_no_rival() -> None:
+    """A rival is a writer, not a word: a guest that is suspended by power management is none.
+
+    It was one, since " by " stands in the text.
+    """
+    suspended = Trigger(Kind.DOMAIN, "domain web: suspended by power management")
+    _, (fight,) = fought(PLANS["accept"], frozenset({suspended}))
+    assert fight.rivals == ()
 
 
 def test_others_are_not_held() -> None:

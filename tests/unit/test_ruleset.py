@@ -16,11 +16,7 @@ from vm_onetoone_nat.plan import Transaction
 from vm_onetoone_nat.ruleset import (
     transaction_commands,
 )
-from vm_onetoone_nat.state import (
-    DEFAULT_FWMARK,
-    AllowedService,
-    Mapping,
-)
+from vm_onetoone_nat.state import DEFAULT_FWMARK, AllowedService, Mapping
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK
