@@ -6,9 +6,9 @@ from functools import singledispatchmethod
 
 from vm_onetoone_nat.family import address
 from vm_onetoone_nat.nat_table import Element, Translation
-from vm_onetoone_nat.plan import OurTable, Write, writes
 from vm_onetoone_nat.reconcile import Look
 from vm_onetoone_nat.state import Address, ChainName, MappingState, MappingStatus
+from vm_onetoone_nat.writes import OurTable, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Change:
 def changes(seen: Look) -> tuple[Change, ...]:
     """Every write of the plan, in the order of application."""
     reasons = _Reasons(seen)
-    return tuple(Change(str(write), reasons.of(write)) for write in writes(seen.plan))
+    return tuple(Change(str(write), reasons.of(write)) for write in seen.plan.writes if write.shown)
 
 
 def render_changes(found: Iterable[Change]) -> list[str]:

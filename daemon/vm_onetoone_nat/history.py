@@ -4,7 +4,6 @@ from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import Outcome
 from vm_onetoone_nat.report import BOUNDS, Passes, Report, Running, mapped, unmapped
 from vm_onetoone_nat.state import MappingState
@@ -43,7 +42,7 @@ class History:
         passes = self._timed(now - began, failed=bool(outcome.failures))
         if outcome.written:
             passes = replace(passes, wrote=passes.wrote + 1)
-            if again and any(map(_restores, outcome.written)):
+            if again and any(w.restores for plan in outcome.written for w in plan.writes):
                 passes = replace(passes, repairs=_counted(passes.repairs, triggers))
         known = {(subject, state): at for subject, state, at in self._moment.since}
         since = []
@@ -85,14 +84,6 @@ class History:
                 for count, bound in zip(passes.within, BOUNDS, strict=True)
             ),
         )
-
-
-def _restores(plan: Plan) -> bool:
-    """Whether a plan changes more than recorded allocations and tracked connections."""
-    return (
-        replace(plan, allocations=None, flush_translated=(), flush_bypassing=(), host_sources=())
-        != Plan()
-    )
 
 
 def _counted(repairs: ReadOnly[str, int], triggers: Triggers) -> dict[str, int]:

@@ -22,10 +22,10 @@ from vm_onetoone_nat.nft_foreign import (
     parse_obstacle,
 )
 from vm_onetoone_nat.nft_table import TABLE_JSON, parse_table
-from vm_onetoone_nat.plan import Transaction
 from vm_onetoone_nat.ruleset import Json, transaction_commands
 from vm_onetoone_nat.state import ChainName, ForeignChain, Obstacle
 from vm_onetoone_nat.traffic import Counters, parse_counters
+from vm_onetoone_nat.writes import NftWrite
 
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.
 _NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16
@@ -162,12 +162,12 @@ class Nft:
             tuple(o for o in obstacles if o is not None),
         )
 
-    def apply(self, transaction: Transaction) -> None:
-        """Write all of the transaction or nothing.
+    def apply(self, writes: Sequence[NftWrite]) -> None:
+        """Write all in one transaction, or nothing.
 
         Raises TransactionRefused with libnftables' message; nothing has changed then.
         """
-        code, error, _ = self._context.run(transaction_commands(transaction))
+        code, error, _ = self._context.run(transaction_commands(writes))
         if code != 0:
             raise TransactionRefused(
                 f"nftables refused a transaction: {_one_line(error)}",

@@ -1,16 +1,17 @@
 """One pass: observe, plan, apply, verify. Nothing is kept from one pass to the next."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from ipaddress import IPv4Address
 from typing import Protocol
 
 from vm_onetoone_nat.desired import Refused, desire, mapping_elements, without
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, TransactionRefused
-from vm_onetoone_nat.plan import Plan, describe, plan, removal
+from vm_onetoone_nat.nat_table import Translation
+from vm_onetoone_nat.plan import Plan, plan, removal
 from vm_onetoone_nat.state import (
-    Cause,
+    Address,
     Configuration,
     Desired,
     Guests,
@@ -19,6 +20,7 @@ from vm_onetoone_nat.state import (
     MappingStatus,
     Observed,
 )
+from vm_onetoone_nat.writes import About
 
 
 class KernelSide(Protocol):
@@ -119,7 +121,7 @@ def _write(
     after = Look(observed, desired, plan(observed, desired), before.guests)
     left = hold(after.plan)
     if left and not failures:
-        failures.append(f"the kernel changed during the pass: {describe(left)[0]}")
+        failures.append(f"the kernel changed during the pass: {left.writes[0]}")
     return Outcome(after, written, tuple(failures))
 
 
@@ -131,7 +133,7 @@ def remove(fwmark: int, kernel: KernelSide) -> Plan:
         kernel.apply(planned)
         left = removal(kernel.observe(Configuration(fwmark=fwmark)), fwmark)
         if left:
-            raise KernelError(f"not everything could be removed: {describe(left)[0]}")
+            raise KernelError(f"not everything could be removed: {left.writes[0]}")
     return planned
 
 
@@ -139,20 +141,13 @@ def settled(seen: Look) -> tuple[MappingStatus, ...]:
     """The statuses, with an error for each active mapping of which the kernel lacks a part."""
     if not seen.plan:
         return seen.desired.statuses
-    lacking = {m.external for m in seen.desired.active}
-    if seen.plan.enable_ip_forward:
-        cause, reason = Cause.IP_FORWARD, "net.ipv4.ip_forward is off"
-    elif seen.plan.transaction.insert_accepts:
-        chain, _ = seen.plan.transaction.insert_accepts[0]
-        reason = f"the rule that admits guests is not at the head of chain {chain}"
-        cause = Cause.ACCEPT_MISSING
-    else:
-        lacking = {m.external for m in _lacking(seen)}
-        cause, reason = Cause.RULES_MISSING, "the kernel lacks a part of it: see 'plan'"
-        if not seen.plan.transaction:
-            cause = Cause.EXTERNAL_MISSING
+    general = next((w for w in seen.plan.writes if w.lacked_by_all), None)
+    first = general or next((w for w in seen.plan.writes if w.cause is not None), None)
+    if first is None:
+        return seen.desired.statuses
+    lacking = {m.external for m in (seen.desired.active if general else _lacking(seen))}
     return tuple(
-        MappingStatus(s.mapping, MappingState.ERROR, reason, cause)
+        MappingStatus(s.mapping, MappingState.ERROR, first.reason, first.cause)
         if s.state is MappingState.ACTIVE and s.mapping.external in lacking
         else s
         for s in seen.desired.statuses
@@ -161,14 +156,12 @@ def settled(seen: Look) -> tuple[MappingStatus, ...]:
 
 def _lacking(seen: Look) -> tuple[Mapping, ...]:
     """The active mappings of which the plan has to add a part."""
-    addresses = {a.interface.ip for a in seen.plan.add_addresses}
-    elements = set(seen.plan.transaction.add_elements)
-    if not addresses and not elements:
-        return ()
+    added = {write.about for write in seen.plan.writes if write.adds}
+    addresses = {about.interface.ip for about in added if isinstance(about, Address)}
     return tuple(
         m
         for m in seen.desired.active
-        if m.external in addresses or not elements.isdisjoint(mapping_elements(m))
+        if m.external in addresses or not added.isdisjoint(mapping_elements(m))
     )
 
 
@@ -242,14 +235,18 @@ def _attempt(
     absent = {**dict.fromkeys(waiting, "not tried yet"), **refused}
     desired = without(before.desired, absent, before.observed)
     planned = plan(kernel.observe(configuration), desired)
-    planned = replace(
-        planned,
-        delete_addresses=tuple(
-            a for a in planned.delete_addresses if a.interface.ip not in waiting
-        ),
-        flush_translated=tuple(t for t in planned.flush_translated if t.external not in waiting),
-    )
+    planned = Plan(tuple(w for w in planned.writes if w.adds or _external(w.about) not in waiting))
     if not planned:
         return ()
     kernel.apply(planned)
     return (planned,)
+
+
+def _external(about: About) -> IPv4Address | None:
+    """The external address that a write is about, if it is an address or a translation."""
+    match about:
+        case Address():
+            return about.interface.ip
+        case Translation():
+            return about.external
+    return None

@@ -17,6 +17,7 @@ from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.fights import Fight, Fights
 from vm_onetoone_nat.history import History
+from vm_onetoone_nat.host_writes import EnableIpForward
 from vm_onetoone_nat.instance import Instance
 from vm_onetoone_nat.journal import entry, status_fields
 from vm_onetoone_nat.kernel import Kernel, conflicts_path
@@ -219,7 +220,8 @@ class Service:
         for written in outcome.written if log.isEnabledFor(logging.DEBUG) else ():
             for line in describe(written):
                 log.debug("%s (%s)", line, texts(triggers))
-        if any(w.enable_ip_forward for w in outcome.written) and outcome.look.observed.ip_forward:
+        enabled = any(EnableIpForward() in plan.writes for plan in outcome.written)
+        if enabled and outcome.look.observed.ip_forward:
             log.warning(
                 "net.ipv4.ip_forward was off: turned on for the whole host",
                 extra=entry(Event.IP_FORWARD_ENABLED),

@@ -5,7 +5,7 @@ Each test runs in a child process that calls the function named `child_…` of t
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
 from typing import Any
@@ -17,8 +17,16 @@ from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import mapping_elements
 from vm_onetoone_nat.errors import TransactionRefused
 from vm_onetoone_nat.nat_table import Element, Table, element
-from vm_onetoone_nat.plan import Transaction
+from vm_onetoone_nat.nft_writes import (
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    RemoveTable,
+)
 from vm_onetoone_nat.state import DEFAULT_FWMARK, AllowedService, ChainName, ForeignChain, Mapping
+from vm_onetoone_nat.writes import NftWrite
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK
@@ -65,9 +73,13 @@ MAPPED = (
 )
 
 
-def _install(*mappings: Mapping) -> Transaction:
+def elements_of(writes: Sequence[NftWrite]) -> frozenset[Element]:
+    return frozenset(write.element for write in writes if isinstance(write, AddElement))
+
+
+def _install(*mappings: Mapping) -> tuple[NftWrite, ...]:
     more = (element(nat_table.UPLINK, (UPLINK,)), element(nat_table.HAIRPIN, ("vnet0",)))
-    return Transaction(install=MARK, add_elements=(*some_elements(*mappings), *more))
+    return (InstallTable(MARK), *map(AddElement, (*some_elements(*mappings), *more)))
 
 
 def _run(*command: str, text: str | None = None) -> str:
@@ -76,11 +88,9 @@ def _run(*command: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def _replacing(before: Mapping, after: Mapping) -> Transaction:
+def _replacing(before: Mapping, after: Mapping) -> tuple[NftWrite, ...]:
     old, new = set(mapping_elements(before)), set(mapping_elements(after))
-    return Transaction(
-        delete_elements=tuple(sorted(old - new)), add_elements=tuple(sorted(new - old))
-    )
+    return (*map(DeleteElement, sorted(old - new)), *map(AddElement, sorted(new - old)))
 
 
 def child_life() -> None:
@@ -92,16 +102,16 @@ def child_life() -> None:
         # Twice: the second writes over the table of the first.
         nft.apply(_install(*MAPPED))
         table, foreign, _ = Nft().observe(MARK)
-        assert table == Table(True, frozenset(_install(*MAPPED).add_elements), MARK), table
+        assert table == Table(True, elements_of(_install(*MAPPED)), MARK), table
         assert foreign == ()
-    nft.apply(Transaction(delete_elements=tuple(some_elements(MAPPED[1]))))
+    nft.apply([*map(DeleteElement, some_elements(MAPPED[1]))])
     nft.apply(_replacing(MAPPED[0], Mapping(external(1), "default", internal=internal(9))))
     changed = (Mapping(external(1), "default", internal=internal(9)), *MAPPED[2:])
     table, _, _ = nft.observe(MARK)
-    assert table == Table(True, frozenset(_install(*changed).add_elements), MARK), table
-    nft.apply(Transaction(install=OTHER_MARK))
+    assert table == Table(True, elements_of(_install(*changed)), MARK), table
+    nft.apply([InstallTable(OTHER_MARK)])
     assert nft.observe(MARK)[0] == Table(True, frozenset(), OTHER_MARK)
-    nft.apply(Transaction(remove_table=True))
+    nft.apply([RemoveTable()])
     assert nft.observe(MARK) == (None, (), ())
     assert _run("nft", "list", "ruleset") == ""
 
@@ -136,12 +146,12 @@ def child_many_elements() -> None:
             )
         )
     nft.apply(_install(*mappings))
-    expected = frozenset(_install(*mappings).add_elements)
+    expected = elements_of(_install(*mappings))
     table, _, _ = nft.observe(MARK)
     assert table is not None
     assert table.intact
     assert table.elements == expected, table.elements ^ expected
-    nft.apply(Transaction(delete_elements=tuple(sorted(expected))))
+    nft.apply([*map(DeleteElement, sorted(expected))])
     assert nft.observe(MARK)[0] == Table(True, frozenset(), MARK)
 
 
@@ -166,7 +176,7 @@ def child_changed_ranges() -> None:
         )
         nft.apply(_replacing(before, after))
         table, _, _ = nft.observe(MARK)
-        assert table == Table(True, frozenset(_install(after).add_elements), MARK), table
+        assert table == Table(True, elements_of(_install(after)), MARK), table
         before = after
 
 
@@ -184,19 +194,17 @@ def child_refused() -> None:
     before = _run("nft", "-a", "list", "ruleset")
     stray = element(nat_table.OUTBOUND, ("203.0.113.9",))
     elsewhere = ChainName("ip", "filter", "NOWHERE")
-    for transaction in (
-        Transaction(
-            delete_elements=(stray,), add_elements=(element(nat_table.OUTBOUND, ("203.0.113.1",)),)
+    transactions: tuple[tuple[NftWrite, ...], ...] = (
+        (DeleteElement(stray), AddElement(element(nat_table.OUTBOUND, ("203.0.113.1",)))),
+        (
+            InstallTable(OTHER_MARK),
+            InsertAccept(FORWARD, OTHER_MARK),
+            InsertAccept(elsewhere, OTHER_MARK),
         ),
-        Transaction(
-            install=OTHER_MARK,
-            insert_accepts=((FORWARD, OTHER_MARK), (elsewhere, OTHER_MARK)),
-        ),
-        Transaction(remove_table=True, delete_accepts=((FORWARD, 4242),)),
-        Transaction(
-            add_elements=(element(nat_table.EXTERNAL, ("192.168.1.101",), "192.168.122.200"),)
-        ),
-    ):
+        (RemoveTable(), DeleteAccept(FORWARD, 4242)),
+        (AddElement(element(nat_table.EXTERNAL, ("192.168.1.101",), "192.168.122.200")),),
+    )
+    for transaction in transactions:
         refusal = None
         try:
             nft.apply(transaction)
@@ -205,7 +213,7 @@ def child_refused() -> None:
         assert refusal is not None, transaction
         assert "\n" not in str(refusal)
         assert _run("nft", "-a", "list", "ruleset") == before
-    nft.apply(Transaction(remove_table=True))
+    nft.apply([RemoveTable()])
     assert nft.observe(MARK) == (None, (ForeignChain(FORWARD),), ())
 
 
@@ -223,7 +231,7 @@ def child_accept() -> None:
     _run("iptables", "-A", "FORWARD", "-j", "REJECT")
     _, foreign, _ = nft.observe(MARK)
     assert foreign == (ForeignChain(FORWARD),)
-    nft.apply(Transaction(install=MARK, insert_accepts=((FORWARD, MARK),)))
+    nft.apply([InstallTable(MARK), InsertAccept(FORWARD, MARK)])
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
 
     _, (chain,), _ = nft.observe(MARK)
@@ -244,16 +252,14 @@ def child_accept() -> None:
     _, (chain,), _ = nft.observe(MARK)
     (rule,) = chain.accepts
     assert not rule.at_head
-    nft.apply(
-        Transaction(delete_accepts=((FORWARD, rule.handle),), insert_accepts=((FORWARD, MARK),))
-    )
+    nft.apply([DeleteAccept(FORWARD, rule.handle), InsertAccept(FORWARD, MARK)])
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [
         line,
         "-A FORWARD -j DROP",
         reject,
     ]
     _, (chain,), _ = nft.observe(MARK)
-    nft.apply(Transaction(delete_accepts=((FORWARD, chain.accepts[0].handle),)))
+    nft.apply([DeleteAccept(FORWARD, chain.accepts[0].handle)])
     assert line not in _run("iptables", "-S", "FORWARD")
 
 
@@ -284,7 +290,7 @@ def child_changed_table() -> None:
         assert table is not None
         assert not table.intact, change
     nft.apply(_install(*MAPPED))
-    assert nft.observe(MARK)[0] == Table(True, frozenset(_install(*MAPPED).add_elements), MARK)
+    assert nft.observe(MARK)[0] == Table(True, elements_of(_install(*MAPPED)), MARK)
 
 
 def test_kernel_changed_table() -> None:
@@ -299,14 +305,15 @@ def child_foreign_element(change: str) -> None:
     from vm_onetoone_nat.state import Configuration, Guests, Observed
 
     nft = Nft()
-    nft.apply(Transaction(install=MARK))
+    nft.apply([InstallTable(MARK)])
     _run("nft", f"add element inet vm_onetoone_nat {change}")
     table, _, _ = nft.observe(MARK)
     assert table is not None
     observed = Observed(UPLINK, table=table)
     planned = plan(observed, desire(Configuration(), Guests(), observed))
-    assert planned.transaction
-    nft.apply(planned.transaction)
+    writes = [write for write in planned.writes if isinstance(write, NftWrite)]
+    assert writes
+    nft.apply(writes)
     assert nft.observe(MARK)[0] == Table(True, frozenset(), MARK)
 
 

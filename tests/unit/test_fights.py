@@ -7,8 +7,18 @@ from fakes import FORWARD, LIBVIRT_FORWARD, own_address
 from lab.addresses import UPLINK, external
 from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.fights import REPAIRS, WITHIN_SECONDS, Fight, Fights
+from vm_onetoone_nat.host_writes import AddAddress, DeleteAddress, EnableIpForward, SetHairpin
 from vm_onetoone_nat.nat_table import element
-from vm_onetoone_nat.plan import Plan, Transaction
+from vm_onetoone_nat.nft_writes import (
+    TABLE_KEY,
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    accept_key,
+)
+from vm_onetoone_nat.plan import Plan, describe
 from vm_onetoone_nat.state import Desired
 from vm_onetoone_nat.trigger import Kind, Trigger, Triggers
 
@@ -22,16 +32,14 @@ NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")
 NO_RIVAL = frozenset({NEIGHBOUR})
 
 PLANS = {
-    "address": Plan(add_addresses=(ADDRESS,)),
-    "stray address": Plan(delete_addresses=(ADDRESS,)),
-    "accept": Plan(
-        transaction=Transaction(insert_accepts=((FORWARD, MARK),), delete_accepts=((FORWARD, 7),))
-    ),
-    "table": Plan(transaction=Transaction(install=MARK, add_elements=(ELEMENT,))),
-    "element": Plan(transaction=Transaction(add_elements=(ELEMENT,))),
-    "stray element": Plan(transaction=Transaction(delete_elements=(ELEMENT,))),
-    "hairpin": Plan(set_hairpins=("vnet0",)),
-    "forwarding": Plan(enable_ip_forward=True),
+    "address": Plan((AddAddress(ADDRESS),)),
+    "stray address": Plan((DeleteAddress(ADDRESS),)),
+    "accept": Plan((DeleteAccept(FORWARD, 7, accept_key(FORWARD)), InsertAccept(FORWARD, MARK))),
+    "table": Plan((InstallTable(MARK), AddElement(ELEMENT, TABLE_KEY))),
+    "element": Plan((AddElement(ELEMENT),)),
+    "stray element": Plan((DeleteElement(ELEMENT),)),
+    "hairpin": Plan((SetHairpin("vnet0"),)),
+    "forwarding": Plan((EnableIpForward(),)),
 }
 
 
@@ -74,23 +82,20 @@ def test_text_names_no_rival() -> None:
 def test_others_are_not_held() -> None:
     """What nobody contests is written all the same."""
     fights, _ = fought(PLANS["accept"])
-    both = replace(
-        PLANS["accept"],
-        add_addresses=(ADDRESS,),
-        transaction=Transaction(
-            insert_accepts=((FORWARD, MARK), (LIBVIRT_FORWARD, MARK)),
-            delete_accepts=((LIBVIRT_FORWARD, 9), (FORWARD, 7)),
-            add_elements=(ELEMENT,),
-        ),
+    others = (
+        AddElement(ELEMENT),
+        DeleteAccept(LIBVIRT_FORWARD, 9, accept_key(LIBVIRT_FORWARD)),
+        InsertAccept(LIBVIRT_FORWARD, MARK),
+        AddAddress(ADDRESS),
     )
-    assert fights.hold(0, both) == Plan(
-        add_addresses=(ADDRESS,),
-        transaction=Transaction(
-            insert_accepts=((LIBVIRT_FORWARD, MARK),),
-            delete_accepts=((LIBVIRT_FORWARD, 9),),
-            add_elements=(ELEMENT,),
-        ),
-    )
+    assert fights.hold(0, Plan((*PLANS["accept"].writes, *others))) == Plan(others)
+
+
+def test_names_of_objects() -> None:
+    """A fight names its object in the words of `plan`."""
+    names = {kind: said[0].what for kind, plan in PLANS.items() for _, said in [fought(plan)]}
+    for kind, plan in PLANS.items():
+        assert any(line[2:].startswith(names[kind]) for line in describe(plan)), kind
 
 
 def test_ever_more_seldom() -> None:

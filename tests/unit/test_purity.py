@@ -12,7 +12,7 @@ PACKAGE = Path(vm_onetoone_nat.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 PURE = (
     *("rtnetlink", "ifaddr", "routes", "nft_foreign", "nft_table", "nft_elements"),
-    *("family", "nat_table", "trigger"),
+    *("family", "nat_table", "trigger", "writes", "host_writes", "nft_writes"),
     *("state", "errors", "plan", "ruleset", "desired", "discovery", "mappings", "fights", "acd"),
     *("reconcile", "history", "report", "table", "traffic"),
     *("firewall", "path", "diagnosis", "evidence", "remedies", "checklist", "changes"),

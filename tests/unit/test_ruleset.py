@@ -12,7 +12,7 @@ from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import mapping_elements
 from vm_onetoone_nat.nat_table import Element, Table, element
 from vm_onetoone_nat.nft_table import parse_table, table_commands
-from vm_onetoone_nat.plan import Transaction
+from vm_onetoone_nat.nft_writes import AddElement, DeleteElement
 from vm_onetoone_nat.ruleset import (
     transaction_commands,
 )
@@ -130,7 +130,7 @@ def with_elements(elements: list[Element]) -> list[Json]:
     """The table's listing with elements in the form in which we write them."""
     entries = listing()
     named = {e[k]["name"]: e[k] for e in entries for k in ("set", "map") if k in e}
-    for command in transaction_commands(Transaction(add_elements=tuple(elements))):
+    for command in transaction_commands([AddElement(each) for each in elements]):
         written = command["add"]["element"]
         named[written["name"]]["elem"] = [
             counted(item) if "stmt" in named[written["name"]] else item for item in written["elem"]
@@ -240,7 +240,7 @@ def test_one_command_for_each_container() -> None:
             for n in range(1, 1001)
         )
     )
-    commands = transaction_commands(Transaction(delete_elements=tuple(many)))
+    commands = transaction_commands([DeleteElement(each) for each in many])
     assert [c["delete"]["element"]["name"] for c in commands] == [
         "external",
         "inbound",
@@ -251,5 +251,4 @@ def test_one_command_for_each_container() -> None:
 
 def test_empty_transaction() -> None:
     """A transaction without content is no command at all."""
-    assert transaction_commands(Transaction()) == []
-    assert not Transaction()
+    assert transaction_commands([]) == []
