@@ -15,7 +15,7 @@ from pyroute2.netlink.nlsocket import NetlinkSocket
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.firewall import Ruleset, lookups, parse_chain, parse_collection
 from vm_onetoone_nat.nat_table import TABLE, Table
-from vm_onetoone_nat.nft_foreign import (
+from vm_onetoone_nat.nft_accept import (
     FORWARD_CHAINS,
     parse_chains,
     parse_foreign_chain,

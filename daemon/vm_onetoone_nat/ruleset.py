@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from vm_onetoone_nat.nat_table import Container, Element
+from vm_onetoone_nat.nft_accept import accept_expression
 from vm_onetoone_nat.nft_elements import element_json
-from vm_onetoone_nat.nft_foreign import accept_expression
 from vm_onetoone_nat.nft_table import IN_TABLE, TABLE_JSON, table_commands
 from vm_onetoone_nat.nft_writes import (
     AddElement,

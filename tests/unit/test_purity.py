@@ -11,9 +11,20 @@ import vm_onetoone_nat
 PACKAGE = Path(vm_onetoone_nat.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 PURE = (
-    *("rtnetlink", "ifaddr", "routes", "nft_foreign", "nft_table", "nft_elements"),
+    *("rtnetlink", "ifaddr", "routes", "nft_accept", "nft_table", "nft_elements"),
     *("family", "nat_table", "trigger", "writes", "host_writes", "nft_writes"),
-    *("state", "errors", "plan", "ruleset", "desired", "discovery", "mappings", "fights", "acd"),
+    *(
+        "state",
+        "errors",
+        "plan",
+        "ruleset",
+        "desired",
+        "checks",
+        "discovery",
+        "mappings",
+        "fights",
+        "acd",
+    ),
     *("reconcile", "history", "report", "table", "traffic"),
     *("firewall", "path", "diagnosis", "evidence", "remedies", "checklist", "changes"),
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from fakes import FORWARD
-from vm_onetoone_nat.nft_foreign import parse_chains, parse_foreign_chain, parse_obstacle
+from vm_onetoone_nat.nft_accept import parse_chains, parse_foreign_chain, parse_obstacle
 from vm_onetoone_nat.state import DEFAULT_FWMARK, AcceptRule, ChainName, ForeignChain, Obstacle
 
 Json = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Foreign chains in libnftables' JSON: where our accept belongs, and what would refuse guests.
+"""Our accept in foreign chains, in libnftables' JSON, and chains that would refuse guests.
 
 Pure. Schema: libnftables-json(5).
 """
