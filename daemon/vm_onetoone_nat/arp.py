@@ -22,6 +22,7 @@ from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.links import Link
 from vm_onetoone_nat.state import Unavailable
 from vm_onetoone_nat.store.text import replace_text
+from vm_onetoone_nat.trigger import Kind, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ ARP_PROTOCOL = 0x0806
 BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")  # RFC 826, for Ethernet and IPv4
 _REQUEST, _REPLY = 1, 2
+_CHANGED = Trigger(Kind.ARP, "ARP: an address is free or unavailable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Arp:
     `record` is a file from which other processes read the unavailable addresses.
     """
 
-    def __init__(self, notify: Callable[[str], None], record: Path) -> None:
+    def __init__(self, notify: Callable[[Trigger], None], record: Path) -> None:
         self._notify = notify
         self._record = record
         self._recorded: str | None = None
@@ -161,7 +163,7 @@ class Arp:
                 if changed:
                     self._write_record()
             if changed:
-                self._notify("ARP: an address is free or unavailable")
+                self._notify(_CHANGED)
 
     def _deadline(self) -> float:
         """When to send next; never while the link is down."""

@@ -3,18 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatchmethod
-from ipaddress import IPv4Address
 
-from vm_onetoone_nat.plan import HAIRPIN, OurTable, Write, writes
+from vm_onetoone_nat.family import address
+from vm_onetoone_nat.nat_table import Element, Translation
 from vm_onetoone_nat.reconcile import Look
-from vm_onetoone_nat.state import (
-    Address,
-    ChainName,
-    Element,
-    MappingState,
-    MappingStatus,
-    Translation,
-)
+from vm_onetoone_nat.state import Address, ChainName, MappingState, MappingStatus
+from vm_onetoone_nat.writes import OurTable, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +22,7 @@ class Change:
 def changes(seen: Look) -> tuple[Change, ...]:
     """Every write of the plan, in the order of application."""
     reasons = _Reasons(seen)
-    return tuple(Change(str(write), reasons.of(write)) for write in writes(seen.plan))
+    return tuple(Change(str(write), reasons.of(write)) for write in seen.plan.writes if write.shown)
 
 
 def render_changes(found: Iterable[Change]) -> list[str]:
@@ -82,13 +76,11 @@ class _Reasons:
 
     @_why.register
     def _(self, about: Element, adds: bool) -> str:
-        if about.container == "uplink":
-            return "the uplink is the interface of the default route, or the configured one"
-        if about.container == "hairpin":
-            return HAIRPIN
-        address = IPv4Address(about.key.partition(" . ")[0])
-        known = self._by_external if about.container in _BY_EXTERNAL else self._by_internal
-        return self._mapping(known.get(address), adds)
+        container = about.container
+        if container.why:
+            return container.why
+        known = self._by_external if container.by_external else self._by_internal
+        return self._mapping(known.get(address(about.key[0])), adds)
 
     def _mapping(self, status: MappingStatus | None, adds: bool) -> str:
         if status is None:
@@ -100,6 +92,3 @@ class _Reasons:
         if adds:
             return f"{name} gets {mapping.external}"
         return f"the mapping of {name} is {mapping.external} to {mapping.internal}"
-
-
-_BY_EXTERNAL = ("external", "inbound", "allowed")

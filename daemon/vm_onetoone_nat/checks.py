@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
+from vm_onetoone_nat.family import interface
 from vm_onetoone_nat.locate import is_host, why_unknown
 from vm_onetoone_nat.state import (
     Cause,
@@ -19,7 +20,6 @@ from vm_onetoone_nat.state import (
     MappingStatus,
     Observed,
     Unavailable,
-    interface,
 )
 
 ACTIVE, INACTIVE, PENDING, CONFLICT, ERROR = (

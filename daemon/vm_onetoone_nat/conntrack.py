@@ -1,7 +1,7 @@
 """Deletes and counts entries of the kernel's connection tracking (pyroute2)."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from socket import IPPROTO_TCP
@@ -10,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.state import Translation
+from vm_onetoone_nat.nat_table import Translation
 from vm_onetoone_nat.traffic import Tracked
 
 _ENOENT = 2
@@ -41,7 +41,7 @@ def flush_translated(translations: tuple[Translation, ...]) -> None:
 
 
 def flush_bypassing(
-    translations: tuple[Translation, ...], host_sources: tuple[IPv4Address, ...]
+    translations: tuple[Translation, ...], host_sources: Collection[IPv4Address]
 ) -> None:
     """Delete every entry by which a flow bypasses one of these translations. Raises KernelError.
 
@@ -52,7 +52,7 @@ def flush_bypassing(
     _delete(translations, _bypasses(host_sources))
 
 
-def track(translation: Translation, host_sources: tuple[IPv4Address, ...]) -> Tracked:
+def track(translation: Translation, host_sources: Collection[IPv4Address]) -> Tracked:
     """Count the entries of one translation, and those that bypass it. Raises KernelError."""
     bypasses = _bypasses(host_sources)
     with NFCTSocket() as netlink:
@@ -63,7 +63,7 @@ def track(translation: Translation, host_sources: tuple[IPv4Address, ...]) -> Tr
     return Tracked(len(found), sum(found.values()))
 
 
-def _bypasses(host_sources: tuple[IPv4Address, ...]) -> Callable[[_Flow, Translation], bool]:
+def _bypasses(host_sources: Collection[IPv4Address]) -> Callable[[_Flow, Translation], bool]:
     sources = {str(host) for host in host_sources}
 
     def bypasses(entry: _Flow, pair: Translation) -> bool:

@@ -12,20 +12,31 @@ from ipaddress import IPv4Address, IPv4Network
 from vm_onetoone_nat.checks import check, external_interface, if_available
 from vm_onetoone_nat.gather import gather
 from vm_onetoone_nat.locate import doubtful
+from vm_onetoone_nat.nat_table import (
+    ADMIT,
+    ALLOWED,
+    ANY_PROTOCOL,
+    EXTERNAL,
+    INBOUND,
+    INTERNAL,
+    OUTBOUND,
+    RESTRICT,
+    UPLINK,
+    Element,
+    element,
+)
 from vm_onetoone_nat.state import (
     Address,
     AllowedService,
     Cause,
     Configuration,
     Desired,
-    Element,
     Guests,
     Mapping,
     MappingState,
     MappingStatus,
     Observed,
     Stored,
-    element,
 )
 
 Refused = ReadOnly[IPv4Address, str]
@@ -87,7 +98,7 @@ def _desired(
     elements = [e for m in active if not m.remembered for e in mapping_elements(m)]
     elements += _remembered([m for m in active if m.remembered], observed)
     if active and observed.uplink is not None:
-        elements.append(Element("uplink", observed.uplink))
+        elements.append(element(UPLINK, (observed.uplink,)))
     return Desired(
         statuses=statuses,
         uplink=observed.uplink,
@@ -103,7 +114,7 @@ def _remembered(mappings: Iterable[Mapping], observed: Observed) -> Iterator[Ele
     """The elements of these mappings in the kernel, whose keys begin with one of the addresses."""
     addresses = {str(address) for m in mappings for address in (m.external, m.internal)}
     for each in observed.table.elements if observed.table is not None else ():
-        if each.key.partition(" . ")[0] in addresses:
+        if each.key[0] in addresses:
             yield each
 
 
@@ -113,23 +124,23 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
     external, internal = str(mapping.external), str(mapping.internal)
     restricted = mapping.allow is not None or mapping.allowed_sources is not None
     translation = (
-        element("external", external, internal),
-        element("internal", internal, external),
-        element("inbound", external, "goto restrict" if restricted else "goto admit"),
-        element("outbound", internal),
+        element(EXTERNAL, (external,), internal),
+        element(INTERNAL, (internal,), external),
+        element(INBOUND, (external,), RESTRICT if restricted else ADMIT),
+        element(OUTBOUND, (internal,)),
     )
     if not restricted:
         return translation
     services: Iterable[AllowedService] = (
-        (AllowedService("any"),) if mapping.allow is None else mapping.allow
+        (AllowedService(ANY_PROTOCOL),) if mapping.allow is None else mapping.allow
     )
     sources = mapping.allowed_sources
     if sources is None:
         sources = (IPv4Network("0.0.0.0/0"),)
     return translation + tuple(
         element(
-            "allowed",
-            f"{external} . {source} . {service.protocol} . {service.first}-{service.last}",
+            ALLOWED,
+            (external, str(source), service.protocol, f"{service.first}-{service.last}"),
         )
         for service in services
         for source in sources

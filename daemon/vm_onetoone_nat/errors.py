@@ -37,12 +37,12 @@ class LibvirtUnavailable(VmNatError):
 
 
 class KernelError(VmNatError):
-    """The kernel refused an address, link or sysctl operation."""
+    """The kernel refused an operation, or could not be read."""
 
 
 class StoreError(VmNatError):
     """What is remembered between runs cannot be written."""
 
 
-class TransactionRefused(VmNatError):
+class TransactionRefused(KernelError):
     """The kernel refused an nftables transaction; no part of it was applied."""

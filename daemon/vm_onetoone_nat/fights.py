@@ -5,11 +5,12 @@ is repeated too often is a fight.
 """
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 
-from vm_onetoone_nat.plan import Plan, Transaction
+from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.state import Desired
+from vm_onetoone_nat.trigger import Triggers
 
 REPAIRS = 5
 WITHIN_SECONDS = 30.0
@@ -21,7 +22,10 @@ _EXPIRY_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Fight:
-    """An object that another program keeps undoing; it is not repaired for `hold` seconds."""
+    """An object that another program keeps undoing; it is not repaired for `hold` seconds.
+
+    `rivals` are the triggers that name a writer.
+    """
 
     what: str
     rivals: tuple[str, ...]
@@ -47,33 +51,10 @@ class Fights:
         held = {what for what, known in self._objects.items() if known.held_until > now}
         if not held:
             return plan
-        transaction = plan.transaction
-        if transaction.install is not None and _TABLE in held:
-            transaction = replace(
-                Transaction(),
-                delete_accepts=transaction.delete_accepts,
-                insert_accepts=transaction.insert_accepts,
-            )
-        free = [c for c, _ in transaction.insert_accepts if f"accept in {c}" not in held]
-        held_chains = {c for c, _ in transaction.insert_accepts} - set(free)
-        transaction = replace(
-            transaction,
-            add_elements=tuple(e for e in transaction.add_elements if str(e) not in held),
-            delete_elements=tuple(e for e in transaction.delete_elements if str(e) not in held),
-            insert_accepts=tuple(a for a in transaction.insert_accepts if a[0] in free),
-            delete_accepts=tuple(a for a in transaction.delete_accepts if a[0] not in held_chains),
-        )
-        return replace(
-            plan,
-            enable_ip_forward=plan.enable_ip_forward and _FORWARDING not in held,
-            transaction=transaction,
-            add_addresses=tuple(a for a in plan.add_addresses if f"address {a}" not in held),
-            delete_addresses=tuple(a for a in plan.delete_addresses if f"address {a}" not in held),
-            set_hairpins=tuple(h for h in plan.set_hairpins if f"hairpin of {h}" not in held),
-        )
+        return Plan(tuple(write for write in plan.writes if write.key not in held))
 
     def written(
-        self, now: float, plan: Plan, desired: Desired, triggers: frozenset[str]
+        self, now: float, plan: Plan, desired: Desired, triggers: Triggers
     ) -> tuple[Fight, ...]:
         """Record what a pass wrote, with its triggers; return the fights that begin with it."""
         same = self._desired is not None and desired.content == self._desired.content
@@ -87,7 +68,7 @@ class Fights:
         if not same:
             return ()
         fights = []
-        for what in _objects(plan):
+        for what in dict.fromkeys(w.key for w in plan.writes if w.key is not None):
             known = self._objects.setdefault(what, _Object())
             known.repairs.append(now)
             again = known.holds > 0 and known.held_until > -inf
@@ -95,7 +76,7 @@ class Fights:
             if often or again:
                 hold = _HOLD_SECONDS[min(known.holds, len(_HOLD_SECONDS) - 1)]
                 if known.holds == 0:
-                    rivals = sorted(trigger for trigger in triggers if " by " in trigger)
+                    rivals = sorted(t.text for t in triggers if t.writer is not None)
                     fights.append(Fight(what, tuple(rivals), hold))
                 known.holds += 1
                 known.held_until = now + hold
@@ -106,24 +87,3 @@ class Fights:
         return min(
             (k.held_until - now for k in self._objects.values() if k.held_until > now), default=inf
         )
-
-
-_TABLE = "table inet vm_onetoone_nat"
-_FORWARDING = "sysctl net.ipv4.ip_forward"
-
-
-def _objects(plan: Plan) -> list[str]:
-    """The objects that a plan writes to, by the names that `hold` uses."""
-    transaction = plan.transaction
-    if transaction.install is not None:
-        elements = [_TABLE]
-    else:
-        changed = (*transaction.add_elements, *transaction.delete_elements)
-        elements = [str(element) for element in changed]
-    return [
-        *([_FORWARDING] if plan.enable_ip_forward else []),
-        *elements,
-        *(f"accept in {chain}" for chain, _ in transaction.insert_accepts),
-        *dict.fromkeys(f"address {a}" for a in (*plan.add_addresses, *plan.delete_addresses)),
-        *(f"hairpin of {name}" for name in plan.set_hairpins),
-    ]

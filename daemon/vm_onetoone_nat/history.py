@@ -4,11 +4,11 @@ from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import Outcome
 from vm_onetoone_nat.report.report import BOUNDS, Passes, Report, Running, mapped, unmapped
 from vm_onetoone_nat.state import MappingState
 from vm_onetoone_nat.traffic import Counters
+from vm_onetoone_nat.trigger import Triggers, kinds
 
 _Subject = tuple[IPv4Address, str | None]
 """The identity of a mapping: its external address and its guest."""
@@ -34,7 +34,7 @@ class History:
         self._moment = _Moment()
         self._held: tuple[object, ...] | None = None
 
-    def passed(self, began: float, now: float, triggers: frozenset[str], outcome: Outcome) -> None:
+    def passed(self, began: float, now: float, triggers: Triggers, outcome: Outcome) -> None:
         """Record a pass that observed the kernel; it may have failed later."""
         desired = outcome.look.desired
         again = bool(outcome.written) and self._held == desired.content
@@ -42,7 +42,7 @@ class History:
         passes = self._timed(now - began, failed=bool(outcome.failures))
         if outcome.written:
             passes = replace(passes, wrote=passes.wrote + 1)
-            if again and any(map(_restores, outcome.written)):
+            if again and any(w.restores for plan in outcome.written for w in plan.writes):
                 passes = replace(passes, repairs=_counted(passes.repairs, triggers))
         known = {(subject, state): at for subject, state, at in self._moment.since}
         since = []
@@ -86,15 +86,7 @@ class History:
         )
 
 
-def _restores(plan: Plan) -> bool:
-    """Whether a plan changes more than recorded allocations and tracked connections."""
-    return (
-        replace(plan, allocations=None, flush_translated=(), flush_bypassing=(), host_sources=())
-        != Plan()
-    )
-
-
-def _counted(repairs: ReadOnly[str, int], triggers: frozenset[str]) -> dict[str, int]:
-    """Count one repair for each kind of trigger, which is its first word."""
-    kinds = {trigger.split()[0].rstrip(":").lower() for trigger in triggers}
-    return {each: repairs.get(each, 0) + (each in kinds) for each in sorted({*repairs, *kinds})}
+def _counted(repairs: ReadOnly[str, int], triggers: Triggers) -> dict[str, int]:
+    """Count one repair for each label of the triggers."""
+    labels = {kind.label for kind in kinds(triggers)}
+    return {each: repairs.get(each, 0) + (each in labels) for each in sorted({*repairs, *labels})}

@@ -6,8 +6,8 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import NamedTuple
 
 from vm_onetoone_nat import rtnetlink
+from vm_onetoone_nat.family import interface
 from vm_onetoone_nat.rtnetlink import Answer, attribute, attributes
-from vm_onetoone_nat.state import interface
 
 _MESSAGE = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 

@@ -1,8 +1,9 @@
 """The kernel side of a pass: observes and writes addresses, bridge ports and nftables."""
 
-from collections.abc import Callable
-from ipaddress import IPv4Address
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -11,19 +12,23 @@ from vm_onetoone_nat import conntrack
 from vm_onetoone_nat.addresses import Addresses
 from vm_onetoone_nat.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
 from vm_onetoone_nat.bridge import Bridge, bridge_netfilter
-from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.host_writes import (
+    AddAddress,
+    ClearHairpin,
+    DeleteAddress,
+    EnableIpForward,
+    FlushBypassing,
+    FlushTranslated,
+    SetHairpin,
+)
 from vm_onetoone_nat.legacy import has_legacy_filter
 from vm_onetoone_nat.links import Link, links
+from vm_onetoone_nat.nat_table import Translation
 from vm_onetoone_nat.nft import Nft
 from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.state import (
-    Address,
-    Configuration,
-    Desired,
-    Observed,
-    Obstacle,
-    Translation,
-)
+from vm_onetoone_nat.state import Address, Configuration, Desired, Observed, Obstacle
+from vm_onetoone_nat.writes import NftWrite, StoreWrite, Write
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
@@ -70,7 +75,7 @@ class Kernel:
             raise KernelError(f"the kernel's state could not be read: {error}") from error
 
     def _observe(self, configuration: Configuration) -> Observed:
-        table, foreign, obstacles = self._nft.observe()
+        table, foreign, obstacles = self._nft.observe(configuration.fwmark)
         if has_legacy_filter():
             obstacles = (*obstacles, _legacy_obstacle(configuration.fwmark))
         filtered = bridge_netfilter()
@@ -137,7 +142,7 @@ class Kernel:
         return next((link for link in self._links.values() if link.name == name), None)
 
     def apply(self, plan: Plan) -> None:
-        """Write the plan, in the order that Plan gives. Raises KernelError, TransactionRefused.
+        """Write the plan, in its order. Raises KernelError, and TransactionRefused.
 
         `plan.allocations` is not the kernel's: the caller has recorded them in the store.
 
@@ -145,30 +150,20 @@ class Kernel:
         nothing more is written.
         """
         failures = _Failures()
-        self._flushed.difference_update(plan.flush_translated, plan.flush_bypassing)
-        if plan.enable_ip_forward:
-            failures.attempt(_enable_ip_forward)
-        if plan.delete_addresses:
-            failures.attempt(self._addresses.delete, plan.delete_addresses)
-        for name in plan.clear_hairpins:
-            failures.attempt(self._bridge.set_hairpin, name, False)
-        if plan.transaction:
-            self._nft.apply(plan.transaction)
-        for name in plan.set_hairpins:
-            failures.attempt(self._bridge.set_hairpin, name, True)
-        if plan.add_addresses:
-            failures.attempt(self._addresses.add, plan.add_addresses)
-        if plan.flush_translated:
-            failures.attempt(conntrack.flush_translated, plan.flush_translated)
-        if plan.flush_bypassing:
-            failures.attempt(self._flush_bypassing, plan.flush_bypassing, plan.host_sources)
+        # What the plan flushes has not been flushed until it has done so.
+        self._flushed.difference_update(
+            write.about for write in plan.writes if isinstance(write.about, Translation)
+        )
+        writes_here = (w for w in plan.writes if not isinstance(w, StoreWrite))
+        for apply, writes in groupby(writes_here, _applier):
+            failures.attempt(apply, self, tuple(writes))
         failures.raise_any()
 
-    def _flush_bypassing(
-        self, translations: tuple[Translation, ...], host_sources: tuple[IPv4Address, ...]
-    ) -> None:
-        conntrack.flush_bypassing(translations, host_sources)
-        self._flushed.update(translations)
+    def _flush_bypassing(self, writes: Sequence[FlushBypassing]) -> None:
+        pairs = tuple(write.translation for write in writes)
+        hosts = frozenset(host for write in writes for host in write.host_sources)
+        conntrack.flush_bypassing(pairs, hosts)
+        self._flushed.update(pairs)
 
 
 class _Failures:
@@ -180,6 +175,8 @@ class _Failures:
     def attempt(self, write: Callable[..., object], *arguments: object) -> None:
         try:
             write(*arguments)
+        except TransactionRefused:
+            raise
         except KernelError as error:
             self._errors.append(error)
 
@@ -210,3 +207,49 @@ def _enable_ip_forward() -> None:
             f"net.ipv4.ip_forward is off and cannot be turned on: {error.strerror}",
             hint="turn it on with 'sysctl -w net.ipv4.ip_forward=1'",
         ) from error
+
+
+W = TypeVar("W", bound=Write)
+Applier = Callable[[Kernel, Sequence[Any]], None]
+
+
+def _all(
+    kind: type[W], apply: Callable[[Kernel, Sequence[W]], None]
+) -> tuple[type[Write], Applier]:
+    """All writes of that kind at once."""
+    return kind, apply
+
+
+def _each(kind: type[W], apply: Callable[[Kernel, W], None]) -> tuple[type[Write], Applier]:
+    """The writes of that kind one by one; if one fails, the others are tried all the same."""
+
+    def apply_each(kernel: Kernel, writes: Sequence[W]) -> None:
+        failures = _Failures()
+        for write in writes:
+            failures.attempt(apply, kernel, write)
+        failures.raise_any()
+
+    return kind, apply_each
+
+
+def _pairs(writes: Sequence[FlushTranslated]) -> tuple[Translation, ...]:
+    return tuple(write.translation for write in writes)
+
+
+APPLIERS: dict[type[Write], Applier] = dict(
+    (
+        _each(EnableIpForward, lambda _, __: _enable_ip_forward()),
+        _all(DeleteAddress, lambda kernel, ws: kernel._addresses.delete(w.address for w in ws)),
+        _each(ClearHairpin, lambda kernel, w: kernel._bridge.set_hairpin(w.port, False)),
+        (NftWrite, lambda kernel, ws: kernel._nft.apply(ws)),
+        _each(SetHairpin, lambda kernel, w: kernel._bridge.set_hairpin(w.port, True)),
+        _all(AddAddress, lambda kernel, ws: kernel._addresses.add(w.address for w in ws)),
+        _all(FlushTranslated, lambda _, ws: conntrack.flush_translated(_pairs(ws))),
+        _all(FlushBypassing, Kernel._flush_bypassing),
+    )
+)
+"""How each kind is written: the writes of a plan for which it is the same are passed together."""
+
+
+def _applier(write: Write) -> Applier:
+    return next(apply for kind, apply in APPLIERS.items() if isinstance(write, kind))

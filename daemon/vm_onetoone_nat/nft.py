@@ -13,21 +13,19 @@ from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
-from vm_onetoone_nat.nft_foreign import Ruleset, lookups, parse_chain, parse_collection
-from vm_onetoone_nat.plan import Transaction
-from vm_onetoone_nat.ruleset import (
+from vm_onetoone_nat.nat_table import TABLE, Table
+from vm_onetoone_nat.nft_accept import (
     FORWARD_CHAINS,
-    Json,
     parse_chains,
     parse_foreign_chain,
     parse_obstacle,
-    parse_table,
-    transaction_commands,
 )
-from vm_onetoone_nat.state import TABLE, ChainName, ForeignChain, Obstacle, Table
+from vm_onetoone_nat.nft_foreign import Ruleset, lookups, parse_chain, parse_collection
+from vm_onetoone_nat.nft_table import TABLE_JSON, parse_table
+from vm_onetoone_nat.ruleset import Json, transaction_commands
+from vm_onetoone_nat.state import ChainName, ForeignChain, Obstacle
 from vm_onetoone_nat.traffic import Counters, parse_counters
-
-_OUR_TABLE: Json = {"table": {"family": "inet", "name": TABLE}}
+from vm_onetoone_nat.writes import NftWrite
 
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.
 _NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16
@@ -88,7 +86,7 @@ class _Context:
 def read_counters() -> Counters | None:
     """The counters of our table; None if it does not exist. From any thread."""
     try:
-        return parse_counters(_Context(stateless=False).list(_OUR_TABLE))
+        return parse_counters(_Context(stateless=False).list(TABLE_JSON))
     except KernelError:
         return None
 
@@ -135,8 +133,13 @@ class Nft:
         self._netlink.close()
         self._batches.close()
 
-    def observe(self) -> tuple[Table | None, tuple[ForeignChain, ...], tuple[Obstacle, ...]]:
-        """Our table if it exists, the foreign chains that need an accept, and obstacles."""
+    def observe(
+        self, fwmark: int
+    ) -> tuple[Table | None, tuple[ForeignChain, ...], tuple[Obstacle, ...]]:
+        """Our table if it exists, the foreign chains that need an accept, and obstacles.
+
+        `fwmark` is the mark bit of admitted packets, for the remedies of obstacles.
+        """
         self.generation = self._generation()
         if self._listed is None or self._listed[0] != self.generation:
             self._wait_for_writer()
@@ -148,7 +151,7 @@ class Nft:
             parse_foreign_chain(name, self._chain(name)) for name in FORWARD_CHAINS if name in hooks
         )
         obstacles = (
-            parse_obstacle(name, self._chain(name))
+            parse_obstacle(name, self._chain(name), fwmark)
             for name, hook in hooks.items()
             if hook == "forward" and name not in FORWARD_CHAINS and name.family in ("ip", "inet")
             if name.table != TABLE
@@ -159,12 +162,12 @@ class Nft:
             tuple(o for o in obstacles if o is not None),
         )
 
-    def apply(self, transaction: Transaction) -> None:
-        """Write all of the transaction or nothing.
+    def apply(self, writes: Sequence[NftWrite]) -> None:
+        """Write all in one transaction, or nothing.
 
         Raises TransactionRefused with libnftables' message; nothing has changed then.
         """
-        code, error, _ = self._context.run(transaction_commands(transaction))
+        code, error, _ = self._context.run(transaction_commands(writes))
         if code != 0:
             raise TransactionRefused(
                 f"nftables refused a transaction: {_one_line(error)}",
@@ -183,7 +186,7 @@ class Nft:
             return self._listed[1]
         self._listed = None
         try:
-            table = parse_table(self._context.list(_OUR_TABLE))
+            table = parse_table(self._context.list(TABLE_JSON))
         except _UnreadableListing:
             # We did not write it like that: it is replaced.
             return Table(intact=False)

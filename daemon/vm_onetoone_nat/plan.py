@@ -3,72 +3,56 @@
 Pure. An empty plan means that the kernel has converged: nothing is written.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from operator import attrgetter
 
-from vm_onetoone_nat.state import (
-    TABLE,
-    Address,
-    Allocation,
-    ChainName,
-    Desired,
+from vm_onetoone_nat.host_writes import (
+    AddAddress,
+    ClearHairpin,
+    DeleteAddress,
+    EnableIpForward,
+    FlushBypassing,
+    FlushTranslated,
+    RecordAllocations,
+    SetHairpin,
+)
+from vm_onetoone_nat.nat_table import (
+    EXTERNAL,
+    HAIRPIN,
     Element,
-    Observed,
     Translation,
+    element,
+    in_order,
     translations,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """One nftables transaction: all of it takes effect, or nothing.
-
-    `install` replaces the table by the static one with this mark bit; `add_elements` then has all
-    elements, not a difference. `install` None keeps the table; `remove_table` deletes it.
-    """
-
-    install: int | None = None
-    remove_table: bool = False
-    delete_elements: tuple[Element, ...] = ()
-    add_elements: tuple[Element, ...] = ()
-    delete_accepts: tuple[tuple[ChainName, int], ...] = ()
-    insert_accepts: tuple[tuple[ChainName, int], ...] = ()
-
-    def __bool__(self) -> bool:
-        return self != Transaction()
+from vm_onetoone_nat.nft_writes import (
+    TABLE_KEY,
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    RemoveTable,
+    accept_key,
+)
+from vm_onetoone_nat.state import Address, Allocation, Desired, Observed
+from vm_onetoone_nat.writes import Write
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All writes of one pass, in order. `allocations` None keeps the recorded ones.
+    """All writes of one pass, in the order of application, in whichever order they are given."""
 
-    Allocations go to the store, before the kernel holds them; the rest goes to the kernel.
+    writes: tuple[Write, ...] = ()
 
-    An address is deleted before its translation and added after it: while the host has an external
-    address without a translation, a packet for the guest reaches the host itself. A hairpin flag is
-    set after the transaction has recorded the port in our table, and cleared before the record is
-    deleted: a flag without a record would never be cleared.
-
-    Tracked connections are flushed last. `flush_translated` are the translations that are deleted:
-    their connections end. `flush_bypassing` are the translations that are new: connections from
-    before would bypass them. Until now the guest's own connections left with one of `host_sources`.
-    """
-
-    allocations: frozenset[Allocation] | None = None
-    enable_ip_forward: bool = False
-    delete_addresses: tuple[Address, ...] = ()
-    clear_hairpins: tuple[str, ...] = ()
-    transaction: Transaction = Transaction()
-    set_hairpins: tuple[str, ...] = ()
-    add_addresses: tuple[Address, ...] = ()
-    flush_translated: tuple[Translation, ...] = ()
-    flush_bypassing: tuple[Translation, ...] = ()
-    host_sources: tuple[IPv4Address, ...] = ()
+    def __post_init__(self) -> None:
+        in_order_of_kinds = tuple(sorted(self.writes, key=attrgetter("order")))
+        object.__setattr__(self, "writes", in_order_of_kinds)
 
     def __bool__(self) -> bool:
-        return self != Plan()
+        return bool(self.writes)
 
 
 def plan(
@@ -79,127 +63,84 @@ def plan(
     `unrecorded` are the allocations that the store lacks; None: it lacks none.
     """
     elements = desired.elements | _hairpin_records(observed, desired)
-    table = observed.table
-    present = table.elements if table is not None else frozenset()
-    replace = table is None or not table.intact or table.fwmark != desired.fwmark
-    recorded = {e.key for e in present if e.container == "hairpin"} | observed.hairpins_set
-    wanted = {e.key for e in elements if e.container == "hairpin"}
-    deleted, inserted = _accepts(observed, desired.fwmark, _marks(observed, desired.fwmark))
-    # A table without its chains or rules did not translate, whatever elements it had.
-    to_flush = translations(elements if replace else elements - present)
-    if observed.flushed is not None:
-        # The previous process may have ended after it wrote the elements, before it flushed.
-        to_flush |= translations(elements) - observed.flushed
     return Plan(
-        allocations=unrecorded,
-        enable_ip_forward=bool(desired.active) and not observed.ip_forward,
-        add_addresses=_missing_addresses(observed, desired),
-        clear_hairpins=tuple(sorted((recorded - wanted) & observed.hairpins)),
-        transaction=Transaction(
-            install=desired.fwmark if replace else None,
-            delete_elements=() if replace else _in_order(present - elements),
-            add_elements=_in_order(elements if replace else elements - present),
-            delete_accepts=deleted,
-            insert_accepts=inserted,
-        ),
-        set_hairpins=tuple(sorted(wanted - observed.hairpins)),
-        delete_addresses=_stale_addresses(observed, desired),
-        flush_translated=_by_external(translations(present - elements)),
-        flush_bypassing=_by_external(to_flush),
-        host_sources=_uplink_hosts(observed) if to_flush else (),
+        (
+            *_settings(observed, desired, unrecorded),
+            *map(DeleteAddress, _stale_addresses(observed, desired)),
+            *map(AddAddress, _missing_addresses(observed, desired)),
+            *_hairpin_flags(observed, elements),
+            *_table(observed, desired, elements),
+            *_accepts(observed, desired.fwmark),
+        )
     )
 
 
 def removal(observed: Observed, fwmark: int) -> Plan:
     """The writes that remove all that is ours, from any state."""
-    present = observed.table.elements if observed.table is not None else frozenset()
-    recorded = {e.key for e in present if e.container == "hairpin"}
+    present = _present(observed)
     marks = _marks(observed, fwmark)
     return Plan(
-        clear_hairpins=tuple(sorted(recorded & observed.hairpins)),
-        transaction=Transaction(
-            remove_table=observed.table is not None,
-            delete_accepts=tuple(
-                (chain.name, rule.handle)
+        (
+            *map(ClearHairpin, sorted(_hairpins(present) & observed.hairpins)),
+            *((RemoveTable(),) if observed.table is not None else ()),
+            *(
+                DeleteAccept(chain.name, rule.handle)
                 for chain in observed.foreign
                 for rule in chain.accepts
                 if rule.fwmark in marks
             ),
-        ),
-        delete_addresses=tuple(a for a in observed.addresses if a.owned),
-        flush_translated=_by_external(translations(present)),
+            *(DeleteAddress(a) for a in observed.addresses if a.owned),
+            *map(FlushTranslated, _by_external(translations(present))),
+        )
     )
-
-
-@dataclass(frozen=True, slots=True)
-class OurTable:
-    """Our nftables table, as the object of a write."""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One write of a plan, as text: `adds` is true for an addition, false for a removal.
-
-    `about` is the object that the write is for, or the reason if all such writes have the same.
-    """
-
-    adds: bool
-    what: str
-    about: Address | Element | Translation | ChainName | OurTable | str
-
-    def __str__(self) -> str:
-        return f"{'+' if self.adds else '-'} {self.what}"
-
-
-def writes(planned: Plan) -> tuple[Write, ...]:
-    """Every write of a plan, in order."""
-    transaction = planned.transaction
-    found = []
-    if planned.allocations is not None:
-        what = f"record of {len(planned.allocations)} allocated addresses"
-        found.append(Write(True, what, "guests keep their addresses over a restart"))
-    if planned.enable_ip_forward:
-        why = "without it the host forwards nothing"
-        found.append(Write(True, "sysctl net.ipv4.ip_forward = 1", why))
-    found += [Write(False, f"address {a}", a) for a in planned.delete_addresses]
-    found += [Write(False, f"hairpin on bridge port {h}", HAIRPIN) for h in planned.clear_hairpins]
-    if transaction.remove_table:
-        found.append(Write(False, f"table inet {TABLE}", OurTable()))
-    if transaction.install is not None:
-        what = f"table inet {TABLE}, mark {transaction.install:#010x}"
-        found.append(Write(True, what, OurTable()))
-    found += [Write(False, str(e), e) for e in transaction.delete_elements]
-    found += [Write(True, str(e), e) for e in transaction.add_elements]
-    found += [
-        Write(False, f"accept in {name}, handle {handle}", name)
-        for name, handle in transaction.delete_accepts
-    ]
-    found += [
-        Write(True, f"accept of mark {fwmark:#010x} at the head of {name}", name)
-        for name, fwmark in transaction.insert_accepts
-    ]
-    found += [Write(True, f"hairpin on bridge port {h}", HAIRPIN) for h in planned.set_hairpins]
-    found += [Write(True, f"address {a}", a) for a in planned.add_addresses]
-    found += [
-        Write(False, f"connections of {t.external} and {t.internal}", t)
-        for t in planned.flush_translated
-    ]
-    return tuple(found)
-
-
-HAIRPIN = "with br_netfilter, a guest needs it to reach itself at its external address"
 
 
 def describe(planned: Plan) -> tuple[str, ...]:
     """The plan as lines of text, `+` for additions and `-` for removals."""
-    return tuple(str(write) for write in writes(planned))
+    return tuple(str(write) for write in planned.writes if write.shown)
 
 
-# Sorted by keys: with thousands of values, each comparison of two values would be a Python call.
+def _settings(
+    observed: Observed, desired: Desired, unrecorded: frozenset[Allocation] | None
+) -> Iterator[Write]:
+    if unrecorded is not None:
+        yield RecordAllocations(unrecorded)
+    if desired.active and not observed.ip_forward:
+        yield EnableIpForward()
 
 
-def _in_order(elements: Iterable[Element]) -> tuple[Element, ...]:
-    return tuple(sorted(elements, key=attrgetter("container", "key", "value")))
+def _present(observed: Observed) -> frozenset[Element]:
+    return observed.table.elements if observed.table is not None else frozenset()
+
+
+def _table(observed: Observed, desired: Desired, elements: frozenset[Element]) -> Iterator[Write]:
+    """Our table with these elements, and the connections that the change concerns."""
+    table, present = observed.table, _present(observed)
+    replaced = table is None or not table.intact or table.fwmark != desired.fwmark
+    # A table without its chains or rules did not translate, whatever elements it had.
+    added = elements if replaced else elements - present
+    whole = TABLE_KEY if replaced else None
+    if replaced:
+        yield InstallTable(desired.fwmark)
+    else:
+        yield from map(DeleteElement, in_order(present - elements))
+    yield from (AddElement(each, whole) for each in in_order(added))
+    for pair in _by_external(translations(present - elements)):
+        yield FlushTranslated(pair, whole or _key(pair))
+    new = translations(added)
+    to_flush = new
+    if observed.flushed is not None:
+        # The previous process may have ended after it wrote the elements, before it flushed.
+        to_flush = new | (translations(elements) - observed.flushed)
+    hosts = _uplink_hosts(observed) if to_flush else frozenset()
+    for pair in _by_external(to_flush):
+        part_of = (whole or _key(pair)) if pair in new else None
+        yield FlushBypassing(pair, part_of, hosts)
+
+
+def _key(pair: Translation) -> str:
+    """The key of the writes that add and delete a translation."""
+    return AddElement(element(EXTERNAL, (str(pair.external),), str(pair.internal))).key
 
 
 def _by_external(pairs: Iterable[Translation]) -> tuple[Translation, ...]:
@@ -208,10 +149,15 @@ def _by_external(pairs: Iterable[Translation]) -> tuple[Translation, ...]:
 
 def _hairpin_records(observed: Observed, desired: Desired) -> frozenset[Element]:
     """The ports to record as ours, without those whose flag another program has set."""
-    present = observed.table.elements if observed.table is not None else frozenset()
-    records = (Element("hairpin", name) for name in desired.hairpins)
-    ours = observed.hairpins_set | {r.key for r in present if r.container == "hairpin"}
-    return frozenset(r for r in records if r.key in ours or r.key not in observed.hairpins)
+    present = _present(observed)
+    records = (element(HAIRPIN, (name,)) for name in desired.hairpins)
+    ours = observed.hairpins_set | _hairpins(present)
+    return frozenset(r for r in records if r.key[0] in ours or r.key[0] not in observed.hairpins)
+
+
+def _hairpins(elements: Iterable[Element]) -> set[str]:
+    """The bridge ports that these elements record."""
+    return {e.key[0] for e in elements if e.container is HAIRPIN}
 
 
 def _marks(observed: Observed, fwmark: int) -> frozenset[int]:
@@ -221,20 +167,24 @@ def _marks(observed: Observed, fwmark: int) -> frozenset[int]:
     return frozenset(before | {fwmark})
 
 
-def _accepts(
-    observed: Observed, fwmark: int, marks: frozenset[int]
-) -> tuple[tuple[tuple[ChainName, int], ...], tuple[tuple[ChainName, int], ...]]:
-    """Accepts to delete, by handle, and to insert, so that each chain has one at its head."""
-    deleted: list[tuple[ChainName, int]] = []
-    inserted: list[tuple[ChainName, int]] = []
+def _hairpin_flags(observed: Observed, elements: frozenset[Element]) -> Iterator[Write]:
+    recorded = _hairpins(_present(observed)) | observed.hairpins_set
+    wanted = _hairpins(elements)
+    yield from map(ClearHairpin, sorted((recorded - wanted) & observed.hairpins))
+    yield from map(SetHairpin, sorted(wanted - observed.hairpins))
+
+
+def _accepts(observed: Observed, fwmark: int) -> Iterator[Write]:
+    """One accept at the head of each foreign chain, and no other of ours."""
+    marks = _marks(observed, fwmark)
     for chain in observed.foreign:
         keep = next((r for r in chain.accepts if r.fwmark == fwmark and r.at_head), None)
-        deleted += [
-            (chain.name, r.handle) for r in chain.accepts if r.fwmark in marks and r != keep
-        ]
+        part_of = accept_key(chain.name) if keep is None else None
+        for rule in chain.accepts:
+            if rule.fwmark in marks and rule != keep:
+                yield DeleteAccept(chain.name, rule.handle, part_of)
         if keep is None:
-            inserted.append((chain.name, fwmark))
-    return tuple(deleted), tuple(inserted)
+            yield InsertAccept(chain.name, fwmark)
 
 
 def _missing_addresses(observed: Observed, desired: Desired) -> tuple[Address, ...]:
@@ -269,8 +219,8 @@ def _displacing(observed: Observed) -> set[Address]:
     return displacing
 
 
-def _uplink_hosts(observed: Observed) -> tuple[IPv4Address, ...]:
+def _uplink_hosts(observed: Observed) -> frozenset[IPv4Address]:
     """The host's own addresses on the uplink: the source of guests that have no mapping."""
-    return tuple(
+    return frozenset(
         a.interface.ip for a in observed.addresses if a.ifname == observed.uplink and not a.owned
     )

@@ -1,17 +1,19 @@
 """One pass: observe, plan, apply, verify. Nothing is kept from one pass to the next."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from vm_onetoone_nat.desired import desire, mapping_elements, without
+from vm_onetoone_nat.desired import Refused, desire, mapping_elements, without
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
-from vm_onetoone_nat.plan import Plan, describe, plan, removal
+from vm_onetoone_nat.host_writes import RecordAllocations
+from vm_onetoone_nat.nat_table import Translation
+from vm_onetoone_nat.plan import Plan, plan, removal
 from vm_onetoone_nat.state import (
+    Address,
     Allocation,
-    Cause,
     Configuration,
     Desired,
     Guests,
@@ -21,6 +23,7 @@ from vm_onetoone_nat.state import (
     Observed,
     Stored,
 )
+from vm_onetoone_nat.writes import About, StoreWrite
 
 
 class KernelSide(Protocol):
@@ -128,17 +131,19 @@ def _write(
     planned = hold(before.plan)
     if not planned:
         return Outcome(before)
-    written = [planned]
+    written: tuple[Plan, ...] = (planned,)
     failures = _record(planned, store)
     desired = before.desired
     try:
         kernel.apply(planned)
     except TransactionRefused as error:
         failures.append(str(error))
-        singly, refused = _install_singly(configuration, kernel, before)
-        recorded = Plan(allocations=planned.allocations)
-        written = [recorded, *singly] if recorded else singly
+        installed = _install_singly(configuration, kernel, before)
+        recorded = Plan(tuple(w for w in planned.writes if isinstance(w, StoreWrite)))
+        written = (recorded, *installed.written) if recorded else installed.written
+        refused = installed.refused
         failures += [f"mapping {external}: {reason}" for external, reason in refused.items()]
+        failures += installed.failures
         desired = without(desired, refused, before.observed)
     except KernelError as error:
         failures.append(str(error))
@@ -147,18 +152,20 @@ def _write(
     after = Look(observed, desired, plan(observed, desired, unrecorded), before.guests)
     left = hold(after.plan)
     if left and not failures:
-        failures.append(f"the kernel changed during the pass: {describe(left)[0]}")
-    return Outcome(after, tuple(written), tuple(failures))
+        failures.append(f"the kernel changed during the pass: {left.writes[0]}")
+    return Outcome(after, written, tuple(failures))
 
 
 def _record(planned: Plan, store: StoreSide) -> list[str]:
     """Record the allocations of a plan; return the failure, if any."""
-    if planned.allocations is not None:
-        try:
-            store.record(planned.allocations)
-        except StoreError as error:
-            return [str(error)]
-    return []
+    failures = []
+    for write in planned.writes:
+        if isinstance(write, RecordAllocations):
+            try:
+                store.record(write.allocations)
+            except StoreError as error:
+                failures.append(str(error))
+    return failures
 
 
 def remove(fwmark: int, kernel: KernelSide) -> Plan:
@@ -169,7 +176,7 @@ def remove(fwmark: int, kernel: KernelSide) -> Plan:
         kernel.apply(planned)
         left = removal(kernel.observe(Configuration(fwmark=fwmark)), fwmark)
         if left:
-            raise KernelError(f"not everything could be removed: {describe(left)[0]}")
+            raise KernelError(f"not everything could be removed: {left.writes[0]}")
     return planned
 
 
@@ -177,20 +184,13 @@ def settled(seen: Look) -> tuple[MappingStatus, ...]:
     """The statuses, with an error for each active mapping of which the kernel lacks a part."""
     if not seen.plan:
         return seen.desired.statuses
-    lacking = {m.external for m in seen.desired.active}
-    if seen.plan.enable_ip_forward:
-        cause, reason = Cause.IP_FORWARD, "net.ipv4.ip_forward is off"
-    elif seen.plan.transaction.insert_accepts:
-        chain, _ = seen.plan.transaction.insert_accepts[0]
-        reason = f"the rule that admits guests is not at the head of chain {chain}"
-        cause = Cause.ACCEPT_MISSING
-    else:
-        lacking = {m.external for m in _lacking(seen)}
-        cause, reason = Cause.RULES_MISSING, "the kernel lacks a part of it: see 'plan'"
-        if not seen.plan.transaction:
-            cause = Cause.EXTERNAL_MISSING
+    general = next((w for w in seen.plan.writes if w.lacked_by_all), None)
+    first = general or next((w for w in seen.plan.writes if w.cause is not None), None)
+    if first is None:
+        return seen.desired.statuses
+    lacking = {m.external for m in (seen.desired.active if general else _lacking(seen))}
     return tuple(
-        MappingStatus(s.mapping, MappingState.ERROR, reason, cause)
+        MappingStatus(s.mapping, MappingState.ERROR, first.reason, first.cause)
         if s.state is MappingState.ACTIVE and s.mapping.external in lacking
         else s
         for s in seen.desired.statuses
@@ -199,66 +199,97 @@ def settled(seen: Look) -> tuple[MappingStatus, ...]:
 
 def _lacking(seen: Look) -> tuple[Mapping, ...]:
     """The active mappings of which the plan has to add a part."""
-    addresses = {a.interface.ip for a in seen.plan.add_addresses}
-    elements = set(seen.plan.transaction.add_elements)
-    if not addresses and not elements:
-        return ()
+    added = {write.about for write in seen.plan.writes if write.adds}
+    addresses = {about.interface.ip for about in added if isinstance(about, Address)}
     return tuple(
         m
         for m in seen.desired.active
-        if m.external in addresses or not elements.isdisjoint(mapping_elements(m))
+        if m.external in addresses or not added.isdisjoint(mapping_elements(m))
     )
 
 
-def _install_singly(
-    configuration: Configuration, kernel: KernelSide, before: Look
-) -> tuple[list[Plan], dict[IPv4Address, str]]:
+@dataclass(frozen=True, slots=True)
+class _Installed:
+    """What was written, the reason for each refused mapping, and failures of no single mapping."""
+
+    written: tuple[Plan, ...] = ()
+    refused: Refused = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+
+
+_Attempt = Callable[[frozenset[IPv4Address], Refused], tuple[Plan, ...]]
+"""Writes the plan without the mappings that wait and those that are refused; returns what was
+written. Raises KernelError."""
+
+
+def _install_singly(configuration: Configuration, kernel: KernelSide, before: Look) -> _Installed:
     """Write what the kernel accepts; find by bisection the mappings for which it refuses the rest.
 
     First everything is written but the mappings that lack a part; these keep their addresses and
-    connections meanwhile. Returns what was written, and the reason for each refused mapping.
+    connections meanwhile.
     """
-    waiting = {m.external for m in _lacking(before)}
-    written: list[Plan] = []
-    refused: dict[IPv4Address, str] = {}
-
-    def attempt() -> None:
-        held = dict.fromkeys(waiting, "not tried yet")
-        desired = without(before.desired, held | refused, before.observed)
-        planned = plan(kernel.observe(configuration), desired)
-        planned = replace(
-            planned,
-            delete_addresses=tuple(
-                a for a in planned.delete_addresses if a.interface.ip not in waiting
-            ),
-            flush_translated=tuple(
-                t for t in planned.flush_translated if t.external not in waiting
-            ),
-        )
-        if planned:
-            kernel.apply(planned)
-            written.append(planned)
-
-    def install(tried: list[IPv4Address]) -> None:
-        waiting.difference_update(tried)
-        try:
-            attempt()
-        except (TransactionRefused, KernelError) as error:
-            if len(tried) == 1:
-                refused[tried[0]] = str(error)
-                return
-            waiting.update(tried)
-            half = len(tried) // 2
-            install(tried[:half])
-            install(tried[half:])
-
-    lacking = sorted(waiting)
+    attempt = partial(_attempt, configuration, kernel, before)
+    lacking = tuple(sorted(m.external for m in _lacking(before)))
     try:
-        attempt()
-    except (TransactionRefused, KernelError) as error:
+        written = attempt(frozenset(lacking), {})
+    except KernelError as error:
         # No mapping is at fault: no part of the ruleset can be written now.
-        return written, dict.fromkeys(lacking, str(error))
-    if lacking:
-        install(lacking)
-        attempt()
-    return written, refused
+        return _Installed(refused=dict.fromkeys(lacking, str(error)))
+    if not lacking:
+        return _Installed(written)
+    found = _bisect(attempt, lacking, frozenset(), {})
+    written += found.written
+    try:
+        # Remove what the kernel still has of the refused mappings.
+        return _Installed(written + attempt(frozenset(), found.refused), found.refused)
+    except KernelError as error:
+        return _Installed(written, found.refused, (str(error),))
+
+
+def _bisect(
+    attempt: _Attempt,
+    tried: tuple[IPv4Address, ...],
+    later: frozenset[IPv4Address],
+    refused: Refused,
+) -> _Installed:
+    """Install the mappings `tried`, or else each half of them, while those of `later` wait.
+
+    Returns `refused` with those of `tried` that the kernel refuses.
+    """
+    try:
+        return _Installed(attempt(later, refused), refused)
+    except KernelError as error:
+        if len(tried) == 1:
+            return _Installed(refused={**refused, tried[0]: str(error)})
+    half = len(tried) // 2
+    first = _bisect(attempt, tried[:half], later.union(tried[half:]), refused)
+    second = _bisect(attempt, tried[half:], later, first.refused)
+    return _Installed(first.written + second.written, second.refused)
+
+
+def _attempt(
+    configuration: Configuration,
+    kernel: KernelSide,
+    before: Look,
+    waiting: frozenset[IPv4Address],
+    refused: Refused,
+) -> tuple[Plan, ...]:
+    """An `_Attempt`, for the first three arguments. Mappings that wait keep what they have."""
+    absent = {**dict.fromkeys(waiting, "not tried yet"), **refused}
+    desired = without(before.desired, absent, before.observed)
+    planned = plan(kernel.observe(configuration), desired)
+    planned = Plan(tuple(w for w in planned.writes if w.adds or _external(w.about) not in waiting))
+    if not planned:
+        return ()
+    kernel.apply(planned)
+    return (planned,)
+
+
+def _external(about: About) -> IPv4Address | None:
+    """The external address that a write is about, if it is an address or a translation."""
+    match about:
+        case Address():
+            return about.interface.ip
+        case Translation():
+            return about.external
+    return None

@@ -1,383 +1,92 @@
-"""libnftables' JSON, to and from our values. Schema: libnftables-json(5).
+"""One transaction in libnftables' JSON: the commands of a plan's writes to nftables.
 
-The static table is written in the form in which the kernel lists it, so that one comparison shows
-whether it is intact.
-
-Maps and sets:
-
-- `external`, `internal`: the translation, in both directions.
-- `inbound`: external address to verdict, for every packet of a connection to that address.
-- `outbound`: internal addresses whose own connections through the uplink are accepted.
-- `allowed`: what a restricted mapping accepts: external . source . protocol . port.
-- `uplink`: the interface with the external addresses.
-- `hairpin`: not used for packets; records the bridge ports whose hairpin flag is ours to clear.
-
-The first four have counters: NAT is looked up once for each connection, forwarding for each packet.
+Pure. Schema: libnftables-json(5).
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from vm_onetoone_nat.plan import Transaction
-from vm_onetoone_nat.state import (
-    DEFAULT_FWMARK,
-    TABLE,
-    AcceptRule,
-    ChainName,
-    Element,
-    ForeignChain,
-    Obstacle,
-    Table,
-    address,
-    element,
+from vm_onetoone_nat.nat_table import Container, Element
+from vm_onetoone_nat.nft_accept import accept_expression
+from vm_onetoone_nat.nft_elements import element_json
+from vm_onetoone_nat.nft_table import IN_TABLE, TABLE_JSON, table_commands
+from vm_onetoone_nat.nft_writes import (
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    RemoveTable,
 )
+from vm_onetoone_nat.state import ChainName
+from vm_onetoone_nat.writes import NftWrite
 
 Json = dict[str, Any]
-
-FORWARD_CHAINS = (
-    ChainName("ip", "filter", "FORWARD"),
-    ChainName("ip", "libvirt_network", "forward"),
-)
-"""Base chains that may reject guests' traffic: that of iptables (libvirt, Docker, ufw), and that of
-libvirt's nftables backend (10.4 and later). The daemon writes only to those that exist."""
-
-_OURS = {"family": "inet", "table": TABLE}
-_ANY_PROTOCOL = "any"
-_COUNTED: list[Json] = [{"counter": None}]
+W = TypeVar("W", bound=NftWrite)
 
 
-def table_commands(fwmark: int) -> list[Json]:
-    """The static table: declarations, chains and rules, independent of the mappings."""
-    return [{"add": value} for value in _static(fwmark)]
-
-
-def transaction_commands(transaction: Transaction) -> list[Json]:
-    """The transaction as libnftables commands, in an order in which each is valid."""
-    table = {"table": {"family": "inet", "name": TABLE}}
+def transaction_commands(writes: Sequence[NftWrite]) -> list[Json]:
+    """The writes as libnftables commands, in an order in which each is valid."""
     commands: list[Json] = []
-    if transaction.remove_table:
-        commands.append({"delete": table})
-    if transaction.install is not None:
-        # add, delete, add: the delete fails without a table.
-        commands += [{"add": table}, {"delete": table}, *table_commands(transaction.install)]
-    commands += [
-        {"delete": {"rule": {**_chain_json(chain), "handle": handle}}}
-        for chain, handle in transaction.delete_accepts
-    ]
-    commands += [
-        {"insert": {"rule": {**_chain_json(chain), "expr": _accept_expression(fwmark)}}}
-        for chain, fwmark in transaction.insert_accepts
-    ]
-    commands += _element_commands("delete", transaction.delete_elements)
-    commands += _element_commands("add", transaction.add_elements)
+    for kind, commands_of in COMMANDS.items():
+        batch = [write for write in writes if isinstance(write, kind)]
+        if batch:
+            commands += commands_of(batch)
     return commands
 
 
-def parse_table(listing: Sequence[Json]) -> Table:
-    """Our table, from the objects of `list table inet vm_onetoone_nat`."""
-    elements: set[Element] = set()
-    static: list[Json] = []
-    fwmark: int | None = None
-    strange = False
-    for entry in listing:
-        ((kind, value),) = entry.items()
-        if kind == "metainfo":
-            continue
-        value = {k: v for k, v in value.items() if k != "handle"}
-        if kind in ("set", "map"):
-            for item in value.pop("elem", []):
-                element = _parse_element(value["name"], item)
-                if element is None:
-                    strange = True
-                else:
-                    elements.add(element)
-        if kind == "rule" and value["chain"] == "admit":
-            fwmark = _mangled_mark(value["expr"])
-        static.append({kind: value})
-    intact = fwmark is not None and _canonical(static) == _canonical(_static(fwmark))
-    return Table(intact and not strange, frozenset(elements), fwmark)
+def _install(batch: Sequence[InstallTable]) -> list[Json]:
+    # add, delete, add: the delete fails without a table.
+    ensure = [{"add": TABLE_JSON}, {"delete": TABLE_JSON}]
+    return [*ensure, *(c for write in batch for c in table_commands(write.fwmark))]
 
 
-def parse_chains(listing: Sequence[Json]) -> dict[ChainName, str | None]:
-    """Every chain, from the objects of `list chains`, with its hook if it is a base chain."""
-    return {
-        ChainName(chain["family"], chain["table"], chain["name"]): chain.get("hook")
-        for entry in listing
-        if (chain := entry.get("chain")) is not None
-    }
-
-
-def parse_foreign_chain(name: ChainName, listing: Sequence[Json]) -> ForeignChain:
-    """The accepts of a mark bit in a foreign chain, from the objects of `list chain …`."""
-    rules = [entry["rule"] for entry in listing if "rule" in entry]
-    accepts = []
-    for position, rule in enumerate(rules):
-        fwmark = _accepted_mark(rule.get("expr", []))
-        if fwmark is not None:
-            accepts.append(AcceptRule(rule["handle"], fwmark, at_head=position == 0))
-    return ForeignChain(name, tuple(accepts))
-
-
-def parse_obstacle(name: ChainName, listing: Sequence[Json]) -> Obstacle | None:
-    """The obstacle, if a foreign base chain that we do not write to would refuse guests.
-
-    It refuses them if it drops by policy or by a rule that matches everything, unless a rule
-    accepts a mark bit, or all packets that have been DNATed, as in firewalld.
-    """
-    rules = [entry["rule"].get("expr", []) for entry in listing if "rule" in entry]
-    policies = [entry["chain"].get("policy") for entry in listing if "chain" in entry]
-    if any(_accepted_mark(rule) is not None or _accepts_dnat(rule) for rule in rules):
-        return None
-    if "drop" not in policies and not any(_refuses_all(rule) for rule in rules):
-        return None
-    if name.table == "firewalld":
-        remedy = "set StrictForwardPorts=no in firewalld.conf and reload firewalld"
-    else:
-        remedy = (
-            f"run 'nft insert rule {name} meta mark and {DEFAULT_FWMARK:#x} == {DEFAULT_FWMARK:#x} "
-            "accept' and save it there (with your fwmark, if you have set one)"
-        )
-    return Obstacle(f"chain {name}", remedy)
-
-
-def _accepts_dnat(rule: Sequence[Json]) -> bool:
-    match [e for e in rule if "counter" not in e]:
-        case [{"match": {"left": {"ct": {"key": "status"}}, "right": "dnat"}}, {"accept": None}]:
-            return True
-    return False
-
-
-def _refuses_all(rule: Sequence[Json]) -> bool:
-    verdicts = [e for e in rule if not e.keys() & {"counter", "log", "comment"}]
-    return len(verdicts) == 1 and bool(verdicts[0].keys() & {"drop", "reject"})
-
-
-def _static(fwmark: int) -> list[Json]:
-    """The table as the kernel lists it, without handles and elements."""
-
-    def collection(kind: str, name: str, **more: object) -> Json:
-        return {kind: {**_OURS, "name": name, **more}}
-
-    def base(name: str, kind: str, hook: str, prio: int) -> Json:
-        declaration = {"type": kind, "hook": hook, "prio": prio, "policy": "accept"}
-        return {"chain": {**_OURS, "name": name, **declaration}}
-
-    def rule(chain: str, *expression: Json) -> Json:
-        return {"rule": {**_OURS, "chain": chain, "expr": list(expression)}}
-
-    def match(left: Json, right: str, op: str = "==") -> Json:
-        return {"match": {"op": op, "left": left, "right": right}}
-
-    def address(side: str) -> Json:
-        return {"payload": {"protocol": "ip", "field": side}}
-
-    def original(side: str) -> Json:
-        return {"ct": {"key": f"ip {side}", "dir": "original"}}
-
-    def translate(kind: str, side: str, name: str) -> Json:
-        return {kind: {"family": "ip", "addr": {"map": {"key": address(side), "data": f"@{name}"}}}}
-
-    out, into = {"meta": {"key": "oifname"}}, {"meta": {"key": "iifname"}}
-    mark = {"meta": {"key": "mark"}}
-    request, reply = (match({"ct": {"key": "direction"}}, d) for d in ("original", "reply"))
-    admit: Json = {"goto": {"target": "admit"}}
-    dnat = translate("dnat", "daddr", "external")
-    snat = translate("snat", "saddr", "internal")
-    inbound = {"vmap": {"key": original("daddr"), "data": "@inbound"}}
-    outbound = match(original("saddr"), "@outbound")
-    protocol = {"meta": {"key": "l4proto"}}
-
-    def allowed(client: str, port: str) -> Json:
-        """Match a packet whose client may use the service on the other side."""
-        service = {"payload": {"protocol": "th", "field": port}}
-        return match(
-            {"concat": [original("daddr"), address(client), protocol, service]}, "@allowed"
-        )
-
-    def state(name: str) -> Json:
-        return match({"ct": {"key": "state"}}, name, "in")
-
+def _delete_accepts(batch: Sequence[DeleteAccept]) -> list[Json]:
     return [
-        {"table": {"family": "inet", "name": TABLE}},
-        collection("map", "external", type="ipv4_addr", map="ipv4_addr", stmt=_COUNTED),
-        collection("map", "internal", type="ipv4_addr", map="ipv4_addr", stmt=_COUNTED),
-        collection("map", "inbound", type="ipv4_addr", map="verdict", stmt=_COUNTED),
-        collection("set", "outbound", type="ipv4_addr", stmt=_COUNTED),
-        collection(
-            "set",
-            "allowed",
-            type=["ipv4_addr", "ipv4_addr", "inet_proto", "inet_service"],
-            flags=["interval"],
-        ),
-        collection("set", "uplink", type="ifname"),
-        collection("set", "hairpin", type="ifname"),
-        # Before other programs' destination NAT: the first chain that binds a connection wins.
-        base("prerouting", "nat", "prerouting", -105),
-        base("output", "nat", "output", -105),
-        # Before libvirt's masquerade, at srcnat (100).
-        base("postrouting", "nat", "postrouting", 95),
-        # Before the chains that accept this mark, at filter (0).
-        base("forward", "filter", "forward", -5),
-        base("local", "filter", "output", -5),
-        {"chain": {**_OURS, "name": "admit"}},
-        {"chain": {**_OURS, "name": "restrict"}},
-        rule("prerouting", dnat),
-        rule("output", dnat),
-        # Behind another interface than the uplink, such as a VPN, replies to the external address
-        # are not routed back: that traffic is left to libvirt's masquerade.
-        rule("postrouting", match(out, "@uplink"), snat),
-        # From a guest to an external address: replies must come back through this host.
-        rule("postrouting", match({"ct": {"key": "status"}}, "dnat", "in"), snat),
-        rule("forward", inbound),
-        # Only through the uplink: other libvirt networks stay isolated as libvirt configures them.
-        rule("forward", match(out, "@uplink"), outbound, admit),
-        rule("forward", match(into, "@uplink"), reply, outbound, admit),
-        rule("local", inbound),
-        rule("admit", {"mangle": {"key": mark, "value": {"|": [mark, fwmark]}}}),
-        # ICMP errors of connections, which TCP needs for path MTU discovery.
-        rule("restrict", state("related"), admit),
-        # Both directions, so that a connection that is no longer allowed ends.
-        rule("restrict", request, allowed("saddr", "dport"), admit),
-        rule("restrict", reply, allowed("daddr", "sport"), admit),
-        rule(
-            "restrict",
-            state("established"),
-            match(protocol, "tcp"),
-            {"reject": {"type": "tcp reset"}},
-        ),
-        rule("restrict", {"reject": {"type": "icmpx", "expr": "port-unreachable"}}),
+        {"delete": {"rule": {**_chain_json(write.chain), "handle": write.handle}}}
+        for write in batch
     ]
 
 
-def _canonical(objects: Iterable[Json]) -> tuple[list[str], list[Json]]:
-    """Objects in a canonical order; the rules of each chain keep theirs, which matters."""
-    objects = list(objects)
-    rules = [o["rule"] for o in objects if "rule" in o]
-    others = [json.dumps(o, sort_keys=True) for o in objects if "rule" not in o]
-    return sorted(others), sorted(rules, key=lambda rule: str(rule["chain"]))
+def _insert_accepts(batch: Sequence[InsertAccept]) -> list[Json]:
+    return [
+        {"insert": {"rule": {**_chain_json(write.chain), "expr": accept_expression(write.fwmark)}}}
+        for write in batch
+    ]
 
 
 def _chain_json(chain: ChainName) -> Json:
     return {"family": chain.family, "table": chain.table, "chain": chain.name}
 
 
-def _accept_expression(fwmark: int) -> list[Json]:
-    """Accept of one mark bit, in expressions that iptables-nft can read back and save."""
-    masked = {"&": [{"meta": {"key": "mark"}}, fwmark]}
-    return [{"match": {"op": "==", "left": masked, "right": fwmark}}, {"accept": None}]
-
-
-def _accepted_mark(expression: Sequence[Json]) -> int | None:
-    """The bit, if the rule accepts one mark bit and does nothing else, except count."""
-    bare = [e for e in expression if "counter" not in e]
-    match bare:
-        case [{"match": {"right": int(fwmark)}}, _] if bare == _accept_expression(fwmark):
-            return fwmark
-    return None
-
-
-def _mangled_mark(expression: Sequence[Json]) -> int | None:
-    match expression:
-        case [{"mangle": {"value": {"|": [_, int(fwmark)]}}}]:
-            return fwmark
-    return None
-
-
 def _element_commands(verb: str, elements: Iterable[Element]) -> list[Json]:
     """One command for each container, so that 1,000 mappings take a few commands."""
-    by_container: dict[str, list[Any]] = {}
+    by_container: dict[Container, list[Any]] = {}
     for each in elements:
-        by_container.setdefault(each.container, []).append(_element_json(each))
+        by_container.setdefault(each.container, []).append(element_json(each))
     return [
-        {verb: {"element": {**_OURS, "name": name, "elem": items}}}
-        for name, items in by_container.items()
+        {verb: {"element": {**IN_TABLE, "name": container.name, "elem": items}}}
+        for container, items in by_container.items()
     ]
 
 
-def _element_json(element: Element) -> Any:
-    match element.container:
-        case "external" | "internal":
-            return [element.key, element.value]
-        case "inbound":
-            verdict, target = element.value.split()
-            return [element.key, {verdict: {"target": target}}]
-        case "allowed":
-            external, source, protocol, ports = element.key.split(" . ")
-            network = IPv4Network(source)
-            first, last = (int(port) for port in ports.split("-"))
-            return {
-                "concat": [
-                    external,
-                    {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}},
-                    {"range": [0, 255]} if protocol == _ANY_PROTOCOL else protocol,
-                    {"range": [first, last]},
-                ]
-            }
-        case _:
-            return element.key
+_Commands = Callable[[Sequence[Any]], list[Json]]
 
 
-def _parse_element(container: str, item: Any) -> Element | None:
-    """An element in a form that we write; None for any other, which is not ours."""
-    match container, _uncounted(item):
-        case (("external" | "internal"), [str(key), str(value)]) if _plain(key) and _plain(value):
-            return element(container, key, value)
-        case "inbound", [str(key), {"goto": {"target": str(target)}}] if _plain(key):
-            return element(container, key, f"goto {target}")
-        case "outbound", str(key) if _plain(key):
-            return element(container, key)
-        case (("uplink" | "hairpin"), str(key)):
-            return element(container, key)
-        case "allowed", {"concat": [str(external), source, protocol, ports]} if _plain(external):
-            parts = (_source_text(source), _protocol_text(protocol), _ports_text(ports))
-            if None not in parts:
-                return element(container, " . ".join((external, *map(str, parts))))
-    return None
+def _for(
+    kind: type[W], commands: Callable[[Sequence[W]], list[Json]]
+) -> tuple[type[NftWrite], _Commands]:
+    return kind, commands
 
 
-def _uncounted(item: Any) -> Any:
-    """An element without its counter, which the kernel adds and a stateless listing empties."""
-    match item:
-        case [{"elem": {"val": key, "counter": None, **more}}, value] if not more:
-            return [key, value]
-        case {"elem": {"val": key, "counter": None, **more}} if not more:
-            return key
-    return item
-
-
-def _plain(text: str) -> bool:
-    """Whether the text is one address."""
-    try:
-        address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _source_text(source: Any) -> str | None:
-    match source:
-        case {"prefix": {"addr": str(address), "len": int(length)}}:
-            return f"{address}/{length}"
-        case str(address) if _plain(address):
-            return f"{address}/32"
-    return None
-
-
-def _protocol_text(protocol: Any) -> str | None:
-    match protocol:
-        case {"range": [0, 255]}:
-            return _ANY_PROTOCOL
-        case str(name):
-            return name
-    return None
-
-
-def _ports_text(ports: Any) -> str | None:
-    match ports:
-        case {"range": [int(first), int(last)]}:
-            return f"{first}-{last}"
-        case int(port):
-            return f"{port}-{port}"
-    return None
+COMMANDS: dict[type[NftWrite], _Commands] = dict(
+    (
+        _for(RemoveTable, lambda _: [{"delete": TABLE_JSON}]),
+        _for(InstallTable, _install),
+        _for(DeleteAccept, _delete_accepts),
+        _for(InsertAccept, _insert_accepts),
+        _for(DeleteElement, lambda batch: _element_commands("delete", (w.element for w in batch))),
+        _for(AddElement, lambda batch: _element_commands("add", (w.element for w in batch))),
+    )
+)
+"""The commands of all writes of a kind, in the order of a transaction."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from math import inf
 from queue import Empty, SimpleQueue
 
+from vm_onetoone_nat.trigger import RESYNC, RETRY, SETTING, START, Trigger, Triggers, texts
+
 RESYNC_SECONDS = 300.0
 """Longest time between passes: a safety net for lost notifications."""
 
@@ -38,11 +40,11 @@ class Runner:
 
     def __init__(
         self,
-        reconcile: Callable[[frozenset[str]], float | None],
+        reconcile: Callable[[Triggers], float | None],
         tick: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         *,
-        is_news: Callable[[frozenset[str]], bool] = lambda _triggers: True,
+        is_news: Callable[[Triggers], bool] = lambda _triggers: True,
         longest_tick: float = inf,
     ) -> None:
         self._reconcile = reconcile
@@ -51,12 +53,12 @@ class Runner:
         self._tick_seconds = min(TICK_SECONDS, longest_tick)
         self._clock = clock
         # SimpleQueue, since its put() may be called from a signal handler.
-        self._queue: SimpleQueue[str | None] = SimpleQueue()
+        self._queue: SimpleQueue[Trigger | None] = SimpleQueue()
         self._failed = 0
         # Token bucket: the time at which it is full again.
         self._full_at = -inf
 
-    def notify(self, trigger: str) -> None:
+    def notify(self, trigger: Trigger) -> None:
         """Request a pass. From any thread, and from a signal handler."""
         self._queue.put(trigger)
 
@@ -66,9 +68,9 @@ class Runner:
 
     def run(self) -> None:
         """Run passes until `stop`, the first immediately."""
-        triggers: frozenset[str] | None = frozenset({"start"})
+        triggers: Triggers | None = frozenset({START})
         while triggers is not None:
-            log.debug("pass: %s", ", ".join(sorted(triggers)))
+            log.debug("pass: %s", texts(triggers))
             began = self._clock()
             full_at = max(self._full_at, began) + EVERY_SECONDS
             # A retry does not wait for a token, so it must not delay the triggers after it.
@@ -82,23 +84,23 @@ class Runner:
                 self._failed = 0
             triggers = self._wait(self._clock() + min(again, RESYNC_SECONDS))
 
-    def _wait(self, until: float) -> frozenset[str] | None:
+    def _wait(self, until: float) -> Triggers | None:
         """The triggers of the next pass, or None to stop."""
         while True:
             remaining = until - self._clock()
             if remaining <= 0:
-                return frozenset({"retry" if self._failed else "resync"})
+                return frozenset({RETRY if self._failed else RESYNC})
             try:
                 first = self._queue.get(timeout=min(remaining, self._tick_seconds))
             except Empty:
                 if self._tick():
-                    return frozenset({"setting changed"})
+                    return frozenset({SETTING})
                 continue
             triggers = self._gather(first)
             if triggers is None or self._is_news(triggers):
                 return triggers
 
-    def _gather(self, first: str | None) -> frozenset[str] | None:
+    def _gather(self, first: Trigger | None) -> Triggers | None:
         """All that is queued, and all that comes until a pass may start; None to stop."""
         waiting = {first}
         earliest = self._full_at - (PASSES - 1) * EVERY_SECONDS

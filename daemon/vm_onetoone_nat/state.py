@@ -1,32 +1,18 @@
 """The values that all modules share: configuration, guests as libvirt has them, kernel state.
 
-All are frozen; addresses are `ipaddress` objects. Pure.
+All are frozen; addresses are `ipaddress` objects. A class with its own `__hash__` hashes integers,
+since ipaddress hashes by way of text. Pure.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-TABLE = "vm_onetoone_nat"
+from vm_onetoone_nat.nat_table import Element, Table, Translation
+
 DEFAULT_FWMARK = 0x00100000
-
-# Size of the caches below: each pass over thousands of mappings parses the same values. A class
-# with its own __hash__ hashes integers, since ipaddress hashes by way of text.
-_VALUES = 1 << 14
-
-
-@lru_cache(_VALUES)
-def address(text: str) -> IPv4Address:
-    """Parse an address; cached, since each pass parses the same thousands."""
-    return IPv4Address(text)
-
-
-@lru_cache(_VALUES)
-def interface(packed: bytes, prefixlen: int) -> IPv4Interface:
-    """The address in four bytes, with its prefix length; cached as `address`."""
-    return IPv4Interface((packed, prefixlen))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -266,81 +252,6 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.interface} on {self.ifname}"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Element:
-    """An element of a set or map of our table; `value` is empty in a set."""
-
-    container: str
-    key: str
-    value: str = ""
-
-    def __str__(self) -> str:
-        """What it does, as `plan` shows it."""
-        match self.container:
-            case "external":
-                return f"dnat {self.key} to {self.value}"
-            case "internal":
-                return f"snat {self.key} to {self.value}"
-            case "inbound":
-                limit = ", as allowed" if self.value == "goto restrict" else ""
-                return f"forward connections to {self.key}{limit}"
-            case "outbound":
-                return f"forward connections from {self.key}"
-            case "hairpin":
-                return f"record of the hairpin on {self.key}"
-            case "allowed":
-                external, source, protocol, ports = self.key.split(" . ")
-                return f"allow {protocol} {ports} from {source} to {external}"
-        return f"{self.container} {self.key}"
-
-
-@lru_cache(4 * _VALUES)
-def element(container: str, key: str, value: str = "") -> Element:
-    """An element; cached, so that listed and desired elements compare by identity."""
-    return Element(container, key, value)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Translation:
-    """A pair of addresses that the kernel translates into each other."""
-
-    external: IPv4Address
-    internal: IPv4Address
-
-    def __hash__(self) -> int:
-        return hash((int(self.external), int(self.internal)))
-
-
-@lru_cache(_VALUES)
-def translation(external: str, internal: str) -> Translation:
-    """The translation between two addresses; cached."""
-    return Translation(address(external), address(internal))
-
-
-def translations(elements: Iterable[Element]) -> frozenset[Translation]:
-    """The translations that these elements of our table contain."""
-    return frozenset(
-        Translation(address(e.key), address(e.value)) for e in elements if e.container == "external"
-    )
-
-
-@dataclass(frozen=True)
-class Table:
-    """Our nftables table. `intact` is false if chains, rules or declarations differ from ours.
-
-    `fwmark` is the mark bit that the table sets; None if its rules do not show one.
-    """
-
-    intact: bool
-    elements: frozenset[Element] = frozenset()
-    fwmark: int | None = None
-
-    @cached_property
-    def translations(self) -> dict[IPv4Address, IPv4Address]:
-        """Internal addresses by external ones."""
-        return {t.external: t.internal for t in translations(self.elements)}
 
 
 @dataclass(frozen=True, slots=True, order=True)

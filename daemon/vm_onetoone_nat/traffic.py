@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
+from vm_onetoone_nat.nat_table import CONTAINERS, EXTERNAL, INBOUND, INTERNAL, OUTBOUND, Container
 from vm_onetoone_nat.state import Mapping
 
-_COUNTED = ("external", "internal", "inbound", "outbound")
-"""The maps and sets of our table with an address as key and with counters."""
+_COUNTED = {container.name: container for container in CONTAINERS if container.counted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +55,23 @@ class Counters:
 
 def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
     """The counters, from the objects of `list table inet vm_onetoone_nat` with state."""
-    counted: dict[str, dict[IPv4Address, tuple[int, int]]] = {}
+    counted: dict[Container, dict[IPv4Address, tuple[int, int]]] = {}
     for entry in listing:
         for kind in ("set", "map"):
             collection = entry.get(kind, {})
-            if collection.get("name") not in _COUNTED:
+            container = _COUNTED.get(collection.get("name"))
+            if container is None:
                 continue
             for item in collection.get("elem", ()):
                 match item[0] if isinstance(item, list) else item:
                     case {
                         "elem": {"val": str(key), "counter": {"packets": packets, "bytes": size}}
                     }:
-                        by_address = counted.setdefault(collection["name"], {})
+                        by_address = counted.setdefault(container, {})
                         by_address[IPv4Address(key)] = packets, size
     return Counters(
-        _joined(counted.get("external", {}), counted.get("inbound", {})),
-        _joined(counted.get("internal", {}), counted.get("outbound", {})),
+        _joined(counted.get(EXTERNAL, {}), counted.get(INBOUND, {})),
+        _joined(counted.get(INTERNAL, {}), counted.get(OUTBOUND, {})),
     )
 
 

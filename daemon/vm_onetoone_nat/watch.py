@@ -13,14 +13,15 @@ from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
 from vm_onetoone_nat.socket_filter import NEW_GENERATION, generations_only, nothing_of_our_own
+from vm_onetoone_nat.trigger import Kind, Trigger
 
 log = logging.getLogger(__name__)
 
-NFTABLES = "nftables:"
-"""The prefix of the trigger for a changed ruleset."""
+_NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")
+"""A guest's address has changed."""
 
-NEIGHBOUR = "neighbour"
-"""The trigger for a guest whose address has changed."""
+_BRIDGE_PORT = Trigger(Kind.BRIDGE, "bridge port")
+_UNPARSED = Trigger(Kind.RULESET, "ruleset changed, in a notification that could not be parsed")
 
 _RTNETLINK_GROUPS = (
     rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_NEIGH
@@ -39,7 +40,7 @@ class Watch:
     """
 
     def __init__(
-        self, notify: Callable[[str], None], neighbours: Callable[[str, str], bool], portid: int
+        self, notify: Callable[[Trigger], None], neighbours: Callable[[str, str], bool], portid: int
     ) -> None:
         self._notify = notify
         self._neighbours = neighbours
@@ -50,15 +51,20 @@ class Watch:
 
     def start(self) -> None:
         """Start listening; no notification after the return is missed."""
-        for name, listen in (("rtnetlink", self._rtnetlink), ("nftables", self._nftables)):
+        for name, listen, lost in (
+            ("rtnetlink", self._rtnetlink, Kind.RTNETLINK_LOST),
+            ("nftables", self._nftables, Kind.NFTABLES_LOST),
+        ):
             listening = threading.Event()
-            threading.Thread(
-                target=self._run, args=(name, listen, listening), name=name, daemon=True
-            ).start()
+            arguments = (listen, listening, Trigger(lost, f"{name}: notifications were lost"))
+            threading.Thread(target=self._run, args=arguments, name=name, daemon=True).start()
             listening.wait()
 
     def _run(
-        self, name: str, listen: Callable[[threading.Event], None], listening: threading.Event
+        self,
+        listen: Callable[[threading.Event], None],
+        listening: threading.Event,
+        lost: Trigger,
     ) -> None:
         while True:
             try:
@@ -67,9 +73,9 @@ class Watch:
                 # Most likely ENOBUFS: the kernel has dropped notifications. After any error the
                 # thread goes on with a new socket, and the pass observes everything, since what
                 # was missed is unknown.
-                log.debug("%s: notifications were lost: %r", name, error)
+                log.debug("%s: %r", lost.text, error)
             time.sleep(_REOPEN_SECONDS)
-            self._notify(f"{name}: notifications were lost")
+            self._notify(lost)
 
     # Create, bind and read a socket in one thread: pyroute2 ties it to the thread's event loop.
 
@@ -95,51 +101,54 @@ class Watch:
                     generation = message.get_attr("NFTA_GEN_ID")
                     if generation is None:
                         # Seen with pyroute2 0.7.7: a message that it could not parse.
-                        self._notify("ruleset changed, in a notification that could not be parsed")
+                        self._notify(_UNPARSED)
                         continue
                     self.generation = generation
                     name = message.get_attr("NFTA_GEN_PROC_NAME")
                     pid = message.get_attr("NFTA_GEN_PROC_PID")
-                    self._notify(f"{NFTABLES} written by {name} (process {pid})")
+                    writer = f"{name} (process {pid})"
+                    self._notify(Trigger(Kind.NFTABLES, f"nftables: written by {writer}", writer))
 
-    def _interesting(self, message: Any) -> str | None:
+    def _interesting(self, message: Any) -> Trigger | None:
         """The trigger for a message; None if it is not relevant."""
         match message["event"]:
             case "RTM_NEWLINK" | "RTM_DELLINK":
                 # A Wi-Fi driver sends one with this attribute at each scan.
                 if message.get_attr("IFLA_WIRELESS") is not None:
                     return None
-                return f"link {message.get_attr('IFLA_IFNAME')}"
+                return Trigger(Kind.LINK, f"link {message.get_attr('IFLA_IFNAME')}")
             case "RTM_NEWADDR" | "RTM_DELADDR" as event:
-                writer = message["header"]["pid"]
-                if writer == self._portid:
+                port = message["header"]["pid"]
+                if port == self._portid:
                     return None
                 verb = "added" if event == "RTM_NEWADDR" else "removed"
-                by = f" by process {writer}" if 0 < writer < 1 << 22 else ""
-                return f"address {message.get_attr('IFA_LOCAL')} {verb}{by}"
+                writer = f"process {port}" if 0 < port < 1 << 22 else None
+                by = f" by {writer}" if writer is not None else ""
+                text = f"address {message.get_attr('IFA_LOCAL')} {verb}{by}"
+                return Trigger(Kind.ADDRESS, text, writer)
             case "RTM_NEWROUTE" | "RTM_DELROUTE":
                 is_default = message["dst_len"] == 0 and message["table"] == _MAIN_TABLE
-                return "route: default" if is_default else None
+                return Trigger(Kind.ROUTE, "route: default") if is_default else None
             case "RTM_NEWNEIGH" | "RTM_DELNEIGH":
                 return self._neighbour(message)
             case "RTM_NEWNETCONF":
-                return "forwarding"
+                return Trigger(Kind.FORWARDING, "forwarding")
         return None
 
-    def _neighbour(self, message: Any) -> str | None:
+    def _neighbour(self, message: Any) -> Trigger | None:
         address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
         gone = message["event"] == "RTM_DELNEIGH" or mac is None
         if message["family"] == AF_BRIDGE:
             # A bridge has learned the port of a MAC, perhaps a guest's.
-            return "bridge port" if mac in self._macs.values() and not gone else None
+            return _BRIDGE_PORT if mac in self._macs.values() and not gone else None
         if gone:
             # A guest that has changed its address no longer answers at the old one.
-            return NEIGHBOUR if self._macs.pop(address, None) is not None else None
+            return _NEIGHBOUR if self._macs.pop(address, None) is not None else None
         if not self._neighbours(address or "", mac):
             return None
         # An entry that expires and is renewed is notified every half minute.
         before, self._macs[address] = self._macs.get(address), mac
-        return NEIGHBOUR if mac != before else None
+        return _NEIGHBOUR if mac != before else None
 
 
 def _known_neighbours() -> dict[str, str]:

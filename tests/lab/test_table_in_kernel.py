@@ -4,6 +4,7 @@ Each test runs in a child process that calls the function named `child_…` of t
 """
 
 import subprocess
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
 from typing import Any
@@ -12,18 +13,20 @@ import pytest
 from fakes import FORWARD
 from lab.addresses import UPLINK, external, internal
 from own_network import in_own_network
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import mapping_elements
 from vm_onetoone_nat.errors import TransactionRefused
-from vm_onetoone_nat.plan import Transaction
-from vm_onetoone_nat.state import (
-    DEFAULT_FWMARK,
-    AllowedService,
-    ChainName,
-    Element,
-    ForeignChain,
-    Mapping,
-    Table,
+from vm_onetoone_nat.nat_table import Element, Table, element
+from vm_onetoone_nat.nft_writes import (
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    RemoveTable,
 )
+from vm_onetoone_nat.state import DEFAULT_FWMARK, AllowedService, ChainName, ForeignChain, Mapping
+from vm_onetoone_nat.writes import NftWrite
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK
@@ -60,9 +63,13 @@ MAPPED = (
 )
 
 
-def _install(*mappings: Mapping) -> Transaction:
-    more = (Element("uplink", UPLINK), Element("hairpin", "vnet0"))
-    return Transaction(install=MARK, add_elements=(*some_elements(*mappings), *more))
+def elements_of(writes: Sequence[NftWrite]) -> frozenset[Element]:
+    return frozenset(write.element for write in writes if isinstance(write, AddElement))
+
+
+def _install(*mappings: Mapping) -> tuple[NftWrite, ...]:
+    more = (element(nat_table.UPLINK, (UPLINK,)), element(nat_table.HAIRPIN, ("vnet0",)))
+    return (InstallTable(MARK), *map(AddElement, (*some_elements(*mappings), *more)))
 
 
 def _run(*command: str, text: str | None = None) -> str:
@@ -71,33 +78,31 @@ def _run(*command: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def _replacing(before: Mapping, after: Mapping) -> Transaction:
+def _replacing(before: Mapping, after: Mapping) -> tuple[NftWrite, ...]:
     old, new = set(mapping_elements(before)), set(mapping_elements(after))
-    return Transaction(
-        delete_elements=tuple(sorted(old - new)), add_elements=tuple(sorted(new - old))
-    )
+    return (*map(DeleteElement, sorted(old - new)), *map(AddElement, sorted(new - old)))
 
 
 def child_life() -> None:
     from vm_onetoone_nat.nft import Nft
 
     nft = Nft()
-    assert nft.observe() == (None, (), ())
+    assert nft.observe(MARK) == (None, (), ())
     for _ in range(2):
         # Twice: the second writes over the table of the first.
         nft.apply(_install(*MAPPED))
-        table, foreign, _ = Nft().observe()
-        assert table == Table(True, frozenset(_install(*MAPPED).add_elements), MARK), table
+        table, foreign, _ = Nft().observe(MARK)
+        assert table == Table(True, elements_of(_install(*MAPPED)), MARK), table
         assert foreign == ()
-    nft.apply(Transaction(delete_elements=tuple(some_elements(MAPPED[1]))))
+    nft.apply([*map(DeleteElement, some_elements(MAPPED[1]))])
     nft.apply(_replacing(MAPPED[0], Mapping(external(1), "default", internal=internal(9))))
     changed = (Mapping(external(1), "default", internal=internal(9)), *MAPPED[2:])
-    table, _, _ = nft.observe()
-    assert table == Table(True, frozenset(_install(*changed).add_elements), MARK), table
-    nft.apply(Transaction(install=OTHER_MARK))
-    assert nft.observe()[0] == Table(True, frozenset(), OTHER_MARK)
-    nft.apply(Transaction(remove_table=True))
-    assert nft.observe() == (None, (), ())
+    table, _, _ = nft.observe(MARK)
+    assert table == Table(True, elements_of(_install(*changed)), MARK), table
+    nft.apply([InstallTable(OTHER_MARK)])
+    assert nft.observe(MARK)[0] == Table(True, frozenset(), OTHER_MARK)
+    nft.apply([RemoveTable()])
+    assert nft.observe(MARK) == (None, (), ())
     assert _run("nft", "list", "ruleset") == ""
 
 
@@ -131,13 +136,13 @@ def child_many_elements() -> None:
             )
         )
     nft.apply(_install(*mappings))
-    expected = frozenset(_install(*mappings).add_elements)
-    table, _, _ = nft.observe()
+    expected = elements_of(_install(*mappings))
+    table, _, _ = nft.observe(MARK)
     assert table is not None
     assert table.intact
     assert table.elements == expected, table.elements ^ expected
-    nft.apply(Transaction(delete_elements=tuple(sorted(expected))))
-    assert nft.observe()[0] == Table(True, frozenset(), MARK)
+    nft.apply([*map(DeleteElement, sorted(expected))])
+    assert nft.observe(MARK)[0] == Table(True, frozenset(), MARK)
 
 
 def test_kernel_many_elements() -> None:
@@ -160,8 +165,8 @@ def child_changed_ranges() -> None:
             allowed_sources=before.allowed_sources,
         )
         nft.apply(_replacing(before, after))
-        table, _, _ = nft.observe()
-        assert table == Table(True, frozenset(_install(after).add_elements), MARK), table
+        table, _, _ = nft.observe(MARK)
+        assert table == Table(True, elements_of(_install(after)), MARK), table
         before = after
 
 
@@ -177,17 +182,19 @@ def child_refused() -> None:
     _run("iptables", "-A", "FORWARD", "-j", "REJECT")
     nft.apply(_install(*MAPPED))
     before = _run("nft", "-a", "list", "ruleset")
-    stray = Element("outbound", "203.0.113.9")
+    stray = element(nat_table.OUTBOUND, ("203.0.113.9",))
     elsewhere = ChainName("ip", "filter", "NOWHERE")
-    for transaction in (
-        Transaction(delete_elements=(stray,), add_elements=(Element("outbound", "203.0.113.1"),)),
-        Transaction(
-            install=OTHER_MARK,
-            insert_accepts=((FORWARD, OTHER_MARK), (elsewhere, OTHER_MARK)),
+    transactions: tuple[tuple[NftWrite, ...], ...] = (
+        (DeleteElement(stray), AddElement(element(nat_table.OUTBOUND, ("203.0.113.1",)))),
+        (
+            InstallTable(OTHER_MARK),
+            InsertAccept(FORWARD, OTHER_MARK),
+            InsertAccept(elsewhere, OTHER_MARK),
         ),
-        Transaction(remove_table=True, delete_accepts=((FORWARD, 4242),)),
-        Transaction(add_elements=(Element("external", "192.168.1.101", "192.168.122.200"),)),
-    ):
+        (RemoveTable(), DeleteAccept(FORWARD, 4242)),
+        (AddElement(element(nat_table.EXTERNAL, ("192.168.1.101",), "192.168.122.200")),),
+    )
+    for transaction in transactions:
         refusal = None
         try:
             nft.apply(transaction)
@@ -196,8 +203,8 @@ def child_refused() -> None:
         assert refusal is not None, transaction
         assert "\n" not in str(refusal)
         assert _run("nft", "-a", "list", "ruleset") == before
-    nft.apply(Transaction(remove_table=True))
-    assert nft.observe() == (None, (ForeignChain(FORWARD),), ())
+    nft.apply([RemoveTable()])
+    assert nft.observe(MARK) == (None, (ForeignChain(FORWARD),), ())
 
 
 def test_kernel_refuses_whole() -> None:
@@ -212,12 +219,12 @@ def child_accept() -> None:
     line = "-A FORWARD -m mark --mark 0x100000/0x100000 -j ACCEPT"
     reject = "-A FORWARD -j REJECT --reject-with icmp-port-unreachable"
     _run("iptables", "-A", "FORWARD", "-j", "REJECT")
-    _, foreign, _ = nft.observe()
+    _, foreign, _ = nft.observe(MARK)
     assert foreign == (ForeignChain(FORWARD),)
-    nft.apply(Transaction(install=MARK, insert_accepts=((FORWARD, MARK),)))
+    nft.apply([InstallTable(MARK), InsertAccept(FORWARD, MARK)])
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
 
-    _, (chain,), _ = nft.observe()
+    _, (chain,), _ = nft.observe(MARK)
     (rule,) = chain.accepts
     assert (rule.fwmark, rule.at_head) == (MARK, True)
 
@@ -225,26 +232,24 @@ def child_accept() -> None:
     assert line in saved.splitlines()
     _run("iptables-restore", text=saved)
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [line, reject]
-    table, (chain,), _ = nft.observe()
+    table, (chain,), _ = nft.observe(MARK)
     assert table == Table(True, frozenset(), MARK)
     (rule,) = chain.accepts
     assert (rule.fwmark, rule.at_head) == (MARK, True)
 
     # libvirt and Docker insert at the head.
     _run("iptables", "-I", "FORWARD", "-j", "DROP")
-    _, (chain,), _ = nft.observe()
+    _, (chain,), _ = nft.observe(MARK)
     (rule,) = chain.accepts
     assert not rule.at_head
-    nft.apply(
-        Transaction(delete_accepts=((FORWARD, rule.handle),), insert_accepts=((FORWARD, MARK),))
-    )
+    nft.apply([DeleteAccept(FORWARD, rule.handle), InsertAccept(FORWARD, MARK)])
     assert _run("iptables", "-S", "FORWARD").splitlines()[1:] == [
         line,
         "-A FORWARD -j DROP",
         reject,
     ]
-    _, (chain,), _ = nft.observe()
-    nft.apply(Transaction(delete_accepts=((FORWARD, chain.accepts[0].handle),)))
+    _, (chain,), _ = nft.observe(MARK)
+    nft.apply([DeleteAccept(FORWARD, chain.accepts[0].handle)])
     assert line not in _run("iptables", "-S", "FORWARD")
 
 
@@ -271,11 +276,11 @@ def child_changed_table() -> None:
     ):
         nft.apply(_install(*MAPPED))
         _run("nft", change)
-        table, _, _ = nft.observe()
+        table, _, _ = nft.observe(MARK)
         assert table is not None
         assert not table.intact, change
     nft.apply(_install(*MAPPED))
-    assert nft.observe()[0] == Table(True, frozenset(_install(*MAPPED).add_elements), MARK)
+    assert nft.observe(MARK)[0] == Table(True, elements_of(_install(*MAPPED)), MARK)
 
 
 def test_kernel_changed_table() -> None:
@@ -290,15 +295,16 @@ def child_foreign_element(change: str) -> None:
     from vm_onetoone_nat.state import Configuration, Guests, Observed, Stored
 
     nft = Nft()
-    nft.apply(Transaction(install=MARK))
+    nft.apply([InstallTable(MARK)])
     _run("nft", f"add element inet vm_onetoone_nat {change}")
-    table, _, _ = nft.observe()
+    table, _, _ = nft.observe(MARK)
     assert table is not None
     observed = Observed(UPLINK, table=table)
     planned = plan(observed, desire(Configuration(), Guests(), observed, Stored()))
-    assert planned.transaction
-    nft.apply(planned.transaction)
-    assert nft.observe()[0] == Table(True, frozenset(), MARK)
+    writes = [write for write in planned.writes if isinstance(write, NftWrite)]
+    assert writes
+    nft.apply(writes)
+    assert nft.observe(MARK)[0] == Table(True, frozenset(), MARK)
 
 
 @pytest.mark.parametrize(

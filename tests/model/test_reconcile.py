@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
@@ -16,6 +17,7 @@ from fakes import (
     default_network,
     domain,
     laptop,
+    of,
     own_address,
     running_guests,
 )
@@ -23,8 +25,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import mapping_elements
-from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.fights import REPAIRS, Fight, Fights
+from vm_onetoone_nat.host_writes import DeleteAddress, FlushTranslated, RecordAllocations
+from vm_onetoone_nat.nat_table import Container, Element, element
+from vm_onetoone_nat.nft_writes import DeleteElement, InstallTable, RemoveTable
 from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.reconcile import (
     GuestSide,
@@ -42,7 +49,6 @@ from vm_onetoone_nat.state import (
     ChainName,
     Configuration,
     DomainState,
-    Element,
     Guests,
     Interface,
     Mapping,
@@ -51,8 +57,10 @@ from vm_onetoone_nat.state import (
     Range,
     Stored,
 )
+from vm_onetoone_nat.trigger import Kind, Trigger
 
 MARK = DEFAULT_FWMARK
+CONTAINERS_OF_MAPPINGS = [c for c in nat_table.CONTAINERS if not c.why]
 OTHER_MARK = 0x2
 ACTIVE, INACTIVE, ERROR = MappingState.ACTIVE, MappingState.INACTIVE, MappingState.ERROR
 
@@ -67,7 +75,7 @@ def configuration(*numbers: int) -> Configuration:
 
 def elements_of(*mappings: Mapping, uplink: str = UPLINK) -> set[Element]:
     found = {e for m in mappings for e in mapping_elements(m)}
-    return found | {Element("uplink", uplink)} if found else found
+    return found | {element(nat_table.UPLINK, (uplink,))} if found else found
 
 
 def assert_holds(kernel: FakeKernel, *numbers: int) -> None:
@@ -177,7 +185,7 @@ def stray_address(kernel: FakeKernel) -> None:
 
 def stray_element(kernel: FakeKernel) -> None:
     assert kernel.table is not None
-    stray = elements_of(guest(77)) - {Element("uplink", UPLINK)}
+    stray = elements_of(guest(77)) - {element(nat_table.UPLINK, (UPLINK,))}
     kernel.table = replace(kernel.table, elements=kernel.table.elements | stray)
 
 
@@ -256,10 +264,34 @@ def test_refused_mapping_does_not_disturb() -> None:
         assert [s.state for s in outcome.statuses] == [ACTIVE, ACTIVE, ERROR]
         assert_holds(kernel, 1, 2)
         for applied in kernel.applied:
-            assert applied.delete_addresses == ()
-            assert applied.transaction.delete_elements == ()
-            assert applied.transaction.install is None
-            assert applied.flush_translated == ()
+            for kind in (DeleteAddress, DeleteElement, InstallTable, FlushTranslated):
+                assert of(applied, kind) == ()
+
+
+def test_refusal_after_the_bisection() -> None:
+    """A refusal of what is left after the bisection is a failure, and the pass ends as any other.
+
+    It was raised: the daemon ended with it.
+    """
+
+    class RefusingAtLast(FakeKernel):
+        def apply(self, plan: Plan) -> None:
+            if len(self.applied) == 3:
+                self.applied.append(plan)
+                raise TransactionRefused("nftables refused a transaction: busy")
+            super().apply(plan)
+
+    kernel, libvirt = RefusingAtLast(*laptop().addresses), running_guests(1, 2)
+    restricted = replace(guest(1), allow=(AllowedService("tcp", 22, 22),))
+    kernel.chains = laptop().chains
+    store = FakeStore()
+    reconcile(configuration(1, 2), libvirt, kernel, store)
+    kernel.applied.clear()
+    kernel.refuse.add(external(1))
+    outcome = reconcile(Configuration((restricted, guest(2))), libvirt, kernel, store)
+    assert len(kernel.applied) == 4
+    assert outcome.failures[-1] == "nftables refused a transaction: busy"
+    assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE]
 
 
 def test_refusal_ends() -> None:
@@ -337,8 +369,8 @@ def test_address_that_cannot_be_added() -> None:
     assert_holds(kernel, 1, 2)
 
 
-@pytest.mark.parametrize("container", ["external", "internal", "inbound", "outbound", "allowed"])
-def test_status_of_a_mapping_that_lacks_a_part(container: str) -> None:
+@pytest.mark.parametrize("container", CONTAINERS_OF_MAPPINGS, ids=lambda c: c.name)
+def test_status_of_a_mapping_that_lacks_a_part(container: Container) -> None:
     """A mapping that the kernel does not hold whole is in error, whichever element is missing."""
     kernel, libvirt = laptop(), running_guests(1, 2)
     restricted = replace(
@@ -347,7 +379,7 @@ def test_status_of_a_mapping_that_lacks_a_part(container: str) -> None:
     both = Configuration((restricted, guest(2)))
     reconcile(both, libvirt, kernel, FakeStore())
     assert kernel.table is not None
-    lost = next(e for e in mapping_elements(restricted) if e.container == container)
+    lost = next(e for e in mapping_elements(restricted) if e.container is container)
     kernel.table = replace(kernel.table, elements=kernel.table.elements - {lost})
     statuses = settled(look(both, libvirt, kernel, FakeStore()))
     assert [s.state for s in statuses] == [ERROR, ACTIVE]
@@ -368,6 +400,40 @@ def test_kernel_that_changes_during_the_pass() -> None:
     assert [s.state for s in outcome.statuses] == [ERROR]
 
 
+def lose_translation(kernel: FakeKernel) -> None:
+    assert kernel.table is not None
+    kept = {e for e in kernel.elements() if e.container is not nat_table.EXTERNAL}
+    kernel.table = replace(kernel.table, elements=frozenset(kept))
+
+
+def stray_translation(kernel: FakeKernel) -> None:
+    assert kernel.table is not None
+    stray = element(nat_table.EXTERNAL, (str(external(77)),), str(internal(77)))
+    kernel.table = replace(kernel.table, elements=kernel.table.elements | {stray})
+
+
+@pytest.mark.parametrize("damage", [lose_table, change_table, lose_translation, stray_translation])
+def test_held_write_needs_no_flush(damage: Callable[[FakeKernel], None]) -> None:
+    """While a repair is held back, its connections are not flushed, and the pass is no failure.
+
+    They were, in each pass; with the table, the verification ended in an IndexError.
+    """
+    kernel, libvirt, fights = laptop(), running_guests(1, 2), Fights()
+    store = FakeStore()
+    reconcile(configuration(1, 2), libvirt, kernel, store)
+    trigger = frozenset({Trigger(Kind.NFTABLES, "nftables: written by nft (process 1)")})
+    begun: list[Fight] = []
+    for second in range(REPAIRS + 2):
+        damage(kernel)
+        hold = partial(fights.hold, second)
+        outcome = reconcile(configuration(1, 2), libvirt, kernel, store, hold)
+        assert outcome.failures == ()
+        for written in outcome.written:
+            begun += fights.written(second, written, outcome.look.desired, trigger)
+    assert begun
+    assert outcome.written == ()
+
+
 def test_kernel_that_cannot_be_observed() -> None:
     """Where the kernel cannot be observed, the pass ends with KernelError and nothing written."""
 
@@ -386,7 +452,7 @@ def test_remove() -> None:
     kernel, libvirt = laptop(), running_guests(1, 2)
     before = kernel.not_ours({MARK})
     reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
-    assert remove(MARK, kernel).transaction.remove_table
+    assert RemoveTable() in remove(MARK, kernel).writes
     assert kernel.table is None
     assert kernel.owned() == set()
     assert kernel.not_ours({MARK}) == before
@@ -401,7 +467,7 @@ def test_remove_that_leaves_something() -> None:
 
     class Stubborn(FakeKernel):
         def apply(self, plan: Plan) -> None:
-            super().apply(replace(plan, delete_addresses=()))
+            super().apply(Plan(tuple(w for w in plan.writes if not isinstance(w, DeleteAddress))))
 
     kernel = Stubborn(*laptop().addresses)
     reconcile(configuration(1), running_guests(1), kernel, FakeStore())
@@ -441,7 +507,7 @@ def test_store_that_is_full() -> None:
         assert outcome.failures == ("the store cannot be written",)
         assert [s.state for s in outcome.statuses] == [ACTIVE]
         assert kernel.owned() == {own_address(external(50))}
-    assert outcome.written == (Plan(allocations=outcome.look.desired.allocations),)
+    assert outcome.written == (Plan((RecordAllocations(outcome.look.desired.allocations),)),)
     store.full = False
     assert reconcile(POOL, libvirt, kernel, store).failures == ()
     assert store.observe() == Stored(outcome.look.desired.allocations)
@@ -574,7 +640,7 @@ class Cycling(RuleBasedStateMachine):
     def element_is_deleted(self, data: st.DataObject) -> None:
         table = self.kernel.table
         assert table is not None
-        kept = sorted(e for e in table.elements if e.container != "hairpin")
+        kept = sorted(e for e in table.elements if e.container is not nat_table.HAIRPIN)
         if kept:
             lost = data.draw(st.sampled_from(kept))
             self.kernel.table = replace(table, elements=table.elements - {lost})
@@ -584,8 +650,8 @@ class Cycling(RuleBasedStateMachine):
     def element_is_added(self) -> None:
         table = self.kernel.table
         assert table is not None
-        if all(e.key != str(external(77)) for e in table.elements):
-            stray = Element("external", str(external(77)), str(internal(77)))
+        if all(e.key != (str(external(77)),) for e in table.elements):
+            stray = element(nat_table.EXTERNAL, (str(external(77)),), str(internal(77)))
             self.kernel.table = replace(table, elements=table.elements | {stray})
 
     @rule()
@@ -632,7 +698,7 @@ class Cycling(RuleBasedStateMachine):
     @rule(port=st.integers(0, 2))
     def somebody_sets_a_hairpin(self, port: int) -> None:
         name = f"vnet{port}"
-        if Element("hairpin", name) not in self.kernel.elements():
+        if element(nat_table.HAIRPIN, (name,)) not in self.kernel.elements():
             self.kernel.hairpins.add(name)
 
     @rule(port=st.integers(0, 2))
@@ -729,7 +795,7 @@ class Cycling(RuleBasedStateMachine):
         if not in_subnet and mapping.prefixlen != 32:
             return False
         translated = any(
-            e.container == "external" and e.key == str(mapping.external) for e in before
+            e.container is nat_table.EXTERNAL and e.key == (str(mapping.external),) for e in before
         )
         guests = libvirt.guests if libvirt.reachable else libvirt.known
         if not libvirt.reachable and (translated or guests is None):
@@ -746,8 +812,8 @@ class Cycling(RuleBasedStateMachine):
         kernel, fwmark = self.kernel, self.configuration.fwmark
         assert kernel.table is not None
         assert (kernel.table.intact, kernel.table.fwmark) == (True, fwmark)
-        translation = {e for e in kernel.elements() if e.container != "hairpin"}
-        uplinks = {e.key for e in translation if e.container == "uplink"}
+        translation = {e for e in kernel.elements() if e.container is not nat_table.HAIRPIN}
+        uplinks = {e.key[0] for e in translation if e.container is nat_table.UPLINK}
         assert uplinks == {a.ifname for a in kernel.owned()} or not kernel.owned()
         assert len(uplinks) == bool(active)
         assert translation == elements_of(*active, uplink=next(iter(uplinks), UPLINK))

@@ -4,13 +4,32 @@ The kernel keeps everything that `Observed` shows, refuses what nftables refuses
 transaction whole or not at all. All satisfy the protocols of `reconcile`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
+from itertools import groupby
 
 from lab.addresses import HOST, LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, UPLINK, guest_name
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
-from vm_onetoone_nat.plan import Plan, Transaction
+from vm_onetoone_nat.host_writes import (
+    AddAddress,
+    ClearHairpin,
+    DeleteAddress,
+    EnableIpForward,
+    FlushBypassing,
+    FlushTranslated,
+    SetHairpin,
+)
+from vm_onetoone_nat.nat_table import CONTAINERS, HAIRPIN, Element, Table, Translation
+from vm_onetoone_nat.nft_writes import (
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    RemoveTable,
+)
+from vm_onetoone_nat.plan import Plan
 from vm_onetoone_nat.state import (
     AcceptRule,
     Address,
@@ -20,23 +39,18 @@ from vm_onetoone_nat.state import (
     Desired,
     Domain,
     DomainState,
-    Element,
     ForeignChain,
     Guests,
     Neighbour,
     Network,
     Observed,
     Stored,
-    Table,
-    Translation,
     Unavailable,
 )
+from vm_onetoone_nat.writes import About, NftWrite, StoreWrite, Write
 
 FORWARD = ChainName("ip", "filter", "FORWARD")
 LIBVIRT_FORWARD = ChainName("ip", "libvirt_network", "forward")
-
-MAPS = ("external", "internal", "inbound")
-SETS = ("outbound", "allowed", "uplink", "hairpin")
 
 
 class Crash(BaseException):
@@ -123,57 +137,75 @@ class FakeKernel:
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
         failures = []
-        self.flushed.difference_update(plan.flush_translated, plan.flush_bypassing)
-        if plan.enable_ip_forward:
-            self._write()
-            self.ip_forward = True
-        for address in plan.delete_addresses:
-            self._delete_address(address)
-        for name in plan.clear_hairpins:
-            self._write()
-            self.hairpins.discard(name)
-            self.hairpins_by_us.discard(name)
-            self.hairpins_set.discard(name)
-        if plan.transaction:
-            self.transact(plan.transaction)
-        for name in plan.set_hairpins:
-            self._write()
-            if name not in self.hairpins:
-                self.hairpins_by_us.add(name)
-            self.hairpins.add(name)
-            self.hairpins_set.add(name)
-        for address in plan.add_addresses:
-            try:
-                self._add_address(address)
-            except KernelError as error:
-                failures.append(str(error))
-        if plan.flush_bypassing:
-            self._write()
-            self.flushed.update(plan.flush_bypassing)
+        self.flushed.difference_update(of(plan, FlushTranslated), of(plan, FlushBypassing))
+        here = [write for write in plan.writes if not isinstance(write, StoreWrite)]
+        for one_by_one, writes in groupby(here, lambda w: not isinstance(w, NftWrite)):
+            if not one_by_one:
+                self.transact([write for write in writes if isinstance(write, NftWrite)])
+                continue
+            for write in writes:
+                try:
+                    self._apply(write)
+                except KernelError as error:
+                    failures.append(str(error))
         if failures:
             raise KernelError("; ".join(failures))
 
-    def transact(self, transaction: Transaction) -> None:
+    def _apply(self, write: Write) -> None:
+        match write:
+            case EnableIpForward():
+                self._write()
+                self.ip_forward = True
+            case DeleteAddress():
+                self._delete_address(write.address)
+            case ClearHairpin():
+                self._write()
+                self.hairpins.discard(write.port)
+                self.hairpins_by_us.discard(write.port)
+                self.hairpins_set.discard(write.port)
+            case SetHairpin():
+                self._write()
+                if write.port not in self.hairpins:
+                    self.hairpins_by_us.add(write.port)
+                self.hairpins.add(write.port)
+                self.hairpins_set.add(write.port)
+            case AddAddress():
+                self._add_address(write.address)
+            case FlushTranslated():
+                pass
+            case FlushBypassing():
+                self._write()
+                self.flushed.add(write.translation)
+            case _:
+                raise TypeError(write)
+
+    def transact(self, writes: Sequence[NftWrite]) -> None:
         """One nftables transaction, as the kernel takes it: in order, and whole or not at all."""
         table, chains = self.table, {name: list(rules) for name, rules in self.chains.items()}
-        if transaction.remove_table:
-            if table is None:
-                raise _refused("no such table")
-            table = None
-        if transaction.install is not None:
-            table = Table(intact=True, fwmark=transaction.install)
-        for name, handle in transaction.delete_accepts:
-            if all(rule.handle != handle for rule in chains.get(name, ())):
-                raise _refused(f"no rule {handle} in {name}")
-            chains[name] = [rule for rule in chains[name] if rule.handle != handle]
-        for name, fwmark in transaction.insert_accepts:
-            if name not in chains:
-                raise _refused(f"no chain {name}")
-            chains[name].insert(0, self.new_rule(fwmark))
-        if transaction.delete_elements or transaction.add_elements:
-            if table is None:
-                raise _refused("no such table")
-            table = replace(table, elements=self._elements(table, transaction))
+        for write in writes:
+            match write:
+                case RemoveTable():
+                    if table is None:
+                        raise _refused("no such table")
+                    table = None
+                case InstallTable():
+                    table = Table(intact=True, fwmark=write.fwmark)
+                case DeleteAccept():
+                    if all(rule.handle != write.handle for rule in chains.get(write.chain, ())):
+                        raise _refused(f"no rule {write.handle} in {write.chain}")
+                    rules = chains[write.chain]
+                    chains[write.chain] = [rule for rule in rules if rule.handle != write.handle]
+                case InsertAccept():
+                    if write.chain not in chains:
+                        raise _refused(f"no chain {write.chain}")
+                    chains[write.chain].insert(0, self.new_rule(write.fwmark))
+                case DeleteElement() | AddElement():
+                    if table is None:
+                        raise _refused("no such table")
+                case _:
+                    raise TypeError(write)
+        if table is not None:
+            table = replace(table, elements=self._elements(table, writes))
         self._write()
         self.table, self.chains = table, chains
 
@@ -195,7 +227,7 @@ class FakeKernel:
         self.probed = frozenset()
         self.flushed.clear()
         self.hairpins_set.clear()
-        self.hairpins_by_us &= {e.key for e in self.elements() if e.container == "hairpin"}
+        self.hairpins_by_us &= {e.key[0] for e in self.elements() if e.container is HAIRPIN}
 
     def remove_link(self, name: str) -> None:
         """An interface goes, with its addresses and the default route through it."""
@@ -229,23 +261,27 @@ class FakeKernel:
             hairpins=frozenset(self.hairpins - self.hairpins_by_us),
         )
 
-    def _elements(self, table: Table, transaction: Transaction) -> frozenset[Element]:
+    def _elements(self, table: Table, writes: Sequence[NftWrite]) -> frozenset[Element]:
         elements = set(table.elements)
-        for element in transaction.delete_elements:
-            if element not in elements:
-                raise _refused(f"no element {element}")
-            elements.remove(element)
-        for element in transaction.add_elements:
-            assert element.container in MAPS + SETS, f"our table has no {element.container}"
-            if any(str(external) in str(element).split() for external in self.refuse):
-                raise _refused(f"element {element} is not to the kernel's liking")
-            if any(
-                e.container == element.container and e.key == element.key and e != element
-                for e in elements
-            ):
-                raise _refused(f"another element has the key of {element}")
-            elements.add(element)
+        for write in writes:
+            if isinstance(write, DeleteElement):
+                if write.element not in elements:
+                    raise _refused(f"no element {write.element}")
+                elements.remove(write.element)
+            elif isinstance(write, AddElement):
+                self._check(write.element, elements)
+                elements.add(write.element)
         return frozenset(elements)
+
+    def _check(self, element: Element, elements: set[Element]) -> None:
+        assert element.container in CONTAINERS, f"our table has no {element.container.name}"
+        if any(str(external) in str(element).split() for external in self.refuse):
+            raise _refused(f"element {element} is not to the kernel's liking")
+        if any(
+            e.container is element.container and e.key == element.key and e != element
+            for e in elements
+        ):
+            raise _refused(f"another element has the key of {element}")
 
     def _addresses_listed(self) -> tuple[Address, ...]:
         listed = []
@@ -388,3 +424,8 @@ def _same_address(one: Address, other: Address) -> bool:
 
 def _refused(reason: str) -> TransactionRefused:
     return TransactionRefused(f"nftables refused a transaction: {reason}")
+
+
+def of(plan: Plan, kind: type[Write]) -> tuple[About, ...]:
+    """The objects of the plan's writes of one kind."""
+    return tuple(write.about for write in plan.writes if isinstance(write, kind))

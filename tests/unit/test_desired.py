@@ -14,20 +14,20 @@ from lab.addresses import (
     guest_name,
     internal,
 )
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import desire, mapping_elements, without
+from vm_onetoone_nat.nat_table import ADMIT, RESTRICT, Table, element
 from vm_onetoone_nat.state import (
     Address,
     AllowedService,
     Configuration,
     DomainState,
-    Element,
     Guests,
     Mapping,
     MappingState,
     Network,
     Observed,
     Stored,
-    Table,
 )
 
 ACTIVE, INACTIVE, PENDING, ERROR = (
@@ -412,7 +412,7 @@ def test_configured_uplink_is_used() -> None:
     observed = Observed("wlan9", (replace(HOST_ADDRESS, ifname="wlan9"),))
     desired = desire(Configuration((GUEST,), uplink="wlan9"), GUESTS, observed, Stored())
     assert desired.addresses == (own_address(external(1), ifname="wlan9"),)
-    assert Element("uplink", "wlan9") in desired.elements
+    assert element(nat_table.UPLINK, ("wlan9",)) in desired.elements
 
 
 def test_refused_mapping() -> None:
@@ -436,11 +436,11 @@ def test_open_mapping_elements() -> None:
     """A mapping without restrictions is four elements, and the uplink is one more for all."""
     desired = desire(Configuration((GUEST,)), GUESTS, OBSERVED, Stored())
     assert desired.elements == {
-        Element("external", "192.168.1.101", "192.168.122.101"),
-        Element("internal", "192.168.122.101", "192.168.1.101"),
-        Element("inbound", "192.168.1.101", "goto admit"),
-        Element("outbound", "192.168.122.101"),
-        Element("uplink", UPLINK),
+        element(nat_table.EXTERNAL, ("192.168.1.101",), "192.168.122.101"),
+        element(nat_table.INTERNAL, ("192.168.122.101",), "192.168.1.101"),
+        element(nat_table.INBOUND, ("192.168.1.101",), ADMIT),
+        element(nat_table.OUTBOUND, ("192.168.122.101",)),
+        element(nat_table.UPLINK, (UPLINK,)),
     }
 
 
@@ -477,14 +477,14 @@ def test_restricted_mapping_elements(
     """A restricted mapping goes to `restrict`, and `allowed` has each source with each service."""
     mapping = replace(GUEST, allow=allow, allowed_sources=sources)
     elements = set(mapping_elements(mapping))
-    assert {e for e in elements if e.container == "inbound"} == {
-        Element("inbound", "192.168.1.101", "goto restrict")
+    assert {e for e in elements if e.container is nat_table.INBOUND} == {
+        element(nat_table.INBOUND, ("192.168.1.101",), RESTRICT)
     }
-    assert {e for e in elements if e.container == "allowed"} == {
-        Element("allowed", f"192.168.1.101 . {key}") for key in keys
+    assert {e for e in elements if e.container is nat_table.ALLOWED} == {
+        element(nat_table.ALLOWED, ("192.168.1.101", *key.split(" . "))) for key in keys
     }
     assert elements - set(mapping_elements(GUEST)) == {
-        e for e in elements if e.container in ("inbound", "allowed")
+        e for e in elements if e.container in (nat_table.INBOUND, nat_table.ALLOWED)
     }
 
 

@@ -5,32 +5,45 @@ from dataclasses import replace
 import pytest
 from fakes import FORWARD, LIBVIRT_FORWARD, own_address
 from lab.addresses import UPLINK, external
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.fights import REPAIRS, WITHIN_SECONDS, Fight, Fights
-from vm_onetoone_nat.plan import Plan, Transaction
-from vm_onetoone_nat.state import Desired, Element
+from vm_onetoone_nat.host_writes import AddAddress, DeleteAddress, EnableIpForward, SetHairpin
+from vm_onetoone_nat.nat_table import element
+from vm_onetoone_nat.nft_writes import (
+    TABLE_KEY,
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    accept_key,
+)
+from vm_onetoone_nat.plan import Plan, describe
+from vm_onetoone_nat.state import Desired
+from vm_onetoone_nat.trigger import Kind, Trigger, Triggers
 
 MARK = 0x100000
 ADDRESS = own_address(external(1))
-ELEMENT = Element("outbound", "192.168.122.101")
+ELEMENT = element(nat_table.OUTBOUND, ("192.168.122.101",))
 DESIRED = Desired((), UPLINK, (ADDRESS,), frozenset(), MARK, frozenset())
-RIVAL = "nftables: written by puppet (process 4711)"
-NO_RIVAL = frozenset({"nftables"})
+WRITER = "puppet (process 4711)"
+RIVAL = Trigger(Kind.NFTABLES, f"nftables: written by {WRITER}", WRITER)
+NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")
+NO_RIVAL = frozenset({NEIGHBOUR})
 
 PLANS = {
-    "address": Plan(add_addresses=(ADDRESS,)),
-    "stray address": Plan(delete_addresses=(ADDRESS,)),
-    "accept": Plan(
-        transaction=Transaction(insert_accepts=((FORWARD, MARK),), delete_accepts=((FORWARD, 7),))
-    ),
-    "table": Plan(transaction=Transaction(install=MARK, add_elements=(ELEMENT,))),
-    "element": Plan(transaction=Transaction(add_elements=(ELEMENT,))),
-    "stray element": Plan(transaction=Transaction(delete_elements=(ELEMENT,))),
-    "hairpin": Plan(set_hairpins=("vnet0",)),
-    "forwarding": Plan(enable_ip_forward=True),
+    "address": Plan((AddAddress(ADDRESS),)),
+    "stray address": Plan((DeleteAddress(ADDRESS),)),
+    "accept": Plan((DeleteAccept(FORWARD, 7, accept_key(FORWARD)), InsertAccept(FORWARD, MARK))),
+    "table": Plan((InstallTable(MARK), AddElement(ELEMENT, TABLE_KEY))),
+    "element": Plan((AddElement(ELEMENT),)),
+    "stray element": Plan((DeleteElement(ELEMENT),)),
+    "hairpin": Plan((SetHairpin("vnet0"),)),
+    "forwarding": Plan((EnableIpForward(),)),
 }
 
 
-def fought(plan: Plan, triggers: frozenset[str] = NO_RIVAL) -> tuple[Fights, list[Fight]]:
+def fought(plan: Plan, triggers: Triggers = NO_RIVAL) -> tuple[Fights, list[Fight]]:
     """After so many repairs, a second apart, that it is a fight; it is 0 o'clock then."""
     fights = Fights()
     said: list[Fight] = []
@@ -52,30 +65,37 @@ def test_fight(plan: Plan) -> None:
 
 def test_rival_is_named() -> None:
     """What is known of who undoes it is said with it."""
-    _, (fight,) = fought(PLANS["accept"], frozenset({RIVAL, "neighbour"}))
-    assert fight == Fight("accept in ip filter FORWARD", (RIVAL,), 5.0)
+    _, (fight,) = fought(PLANS["accept"], frozenset({RIVAL, NEIGHBOUR}))
+    assert fight == Fight("accept in ip filter FORWARD", (RIVAL.text,), 5.0)
+
+
+def test_text_names_no_rival() -> None:
+    """A rival is a writer, not a word: a guest that is suspended by power management is none.
+
+    It was one, since " by " stands in the text.
+    """
+    suspended = Trigger(Kind.DOMAIN, "domain web: suspended by power management")
+    _, (fight,) = fought(PLANS["accept"], frozenset({suspended}))
+    assert fight.rivals == ()
 
 
 def test_others_are_not_held() -> None:
     """What nobody contests is written all the same."""
     fights, _ = fought(PLANS["accept"])
-    both = replace(
-        PLANS["accept"],
-        add_addresses=(ADDRESS,),
-        transaction=Transaction(
-            insert_accepts=((FORWARD, MARK), (LIBVIRT_FORWARD, MARK)),
-            delete_accepts=((LIBVIRT_FORWARD, 9), (FORWARD, 7)),
-            add_elements=(ELEMENT,),
-        ),
+    others = (
+        AddElement(ELEMENT),
+        DeleteAccept(LIBVIRT_FORWARD, 9, accept_key(LIBVIRT_FORWARD)),
+        InsertAccept(LIBVIRT_FORWARD, MARK),
+        AddAddress(ADDRESS),
     )
-    assert fights.hold(0, both) == Plan(
-        add_addresses=(ADDRESS,),
-        transaction=Transaction(
-            insert_accepts=((LIBVIRT_FORWARD, MARK),),
-            delete_accepts=((LIBVIRT_FORWARD, 9),),
-            add_elements=(ELEMENT,),
-        ),
-    )
+    assert fights.hold(0, Plan((*PLANS["accept"].writes, *others))) == Plan(others)
+
+
+def test_names_of_objects() -> None:
+    """A fight names its object in the words of `plan`."""
+    names = {kind: said[0].what for kind, plan in PLANS.items() for _, said in [fought(plan)]}
+    for kind, plan in PLANS.items():
+        assert any(line[2:].startswith(names[kind]) for line in describe(plan)), kind
 
 
 def test_ever_more_seldom() -> None:

@@ -9,6 +9,9 @@ from vm_onetoone_nat.reconcile import reconcile
 from vm_onetoone_nat.report.report import BOUNDS, Passes, Report
 from vm_onetoone_nat.state import Configuration, DomainState, Mapping
 from vm_onetoone_nat.traffic import Counters, Traffic
+from vm_onetoone_nat.trigger import RELOAD, RESYNC, RETRY, START, Kind, Trigger
+
+DOMAIN = Trigger(Kind.DOMAIN, "domain el7-x86_64-102: started")
 
 
 class Passing:
@@ -20,7 +23,7 @@ class Passing:
         self.history = History(0.0)
         self.mappings: tuple[int, ...] = (1, 2)
 
-    def pass_at(self, now: float, *triggers: str, took: float = 0.0) -> None:
+    def pass_at(self, now: float, *triggers: Trigger, took: float = 0.0) -> None:
         """A pass that ends then."""
         configuration = Configuration(
             mappings=tuple(
@@ -57,7 +60,7 @@ def test_before_the_first_pass() -> None:
     assert passing.history.report(1.0, 4711, "1.2.3", None) is None
     passing.history.failed(1, 2)
     assert passing.history.report(2.0, 4711, "1.2.3", None) is None
-    passing.pass_at(3, "retry")
+    passing.pass_at(3, RETRY)
     daemon = passing.report(4.5).daemon
     assert daemon is not None
     assert (daemon.pid, daemon.version, daemon.seconds) == (4711, "1.2.3", 4.5)
@@ -67,34 +70,34 @@ def test_before_the_first_pass() -> None:
 def test_time_in_state() -> None:
     """A state's time goes on over passes, and begins anew with another state."""
     passing = Passing()
-    passing.pass_at(1, "start")
-    passing.pass_at(5, "link eth0")
+    passing.pass_at(1, START)
+    passing.pass_at(5, Trigger(Kind.LINK, "link eth0"))
     assert passing.since(8) == {guest_name(1): ("active", 7), guest_name(2): ("active", 7)}
     passing.libvirt.set_domain(guest_name(2), DomainState.OFF)
-    passing.pass_at(10, "domain")
+    passing.pass_at(10, DOMAIN)
     passing.history.failed(11, 12)
     assert passing.since(13) == {guest_name(1): ("active", 12), guest_name(2): ("inactive", 3)}
     passing.libvirt.set_domain(guest_name(2), DomainState.RUNNING)
-    passing.pass_at(20, "domain")
+    passing.pass_at(20, DOMAIN)
     assert passing.since(20) == {guest_name(1): ("active", 19), guest_name(2): ("active", 0)}
 
 
 def test_time_of_what_is_configured_anew() -> None:
     """A mapping that was gone begins anew; one that another joins goes on."""
     passing = Passing()
-    passing.pass_at(1, "start")
+    passing.pass_at(1, START)
     passing.mappings = (2,)
-    passing.pass_at(2, "reload")
+    passing.pass_at(2, RELOAD)
     passing.mappings = (1, 2)
-    passing.pass_at(3, "reload")
+    passing.pass_at(3, RELOAD)
     assert passing.since(4) == {guest_name(1): ("active", 1), guest_name(2): ("active", 3)}
 
 
 def test_passes() -> None:
     """Each pass is counted, in every bound that it did not exceed; those that wrote too."""
     passing = Passing()
-    passing.pass_at(1, "start", took=0.0625)
-    passing.pass_at(2, "resync", took=0.25)
+    passing.pass_at(1, START, took=0.0625)
+    passing.pass_at(2, RESYNC, took=0.25)
     passing.history.failed(3, 9)
     passes = passing.passes()
     assert (passes.total, passes.failed, passes.wrote) == (3, 1, 1)
@@ -115,34 +118,34 @@ def damaged(passing: Passing) -> None:
 def test_repairs() -> None:
     """What is written without anything else being desired is a repair, of each kind of trigger."""
     passing = Passing()
-    passing.pass_at(1, "start")
+    passing.pass_at(1, START)
     assert passing.passes().repairs == {}
     damaged(passing)
     passing.pass_at(
         2,
-        "address 192.168.1.101 removed",
-        "nftables: written by nft (process 1)",
-        "address 1 added",
+        Trigger(Kind.ADDRESS, "address 192.168.1.101 removed"),
+        Trigger(Kind.NFTABLES, "nftables: written by nft (process 1)", "nft (process 1)"),
+        Trigger(Kind.ADDRESS, "address 1 added"),
     )
     assert passing.passes().repairs == {"address": 1, "nftables": 1}
     damaged(passing)
-    passing.pass_at(3, "ARP: an address is free or unavailable")
-    passing.pass_at(4, "resync")
+    passing.pass_at(3, Trigger(Kind.ARP, "ARP: an address is free or unavailable"))
+    passing.pass_at(4, RESYNC)
     assert passing.passes().repairs == {"address": 1, "arp": 1, "nftables": 1}
 
 
 def test_no_repairs() -> None:
     """A guest that stops, a start, and a failure of our own that is mended are none."""
     passing = Passing()
-    passing.pass_at(1, "start")
+    passing.pass_at(1, START)
     passing.libvirt.set_domain(guest_name(1), DomainState.OFF)
-    passing.pass_at(2, "domain")
+    passing.pass_at(2, DOMAIN)
     passing.libvirt.set_domain(guest_name(1), DomainState.RUNNING)
     passing.kernel.fail = {external(1)}
-    passing.pass_at(3, "domain")
+    passing.pass_at(3, DOMAIN)
     assert passing.passes().failed == 1
     passing.kernel.fail = set()
-    passing.pass_at(4, "retry")
+    passing.pass_at(4, RETRY)
     passes = passing.passes()
     assert (passes.wrote, passes.failed, passes.repairs) == (4, 1, {})
 
@@ -150,9 +153,9 @@ def test_no_repairs() -> None:
 def test_a_record_is_no_repair() -> None:
     """Connections that are forgotten anew by another process were not changed by somebody."""
     passing = Passing()
-    passing.pass_at(1, "start")
+    passing.pass_at(1, START)
     passing.kernel.flushed.clear()
-    passing.pass_at(2, "resync")
+    passing.pass_at(2, RESYNC)
     passes = passing.passes()
     assert (passes.wrote, passes.repairs) == (2, {})
 
@@ -161,7 +164,7 @@ def test_report() -> None:
     """The report has uplink, libvirt and traffic as they are now."""
     passing = Passing()
     passing.libvirt.set_domain(guest_name(2), DomainState.OFF)
-    passing.pass_at(1, "start")
+    passing.pass_at(1, START)
     came, went = Traffic(1, 2, 3), Traffic(4, 5, 6)
     nobody: dict[IPv4Address, Traffic] = {}
     report = passing.report(2, Counters({external(1): came}, nobody))
@@ -170,5 +173,5 @@ def test_report() -> None:
     report = passing.report(2, Counters(nobody, {internal(1): went}))
     assert [entry.outbound for entry in report.entries] == [went, Traffic()]
     passing.libvirt.reachable = False
-    passing.pass_at(3, "libvirt lost")
+    passing.pass_at(3, Trigger(Kind.LIBVIRT, "libvirt lost"))
     assert not passing.report(3).libvirt

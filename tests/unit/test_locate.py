@@ -7,19 +7,18 @@ import pytest
 from fakes import default_network, laptop
 from lab.addresses import LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, external, internal
 from vm_onetoone_nat.locate import doubtful, located, why_unknown
+from vm_onetoone_nat.nat_table import EXTERNAL, Table, element
 from vm_onetoone_nat.state import (
     AddressSource,
     Configuration,
     Domain,
     DomainState,
-    Element,
     Guests,
     Interface,
     Mapping,
     Neighbour,
     Network,
     Observed,
-    Table,
 )
 
 MAC, SECOND_MAC, OTHER_MAC = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:99"
@@ -44,7 +43,7 @@ def heard(address: IPv4Address, mac: str = MAC, **more: object) -> Neighbour:
 
 def observed(*neighbours: Neighbour, translated: IPv4Address | None = None) -> Observed:
     elements = frozenset(
-        {Element("external", str(external(1)), str(translated))} if translated is not None else ()
+        {element(EXTERNAL, (str(external(1)),), str(translated))} if translated is not None else ()
     )
     return replace(BARE, neighbours=neighbours, table=Table(True, elements))
 

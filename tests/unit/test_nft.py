@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from vm_onetoone_nat.nft import Nft
-from vm_onetoone_nat.ruleset import table_commands
+from vm_onetoone_nat.nft_table import table_commands
 from vm_onetoone_nat.state import DEFAULT_FWMARK
 
+MARK = DEFAULT_FWMARK
 CHAIN = {"chain": {"family": "inet", "table": "vm_onetoone_nat", "name": "admit"}}
-INTACT = [command["add"] for command in table_commands(DEFAULT_FWMARK)]
+INTACT = [command["add"] for command in table_commands(MARK)]
 
 
 class Ruleset:
@@ -46,40 +47,40 @@ def nft(ruleset: Ruleset) -> Iterator[Nft]:
 
 def test_same_generation_is_listed_once(nft: Nft, ruleset: Ruleset) -> None:
     """Nobody has written since: what was listed still is."""
-    before = nft.observe()
+    before = nft.observe(MARK)
     assert before[0] is not None and before[0].intact
-    assert nft.observe() == before
+    assert nft.observe(MARK) == before
     assert ruleset.listed == 1
 
 
 def test_new_generation_is_listed(nft: Nft, ruleset: Ruleset) -> None:
     """Somebody has written: the table is listed anew, and is what it is."""
-    nft.observe()
+    nft.observe(MARK)
     ruleset.generation, ruleset.table = 2, INTACT[:-1]
-    table, _, _ = nft.observe()
+    table, _, _ = nft.observe(MARK)
     assert table is not None and not table.intact
 
 
 def test_change_during_the_listing(nft: Nft, ruleset: Ruleset) -> None:
     """A listing of which it is not certain what generation it is of is not kept."""
     ruleset.changes_meanwhile = True
-    nft.observe()
+    nft.observe(MARK)
     ruleset.changes_meanwhile = False
-    nft.observe()
-    nft.observe()
+    nft.observe(MARK)
+    nft.observe(MARK)
     assert ruleset.listed == 2
 
 
 def test_strange_table_is_listed_each_time(nft: Nft, ruleset: Ruleset) -> None:
     """A table that is not as we write it may change without a transaction, as with its owner."""
     ruleset.table = INTACT[:-1]
-    nft.observe()
-    nft.observe()
+    nft.observe(MARK)
+    nft.observe(MARK)
     assert ruleset.listed == 2
 
 
 def test_table_that_is_gone(nft: Nft, ruleset: Ruleset) -> None:
     """Whether there is a table at all is looked at each time."""
-    nft.observe()
+    nft.observe(MARK)
     ruleset.table = []
-    assert nft.observe()[0] is None
+    assert nft.observe(MARK)[0] is None

@@ -13,13 +13,34 @@ from fakes import (
     default_network,
     domain,
     laptop,
+    of,
     own_address,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import desire, mapping_elements
-from vm_onetoone_nat.plan import Plan, Transaction, describe, plan, removal
+from vm_onetoone_nat.host_writes import (
+    AddAddress,
+    ClearHairpin,
+    DeleteAddress,
+    EnableIpForward,
+    FlushBypassing,
+    FlushTranslated,
+    SetHairpin,
+)
+from vm_onetoone_nat.nat_table import Element, Table, Translation, element
+from vm_onetoone_nat.nft_writes import (
+    TABLE_KEY,
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    RemoveTable,
+)
+from vm_onetoone_nat.plan import Plan, describe, plan, removal
 from vm_onetoone_nat.state import (
     DEFAULT_FWMARK,
     AcceptRule,
@@ -28,7 +49,6 @@ from vm_onetoone_nat.state import (
     ChainName,
     Configuration,
     Desired,
-    Element,
     ForeignChain,
     Guests,
     Mapping,
@@ -36,9 +56,8 @@ from vm_onetoone_nat.state import (
     MappingStatus,
     Observed,
     Stored,
-    Table,
-    Translation,
 )
+from vm_onetoone_nat.writes import Write
 
 BOUNDED = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 MARK = DEFAULT_FWMARK
@@ -65,6 +84,17 @@ def plan_of(kernel: FakeKernel, *numbers: int, fwmark: int = MARK) -> Plan:
     return plan(kernel.observe(CONFIGURATION), desired)
 
 
+def bypassing(n: int, part_of: str | None = None) -> FlushBypassing:
+    """The flows of a guest that began before its translation."""
+    pair = Translation(external(n), internal(n))
+    return FlushBypassing(pair, part_of, frozenset({HOST.ip}))
+
+
+def translated(n: int) -> str:
+    """The key of a guest's translation."""
+    return f"dnat {external(n)} to {internal(n)}"
+
+
 def converged(*numbers: int) -> FakeKernel:
     """The laptop with these guests mapped."""
     kernel = laptop()
@@ -76,9 +106,7 @@ def test_flushed_after_a_crash() -> None:
     """What a process before this one wrote is freed of older flows once, by each process."""
     kernel = converged(1)
     kernel.forget()
-    assert plan_of(kernel, 1) == Plan(
-        flush_bypassing=(Translation(external(1), internal(1)),), host_sources=(HOST.ip,)
-    )
+    assert plan_of(kernel, 1) == Plan((bypassing(1),))
     kernel.apply(plan_of(kernel, 1))
     assert plan_of(kernel, 1) == Plan()
     kernel.apply(plan_of(kernel))
@@ -91,18 +119,16 @@ def test_first_plan() -> None:
     """On a host that has nothing of ours, everything is added and nothing deleted."""
     kernel = laptop()
     kernel.ip_forward = False
+    elements = sorted([*mapping_elements(guest(1)), element(nat_table.UPLINK, (UPLINK,))])
     assert plan_of(kernel, 1) == Plan(
-        enable_ip_forward=True,
-        add_addresses=(own_address(external(1)),),
-        transaction=Transaction(
-            install=MARK,
-            add_elements=tuple(
-                sorted([*mapping_elements(guest(1)), Element("uplink", UPLINK)]),
-            ),
-            insert_accepts=((FORWARD, MARK),),
-        ),
-        flush_bypassing=(Translation(external(1), internal(1)),),
-        host_sources=(HOST.ip,),
+        (
+            EnableIpForward(),
+            InstallTable(MARK),
+            *(AddElement(each, TABLE_KEY) for each in elements),
+            InsertAccept(FORWARD, MARK),
+            AddAddress(own_address(external(1))),
+            bypassing(1, part_of=TABLE_KEY),
+        )
     )
 
 
@@ -117,19 +143,22 @@ def test_converged_plan_is_empty() -> None:
 def test_guest_comes() -> None:
     """One more guest is a difference: its address and its elements, nothing else."""
     assert plan_of(converged(1), 1, 2) == Plan(
-        add_addresses=(own_address(external(2)),),
-        transaction=Transaction(add_elements=tuple(sorted(mapping_elements(guest(2))))),
-        flush_bypassing=(Translation(external(2), internal(2)),),
-        host_sources=(HOST.ip,),
+        (
+            *map(AddElement, sorted(mapping_elements(guest(2)))),
+            AddAddress(own_address(external(2))),
+            bypassing(2, part_of=translated(2)),
+        )
     )
 
 
 def test_guest_goes() -> None:
     """One guest less is its address, its elements and its connections, nothing else."""
     assert plan_of(converged(1, 2), 1) == Plan(
-        transaction=Transaction(delete_elements=tuple(sorted(mapping_elements(guest(2))))),
-        delete_addresses=(own_address(external(2)),),
-        flush_translated=(Translation(external(2), internal(2)),),
+        (
+            DeleteAddress(own_address(external(2))),
+            *map(DeleteElement, sorted(mapping_elements(guest(2)))),
+            FlushTranslated(Translation(external(2), internal(2)), translated(2)),
+        )
     )
 
 
@@ -145,7 +174,7 @@ def test_idle_daemon_leaves_forwarding_off() -> None:
     """ip_forward is a setting of the whole host: without an active mapping it is not touched."""
     kernel = laptop()
     kernel.ip_forward = False
-    assert not plan_of(kernel).enable_ip_forward
+    assert EnableIpForward() not in plan_of(kernel).writes
 
 
 def test_external_leads_to_another_guest() -> None:
@@ -154,8 +183,8 @@ def test_external_leads_to_another_guest() -> None:
     configuration = Configuration((replace(guest(1), internal=internal(5)),))
     observed = kernel.observe(configuration)
     planned = plan(observed, desire(configuration, guests(1), observed, Stored()))
-    assert planned.flush_translated == (Translation(external(1), internal(1)),)
-    assert (planned.add_addresses, planned.delete_addresses) == ((), ())
+    assert of(planned, FlushTranslated) == (Translation(external(1), internal(1)),)
+    assert (of(planned, AddAddress), of(planned, DeleteAddress)) == ((), ())
 
 
 @pytest.mark.parametrize("change", [{"intact": False}, {"intact": False, "fwmark": None}])
@@ -166,10 +195,12 @@ def test_table_that_somebody_changed(change: dict[str, bool | None]) -> None:
     elements = kernel.table.elements
     kernel.table = replace(kernel.table, **change)  # type: ignore[arg-type]
     assert plan_of(kernel, 1) == Plan(
-        transaction=Transaction(install=MARK, add_elements=tuple(sorted(elements))),
-        # Flows that began while it was not whole would bypass it.
-        flush_bypassing=(Translation(external(1), internal(1)),),
-        host_sources=(HOST.ip,),
+        (
+            InstallTable(MARK),
+            *(AddElement(each, TABLE_KEY) for each in sorted(elements)),
+            # Flows that began while it was not whole would bypass it.
+            bypassing(1, part_of=TABLE_KEY),
+        )
     )
 
 
@@ -177,13 +208,16 @@ def test_element_that_somebody_added() -> None:
     """An element in our table that is nobody's mapping is deleted, and its connections end."""
     kernel = converged(1)
     assert kernel.table is not None
-    stray = Element("external", "192.168.1.200", "192.168.122.200")
+    stray = element(nat_table.EXTERNAL, ("192.168.1.200",), "192.168.122.200")
     kernel.table = replace(kernel.table, elements=kernel.table.elements | {stray})
     assert plan_of(kernel, 1) == Plan(
-        transaction=Transaction(delete_elements=(stray,)),
-        flush_translated=(
-            Translation(IPv4Address("192.168.1.200"), IPv4Address("192.168.122.200")),
-        ),
+        (
+            DeleteElement(stray),
+            FlushTranslated(
+                Translation(IPv4Address("192.168.1.200"), IPv4Address("192.168.122.200")),
+                "dnat 192.168.1.200 to 192.168.122.200",
+            ),
+        )
     )
 
 
@@ -194,12 +228,12 @@ def test_uplink_changes() -> None:
     kernel.addresses.append(Address("eth1", IPv4Interface("192.168.1.50/24")))
     kernel.default_route = "eth1"
     assert plan_of(kernel, 1) == Plan(
-        add_addresses=(own_address(external(1), ifname="eth1"),),
-        transaction=Transaction(
-            delete_elements=(Element("uplink", UPLINK),),
-            add_elements=(Element("uplink", "eth1"),),
-        ),
-        delete_addresses=(own_address(external(1)),),
+        (
+            DeleteAddress(own_address(external(1))),
+            DeleteElement(element(nat_table.UPLINK, (UPLINK,))),
+            AddElement(element(nat_table.UPLINK, ("eth1",))),
+            AddAddress(own_address(external(1), ifname="eth1")),
+        )
     )
 
 
@@ -209,7 +243,7 @@ def test_foreign_address_serves() -> None:
     before = Address(UPLINK, IPv4Interface((external(1), 24)))
     kernel.addresses.append(before)
     planned = plan_of(kernel, 1)
-    assert planned.add_addresses == ()
+    assert of(planned, AddAddress) == ()
     kernel.apply(planned)
     kernel.apply(plan_of(kernel))
     kernel.apply(removal(kernel.observe(CONFIGURATION), MARK))
@@ -251,9 +285,7 @@ def test_accept_that_stands_is_not_written_again() -> None:
     head, *_ = kernel.chains[FORWARD]
     double = kernel.new_rule(MARK)
     kernel.chains[FORWARD].append(double)
-    assert plan_of(kernel, 1) == Plan(
-        transaction=Transaction(delete_accepts=((FORWARD, double.handle),))
-    )
+    assert plan_of(kernel, 1) == Plan((DeleteAccept(FORWARD, double.handle),))
     assert head.fwmark == MARK
 
 
@@ -291,13 +323,13 @@ def test_hairpin_is_set_and_recorded() -> None:
     """The flag is set, with a record in our table, and cleared again when the guest goes."""
     kernel = with_guest_behind_port()
     planned = plan_of(kernel, 1)
-    assert planned.set_hairpins == ("vnet0",)
-    assert Element("hairpin", "vnet0") in planned.transaction.add_elements
+    assert SetHairpin("vnet0") in planned.writes
+    assert AddElement(element(nat_table.HAIRPIN, ("vnet0",)), TABLE_KEY) in planned.writes
     kernel.apply(planned)
     assert plan_of(kernel, 1) == Plan()
     planned = plan_of(kernel)
-    assert planned.clear_hairpins == ("vnet0",)
-    assert Element("hairpin", "vnet0") in planned.transaction.delete_elements
+    assert ClearHairpin("vnet0") in planned.writes
+    assert DeleteElement(element(nat_table.HAIRPIN, ("vnet0",))) in planned.writes
 
 
 def test_hairpin_of_somebody_else() -> None:
@@ -305,12 +337,13 @@ def test_hairpin_of_somebody_else() -> None:
     kernel = with_guest_behind_port()
     kernel.hairpins.add("vnet0")
     planned = plan_of(kernel, 1)
-    assert planned.set_hairpins == ()
-    assert all(e.container != "hairpin" for e in planned.transaction.add_elements)
+    assert of(planned, SetHairpin) == ()
+    added = [w.element for w in planned.writes if isinstance(w, AddElement)]
+    assert all(e.container is not nat_table.HAIRPIN for e in added)
     kernel.apply(planned)
     assert plan_of(kernel, 1) == Plan()
-    assert plan_of(kernel).clear_hairpins == ()
-    assert removal(kernel.observe(CONFIGURATION), MARK).clear_hairpins == ()
+    assert of(plan_of(kernel), ClearHairpin) == ()
+    assert of(removal(kernel.observe(CONFIGURATION), MARK), ClearHairpin) == ()
 
 
 def test_hairpin_that_was_cleared_by_hand() -> None:
@@ -318,8 +351,8 @@ def test_hairpin_that_was_cleared_by_hand() -> None:
     kernel = with_guest_behind_port()
     kernel.apply(plan_of(kernel, 1))
     kernel.hairpins.clear()
-    assert plan_of(kernel, 1) == Plan(set_hairpins=("vnet0",))
-    assert plan_of(kernel).clear_hairpins == ()
+    assert plan_of(kernel, 1) == Plan((SetHairpin("vnet0"),))
+    assert of(plan_of(kernel), ClearHairpin) == ()
 
 
 def test_hairpin_goes_with_br_netfilter() -> None:
@@ -328,8 +361,10 @@ def test_hairpin_goes_with_br_netfilter() -> None:
     kernel.apply(plan_of(kernel, 1))
     kernel.bridge_netfilter = False
     assert plan_of(kernel, 1) == Plan(
-        clear_hairpins=("vnet0",),
-        transaction=Transaction(delete_elements=(Element("hairpin", "vnet0"),)),
+        (
+            ClearHairpin("vnet0"),
+            DeleteElement(element(nat_table.HAIRPIN, ("vnet0",))),
+        )
     )
 
 
@@ -348,7 +383,7 @@ def test_removal_leaves_nothing() -> None:
 def test_removal_ends_connections() -> None:
     """Removal ends the connections of every translation that the table had."""
     planned = removal(converged(1, 2).observe(CONFIGURATION), MARK)
-    assert planned.flush_translated == (
+    assert of(planned, FlushTranslated) == (
         Translation(external(1), internal(1)),
         Translation(external(2), internal(2)),
     )
@@ -403,7 +438,7 @@ MAPPINGS = NUMBERS.flatmap(
 
 def elements_of(mappings: tuple[Mapping, ...], uplink: str | None) -> frozenset[Element]:
     found = {e for m in mappings for e in mapping_elements(m)}
-    return frozenset(found if uplink is None else found | {Element("uplink", uplink)})
+    return frozenset(found if uplink is None else found | {element(nat_table.UPLINK, (uplink,))})
 
 
 @st.composite
@@ -431,12 +466,12 @@ def kernels(draw: st.DrawFn) -> FakeKernel:
     if draw(st.booleans()):
         records = draw(st.sets(PORTS))
         elements = elements_of(draw(MAPPINGS), draw(st.none() | IFNAMES))
-        elements |= {Element("hairpin", name) for name in records}
+        elements |= {element(nat_table.HAIRPIN, (name,)) for name in records}
         intact = draw(st.booleans())
         kernel.table = Table(intact, elements, draw(MARKS if intact else st.none() | MARKS))
         kernel.hairpins = draw(st.sets(st.sampled_from(sorted(records)))) if records else set()
         kernel.hairpins_by_us = set(kernel.hairpins)
-    recorded = {e.key for e in kernel.elements() if e.container == "hairpin"}
+    recorded = {e.key[0] for e in kernel.elements() if e.container is nat_table.HAIRPIN}
     kernel.hairpins |= draw(st.sets(PORTS)) - recorded
     return kernel
 
@@ -480,7 +515,9 @@ def test_one_pass_is_enough(data: st.DataObject, kernel: FakeKernel) -> None:
         (a.ifname, a.interface.ip) for a in kernel.owned()
     }
     assert after.table is not None
-    assert {e for e in after.table.elements if e.container != "hairpin"} == desired.elements
+    assert {
+        e for e in after.table.elements if e.container is not nat_table.HAIRPIN
+    } == desired.elements
     assert after.table.fwmark == desired.fwmark
     assert after.table.intact
     assert desired.hairpins <= after.hairpins
@@ -519,28 +556,38 @@ def test_description_is_complete(data: st.DataObject, kernel: FakeKernel) -> Non
 
 def expected_lines(planned: Plan) -> list[str]:
     """What a person should read, in any order."""
-    transaction = planned.transaction
-    return [
-        *(["+ sysctl net.ipv4.ip_forward = 1"] if planned.enable_ip_forward else []),
-        *(["- table inet vm_onetoone_nat"] if transaction.remove_table else []),
-        *(
-            [f"+ table inet vm_onetoone_nat, mark 0x{transaction.install:08x}"]
-            if transaction.install is not None
-            else []
-        ),
-        *(f"+ address {a.interface} on {a.ifname}" for a in planned.add_addresses),
-        *(f"- address {a.interface} on {a.ifname}" for a in planned.delete_addresses),
-        *(f"+ {_element_text(e)}" for e in transaction.add_elements),
-        *(f"- {_element_text(e)}" for e in transaction.delete_elements),
-        *(f"- accept in {_chain_text(c)}, handle {h}" for c, h in transaction.delete_accepts),
-        *(
-            f"+ accept of mark 0x{mark:08x} at the head of {_chain_text(c)}"
-            for c, mark in transaction.insert_accepts
-        ),
-        *(f"+ hairpin on bridge port {name}" for name in planned.set_hairpins),
-        *(f"- hairpin on bridge port {name}" for name in planned.clear_hairpins),
-        *(f"- connections of {t.external} and {t.internal}" for t in planned.flush_translated),
-    ]
+    return [line for write in planned.writes for line in _lines(write)]
+
+
+def _lines(write: Write) -> list[str]:  # noqa: PLR0912
+    match write:
+        case EnableIpForward():
+            return ["+ sysctl net.ipv4.ip_forward = 1"]
+        case RemoveTable():
+            return ["- table inet vm_onetoone_nat"]
+        case InstallTable():
+            return [f"+ table inet vm_onetoone_nat, mark 0x{write.fwmark:08x}"]
+        case AddAddress(address=a):
+            return [f"+ address {a.interface} on {a.ifname}"]
+        case DeleteAddress(address=a):
+            return [f"- address {a.interface} on {a.ifname}"]
+        case AddElement():
+            return [f"+ {_element_text(write.element)}"]
+        case DeleteElement():
+            return [f"- {_element_text(write.element)}"]
+        case DeleteAccept():
+            return [f"- accept in {_chain_text(write.chain)}, handle {write.handle}"]
+        case InsertAccept(fwmark=mark):
+            return [f"+ accept of mark 0x{mark:08x} at the head of {_chain_text(write.chain)}"]
+        case SetHairpin():
+            return [f"+ hairpin on bridge port {write.port}"]
+        case ClearHairpin():
+            return [f"- hairpin on bridge port {write.port}"]
+        case FlushTranslated(translation=t):
+            return [f"- connections of {t.external} and {t.internal}"]
+        case FlushBypassing():
+            return []
+    raise TypeError(write)
 
 
 def _element_text(element: Element) -> str:
@@ -552,9 +599,9 @@ def _element_text(element: Element) -> str:
         "allowed": "allow {2} {3} from {1} to {0}",
         "uplink": "uplink {0}",
         "hairpin": "record of the hairpin on {0}",
-    }[element.container]
-    limit = ", as allowed" if element.value == "goto restrict" else ""
-    return words.format(*element.key.split(" . "), value=element.value) + limit
+    }[element.container.name]
+    limit = ", as allowed" if element.value == nat_table.RESTRICT else ""
+    return words.format(*element.key, value=element.value) + limit
 
 
 def _chain_text(chain: ChainName) -> str:

@@ -52,13 +52,14 @@ LIBRARIES = {"config/schema": {"pydantic"}}
 """What a pure module imports beside the standard library: pydantic only validates."""
 
 FLAT = {
-    **dict.fromkeys(("state", "traffic"), "model"),
+    **dict.fromkeys(("state", "traffic", "nat_table", "trigger", "family"), "model"),
     **dict.fromkeys(
         ("gather", "claims", "pools", "locate", "checks", "desired", "plan", "fights", "acd"),
         "decide",
     ),
     "reconcile": "decide",
     **dict.fromkeys(("ruleset", "nft_foreign", "rtnetlink", "ifaddr", "routes"), "kernel/messages"),
+    **dict.fromkeys(("nft_table", "nft_elements", "nft_accept"), "kernel/messages"),
     **dict.fromkeys(("kernel", "nft", "addresses", "links", "bridge", "conntrack"), "kernel"),
     **dict.fromkeys(("arp", "legacy", "probes", "watch", "socket_filter"), "kernel"),
     "changes": "report",

@@ -1,37 +1,25 @@
-"""libnftables' JSON: our table, its elements, the accepts in foreign chains."""
+"""libnftables' JSON: our table and its elements."""
 
 import copy
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
-from fakes import FORWARD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.addresses import UPLINK
+from vm_onetoone_nat import nat_table
 from vm_onetoone_nat.desired import mapping_elements
-from vm_onetoone_nat.plan import Transaction
+from vm_onetoone_nat.nat_table import Element, Table, element
+from vm_onetoone_nat.nft_table import parse_table, table_commands
+from vm_onetoone_nat.nft_writes import AddElement, DeleteElement
 from vm_onetoone_nat.ruleset import (
-    parse_chains,
-    parse_foreign_chain,
-    parse_table,
-    table_commands,
     transaction_commands,
 )
-from vm_onetoone_nat.state import (
-    DEFAULT_FWMARK,
-    AcceptRule,
-    AllowedService,
-    ChainName,
-    Element,
-    ForeignChain,
-    Mapping,
-    Table,
-)
+from vm_onetoone_nat.state import DEFAULT_FWMARK, AllowedService, Mapping
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK
-OTHER_MARK = 0x2
 METAINFO: Json = {"metainfo": {"version": "1.0.6", "json_schema_version": 1}}
 BOUNDED = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 
@@ -142,7 +130,7 @@ def with_elements(elements: list[Element]) -> list[Json]:
     """The table's listing with elements in the form in which we write them."""
     entries = listing()
     named = {e[k]["name"]: e[k] for e in entries for k in ("set", "map") if k in e}
-    for command in transaction_commands(Transaction(add_elements=tuple(elements))):
+    for command in transaction_commands([AddElement(each) for each in elements]):
         written = command["add"]["element"]
         named[written["name"]]["elem"] = [
             counted(item) if "stmt" in named[written["name"]] else item for item in written["elem"]
@@ -188,8 +176,25 @@ MAPPINGS = st.builds(
 @given(mapping=MAPPINGS)
 def test_elements_read_back(mapping: Mapping) -> None:
     """Every mapping's elements read back as they were written, and leave the table intact."""
-    elements = [*some_elements(mapping), Element("uplink", UPLINK), Element("hairpin", "vnet0")]
+    elements = [
+        *some_elements(mapping),
+        element(nat_table.UPLINK, (UPLINK,)),
+        element(nat_table.HAIRPIN, ("vnet0",)),
+    ]
     assert parse_table(with_elements(elements)) == Table(True, frozenset(elements), MARK)
+
+
+def test_elements_are_interned() -> None:
+    """A listed element is the same object as the desired one: a pass compares thousands of them."""
+    restricted = Mapping(
+        IPv4Address("192.168.1.101"),
+        "default",
+        internal=IPv4Address("192.168.122.101"),
+        allow=(AllowedService("tcp", 22, 22),),
+    )
+    desired = {id(each) for each in mapping_elements(restricted)}
+    listed = parse_table(with_elements(some_elements(restricted))).elements
+    assert {id(each) for each in listed} == desired
 
 
 @pytest.mark.parametrize(
@@ -220,7 +225,7 @@ def test_allowed_as_the_kernel_lists_it(listed: list[object], key: str) -> None:
     """Each form in which the kernel lists an interval reads as the element that was written."""
     entries = listing()
     (allowed,) = (e["set"] for e in entries if e.get("set", {}).get("name") == "allowed")
-    expected = Element("allowed", f"192.168.1.101 . {key}")
+    expected = element(nat_table.ALLOWED, ("192.168.1.101", *key.split(" . ")))
     allowed["elem"] = [{"concat": listed}]
     assert parse_table(entries).elements == {expected}
     allowed["elem"] = [{"elem": {"val": {"concat": listed}, "comment": "not ours"}}]
@@ -235,7 +240,7 @@ def test_one_command_for_each_container() -> None:
             for n in range(1, 1001)
         )
     )
-    commands = transaction_commands(Transaction(delete_elements=tuple(many)))
+    commands = transaction_commands([DeleteElement(each) for each in many])
     assert [c["delete"]["element"]["name"] for c in commands] == [
         "external",
         "inbound",
@@ -246,58 +251,4 @@ def test_one_command_for_each_container() -> None:
 
 def test_empty_transaction() -> None:
     """A transaction without content is no command at all."""
-    assert transaction_commands(Transaction()) == []
-    assert not Transaction()
-
-
-def accept(fwmark: int = MARK) -> list[Json]:
-    masked = {"&": [{"meta": {"key": "mark"}}, fwmark]}
-    return [{"match": {"op": "==", "left": masked, "right": fwmark}}, {"accept": None}]
-
-
-COUNTER: Json = {"counter": {"packets": 0, "bytes": 0}}
-NOT_ACCEPTS: list[list[Json]] = [
-    [],
-    [{"accept": None}],
-    [accept()[0]],
-    [accept()[0], {"drop": None}],
-    [accept()[0], {"jump": {"target": "x"}}],
-    [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "eth0"}}, *accept()],
-    [accept()[0], {"mangle": {"key": {"meta": {"key": "mark"}}, "value": 0}}, accept()[1]],
-    [{"match": {**accept()[0]["match"], "op": "!="}}, accept()[1]],
-    [{"match": {**accept()[0]["match"], "right": 0}}, accept()[1]],
-    [{"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": MARK}}, accept()[1]],
-]
-
-
-@pytest.mark.parametrize("expression", NOT_ACCEPTS)
-def test_rules_that_are_not_accepts(expression: list[Json]) -> None:
-    """A rule that does anything else than accept one mark bit is never taken for an accept."""
-    entries = [METAINFO, {"chain": {}}, {"rule": {"handle": 3, "expr": expression}}]
-    assert parse_foreign_chain(FORWARD, entries) == ForeignChain(FORWARD)
-
-
-def test_accepts_of_a_chain() -> None:
-    """Accepts are found with or without a counter, with handle, mark and whether at the head."""
-    first, second = accept(MARK), accept(OTHER_MARK)
-    entries: list[Json] = [
-        METAINFO,
-        {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 1}},
-        {"rule": {"handle": 7, "expr": [first[0], COUNTER, first[1]]}},
-        {"rule": {"handle": 4, "expr": [COUNTER, {"drop": None}]}},
-        {"rule": {"handle": 5, "expr": second}},
-    ]
-    assert parse_foreign_chain(FORWARD, entries) == ForeignChain(
-        FORWARD, (AcceptRule(7, MARK, at_head=True), AcceptRule(5, OTHER_MARK, at_head=False))
-    )
-
-
-def test_chains() -> None:
-    """Base chains are those with a hook; a chain that is only jumped to is none."""
-    entries: list[Json] = [
-        METAINFO,
-        {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward"}},
-        {"chain": {"family": "ip", "table": "filter", "name": "LIBVIRT_FWI"}},
-    ]
-    jumped_to = ChainName("ip", "filter", "LIBVIRT_FWI")
-    assert parse_chains(entries) == {FORWARD: "forward", jumped_to: None}
+    assert transaction_commands([]) == []

@@ -12,9 +12,20 @@ import pytest
 from lab.run_queue import RunQueue
 from vm_onetoone_nat import runner
 from vm_onetoone_nat.runner import EVERY_SECONDS, PASSES, RESYNC_SECONDS, Runner
+from vm_onetoone_nat.trigger import Kind, Trigger, Triggers
 
 PATIENCE = 10.0
 """How long a thread may take that is about to do something, in seconds; never waited for."""
+
+
+def named(text: str) -> Trigger:
+    """A trigger with that text."""
+    return Trigger(Kind.LINK, text)
+
+
+def said(triggers: Triggers) -> set[str]:
+    """The texts of these triggers."""
+    return {trigger.text for trigger in triggers}
 
 
 class Time:
@@ -43,8 +54,8 @@ def record(passes: int, result: Callable[[int], bool], clock: Time) -> list[tupl
     """Run that many passes; when each was, and its triggers. `result` gets the pass number."""
     seen: list[tuple[float, set[str]]] = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.append((clock.now, set(triggers)))
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.append((clock.now, said(triggers)))
         if len(seen) == passes:
             running.stop()
         return inf if result(len(seen)) else None
@@ -70,11 +81,11 @@ def test_a_thousand_notifications_are_one_pass() -> None:
     triggers = {f"trigger {n}" for n in range(1000)}
     seen = []
 
-    def reconcile(given: frozenset[str]) -> float | None:
-        seen.append(set(given))
+    def reconcile(given: Triggers) -> float | None:
+        seen.append(said(given))
         if len(seen) == 1:
             for trigger in sorted(triggers):
-                running.notify(trigger)
+                running.notify(named(trigger))
         else:
             running.stop()
         return inf
@@ -90,11 +101,11 @@ def test_same_cause_twice() -> None:
     """A trigger that came more than once is named once, and makes one pass."""
     seen = []
 
-    def reconcile(given: frozenset[str]) -> float | None:
-        seen.append(sorted(given))
+    def reconcile(given: Triggers) -> float | None:
+        seen.append(sorted(said(given)))
         if len(seen) == 1:
-            running.notify("link")
-            running.notify("link")
+            running.notify(named("link"))
+            running.notify(named("link"))
         else:
             running.stop()
         return inf
@@ -108,11 +119,11 @@ def test_stop_comes_before_what_is_waiting() -> None:
     """After stop there is no other pass, whatever was asked for before or after it."""
     seen = []
 
-    def reconcile(given: frozenset[str]) -> float | None:
-        seen.append(set(given))
-        running.notify("before")
+    def reconcile(given: Triggers) -> float | None:
+        seen.append(said(given))
+        running.notify(named("before"))
         running.stop()
-        running.notify("after")
+        running.notify(named("after"))
         return inf
 
     running = Runner(reconcile)
@@ -124,8 +135,8 @@ def test_stop_before_run() -> None:
     """A stop that came during start-up is not lost: there is one pass and no more."""
     seen = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.append(set(triggers))
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.append(said(triggers))
         return inf
 
     running = Runner(reconcile)
@@ -170,10 +181,10 @@ def test_trigger_during_backoff() -> None:
     clock = Time(step=0.1)
     seen: list[tuple[float, set[str]]] = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.append((clock.now, set(triggers)))
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.append((clock.now, said(triggers)))
         if len(seen) == 3:
-            running.notify("link")
+            running.notify(named("link"))
         if len(seen) == 5:
             running.stop()
         return None
@@ -195,8 +206,8 @@ def test_change_that_nobody_told_of() -> None:
     answers = iter([False, False, True])
     seen = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.append(set(triggers))
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.append(said(triggers))
         if len(seen) == 2:
             running.stop()
         return inf
@@ -212,10 +223,10 @@ def test_change_is_not_asked_for_while_causes_wait() -> None:
     asked = []
     seen = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.append(set(triggers))
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.append(said(triggers))
         if len(seen) == 1:
-            running.notify("link")
+            running.notify(named("link"))
         else:
             running.stop()
         return inf
@@ -235,8 +246,8 @@ def test_notify_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     first, second = threading.Event(), threading.Event()
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.append(set(triggers))
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.append(said(triggers))
         (second if first.is_set() else first).set()
         return inf
 
@@ -244,7 +255,7 @@ def test_notify_from_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     assert first.wait(PATIENCE)
-    running.notify("from outside")
+    running.notify(named("from outside"))
     assert second.wait(PATIENCE)
     running.stop()
     thread.join(PATIENCE)
@@ -257,8 +268,8 @@ def test_notifications_of_many_threads_all_arrive() -> None:
     wanted = {f"{thread} {n}" for thread in range(8) for n in range(100)}
     seen: set[str] = set()
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.update(triggers)
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.update(said(triggers))
         if wanted <= seen:
             running.stop()
         return inf
@@ -267,7 +278,7 @@ def test_notifications_of_many_threads_all_arrive() -> None:
 
     def tell(thread: int) -> None:
         for n in range(100):
-            running.notify(f"{thread} {n}")
+            running.notify(named(f"{thread} {n}"))
 
     threads = [threading.Thread(target=tell, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -285,14 +296,14 @@ def test_notify_from_a_signal_handler() -> None:
     """A signal handler may notify and stop while a pass is under way."""
     seen = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.append(set(triggers))
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.append(said(triggers))
         signal.raise_signal(signal.SIGUSR1 if len(seen) == 1 else signal.SIGUSR2)
         return inf
 
     running = Runner(reconcile)
     before = {
-        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda *_: running.notify("reload")),
+        signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda *_: running.notify(named("reload"))),
         signal.SIGUSR2: signal.signal(signal.SIGUSR2, lambda *_: running.stop()),
     }
     try:
@@ -308,18 +319,18 @@ def test_a_flood_is_answered_by_few_passes() -> None:
     begun: list[float] = []
     heard: set[str] = set()
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
+    def reconcile(triggers: Triggers) -> float | None:
         begun.append(time.monotonic())
-        heard.update(triggers)
-        if "last" in triggers:
+        heard.update(said(triggers))
+        if "last" in said(triggers):
             running.stop()
         return inf
 
     def flood() -> None:
         for n in range(1000):
-            running.notify(f"event {n}")
+            running.notify(named(f"event {n}"))
             time.sleep(max(0.0, started + n / 1000 - time.monotonic()))
-        running.notify("last")
+        running.notify(named("last"))
 
     running = Runner(reconcile)
     thread = threading.Thread(target=flood)
@@ -339,13 +350,13 @@ def test_retries_do_not_put_off_what_comes_after(monkeypatch: pytest.MonkeyPatch
     failures = 5 * PASSES
     begun: list[float] = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
+    def reconcile(triggers: Triggers) -> float | None:
         begun.append(time.monotonic())
-        if "trigger" in triggers:
+        if "trigger" in said(triggers):
             running.stop()
         if len(begun) <= failures:
             return None
-        running.notify("trigger")
+        running.notify(named("trigger"))
         return inf
 
     running = Runner(reconcile)
@@ -359,9 +370,9 @@ def test_stop_during_a_flood() -> None:
     """A stop does not wait until the next pass may begin."""
     seen = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
+    def reconcile(triggers: Triggers) -> float | None:
         seen.append(time.monotonic())
-        running.notify(f"event {len(seen)}")
+        running.notify(named(f"event {len(seen)}"))
         if len(seen) == PASSES:
             threading.Timer(EVERY_SECONDS / 4, running.stop).start()
         return inf
@@ -378,16 +389,16 @@ def test_causes_that_are_no_news() -> None:
     """Causes that tell nothing new make no pass; the next that does has one."""
     seen = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
-        seen.append(set(triggers))
+    def reconcile(triggers: Triggers) -> float | None:
+        seen.append(said(triggers))
         if len(seen) == 2:
             running.stop()
         else:
-            running.notify("own write")
-            threading.Timer(0.1, running.notify, ("foreign write",)).start()
+            running.notify(named("own write"))
+            threading.Timer(0.1, running.notify, (named("foreign write"),)).start()
         return inf
 
-    running = Runner(reconcile, is_news=lambda triggers: triggers != {"own write"})
+    running = Runner(reconcile, is_news=lambda triggers: said(triggers) != {"own write"})
     running.run()
     assert seen == [{"start"}, {"foreign write"}]
 
@@ -397,7 +408,7 @@ def test_look_again() -> None:
     clock = Time(step=0.5)
     seen: list[float] = []
 
-    def reconcile(triggers: frozenset[str]) -> float | None:
+    def reconcile(triggers: Triggers) -> float | None:
         seen.append(clock.now)
         if len(seen) == 2:
             running.stop()

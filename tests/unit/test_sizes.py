@@ -12,9 +12,6 @@ FUNCTION_LINES = 50
 """Of a definition, from `def` to its last line, with its docstring and without decorators."""
 
 TOO_LONG = {
-    "reconcile._install_singly",
-    "ruleset",
-    "ruleset._static",
     "state",
 }
 """Modules and functions that are still to be split."""

@@ -12,6 +12,7 @@ from lab import wait_for
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.runner import RESYNC_SECONDS
 from vm_onetoone_nat.state import Guests, Interface
+from vm_onetoone_nat.trigger import Kind, Trigger
 from vm_onetoone_nat.virt import connection as libvirt_connection
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.answers import BoundedCalls, LibvirtHangs
@@ -19,6 +20,7 @@ from vm_onetoone_nat.virt.connection import LibvirtSource
 from vm_onetoone_nat.virt.read import Definitions
 
 URI = "test:///default"
+CONNECTED = Trigger(Kind.LIBVIRT, "libvirt connected")
 
 
 class CountedDomain:
@@ -81,25 +83,25 @@ class TestSource:
     """libvirt's own test driver behind a connection."""
 
     @pytest.fixture
-    def triggers(self) -> list[str]:
+    def triggers(self) -> list[Trigger]:
         return []
 
     @pytest.fixture
-    def source(self, triggers: list[str]) -> Iterator[LibvirtSource]:
+    def source(self, triggers: list[Trigger]) -> Iterator[LibvirtSource]:
         source = LibvirtSource(URI, triggers.append)
         source.start()
         yield source
         source.stop()
 
-    def test_read(self, source: LibvirtSource, triggers: list[str]) -> None:
+    def test_read(self, source: LibvirtSource, triggers: list[Trigger]) -> None:
         """Connected, what libvirt has is read, and it is current."""
         guests = source.observe()
         assert [domain.name for domain in guests.domains] == ["test"]
         assert guests.current
-        assert triggers == ["libvirt connected"]
+        assert triggers == [CONNECTED]
 
     def test_reconnected_after_an_error(
-        self, source: LibvirtSource, triggers: list[str], monkeypatch: pytest.MonkeyPatch
+        self, source: LibvirtSource, triggers: list[Trigger], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A connection that is alive and answers with errors is replaced, with its events.
 
@@ -115,11 +117,11 @@ class TestSource:
             patched.setattr(libvirt_connection, "read_guests", broken)
             known = source.observe()
             assert (known.domains, known.current) == (before.domains, False)
-        wait_for(lambda: triggers.count("libvirt connected") == 2, 60, "it is connected anew")
+        wait_for(lambda: triggers.count(CONNECTED) == 2, 60, "it is connected anew")
         assert source.observe().current
-        assert "libvirt lost" in triggers
+        assert Trigger(Kind.LIBVIRT, "libvirt lost") in triggers
 
-    def test_never_reached(self, triggers: list[str]) -> None:
+    def test_never_reached(self, triggers: list[Trigger]) -> None:
         """Where libvirt was never reached nothing is known."""
         source = LibvirtSource("test:///nonexistent", triggers.append)
         source.start()

@@ -14,6 +14,7 @@ from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes,
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.links import Link, links
 from vm_onetoone_nat.locate import interfaces
+from vm_onetoone_nat.nat_table import Translation
 from vm_onetoone_nat.nft import read_counters, read_others
 from vm_onetoone_nat.probes import connects, echoes, who_has
 from vm_onetoone_nat.reconcile import Look
@@ -26,7 +27,6 @@ from vm_onetoone_nat.state import (
     MappingState,
     MappingStatus,
     Network,
-    Translation,
 )
 
 _NO_ADDRESS = IPv4Address(0)

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.diagnose.firewall import ChainVerdict, Packet, judge
+from vm_onetoone_nat.nat_table import DNAT_PRIORITY, MARK_PRIORITY, SNAT_PRIORITY
 from vm_onetoone_nat.nft_foreign import Chain, Ruleset
 
-# Priorities of our own chains: chains before them see packets untranslated and unmarked.
-_DNAT, _SNAT, _MARK = -105, 95, -5
 _ANYWHERE = IPv4Network("0.0.0.0/0")
 
 
@@ -78,11 +77,11 @@ def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
     """The packet as that chain sees it."""
     external, internal = IPv4Network(endpoints.external), IPv4Network(endpoints.internal)
     translated = frozenset({"dnat"}) if way != _OUTBOUND else frozenset()
-    marked = hook == "postrouting" or (hook == "forward" and chain.priority > _MARK)
+    marked = hook == "postrouting" or (hook == "forward" and chain.priority > MARK_PRIORITY)
     mark = endpoints.fwmark if marked else 0
     forwarded = hook in ("forward", "postrouting")
     if way == _INBOUND:
-        before = hook == "ingress" or (hook == "prerouting" and chain.priority <= _DNAT)
+        before = hook == "ingress" or (hook == "prerouting" and chain.priority <= DNAT_PRIORITY)
         packet = Packet(
             iifname=endpoints.uplink,
             saddr=endpoints.lan,
@@ -108,5 +107,5 @@ def _matters(chain: Chain, verdict: ChainVerdict) -> bool:
     """Whether it matters: another translation does only before ours."""
     if not verdict.translated:
         return True
-    first = {"prerouting": _DNAT, "postrouting": _SNAT}.get(chain.hook or "")
+    first = {"prerouting": DNAT_PRIORITY, "postrouting": SNAT_PRIORITY}.get(chain.hook or "")
     return first is not None and chain.priority <= first

@@ -6,6 +6,7 @@ from math import inf
 
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.fights import Fight
+from vm_onetoone_nat.host_writes import EnableIpForward
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.plan import describe
 from vm_onetoone_nat.reconcile import Outcome
@@ -17,6 +18,7 @@ from vm_onetoone_nat.state import (
     Obstacle,
     Unmapped,
 )
+from vm_onetoone_nat.trigger import Triggers, texts
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +33,13 @@ class PassLog:
         self._uplink: str | None = None
         self._failures: tuple[str, ...] = ()
 
-    def passed(self, now: float, outcome: Outcome, triggers: frozenset[str]) -> None:
+    def passed(self, now: float, outcome: Outcome, triggers: Triggers) -> None:
         """Log what a pass has changed, and what is new since the last one."""
         for written in outcome.written if log.isEnabledFor(logging.DEBUG) else ():
             for line in describe(written):
-                log.debug("%s (%s)", line, ", ".join(sorted(triggers)))
-        if any(w.enable_ip_forward for w in outcome.written) and outcome.look.observed.ip_forward:
+                log.debug("%s (%s)", line, texts(triggers))
+        enabled = any(EnableIpForward() in plan.writes for plan in outcome.written)
+        if enabled and outcome.look.observed.ip_forward:
             log.warning(
                 "net.ipv4.ip_forward was off: turned on for the whole host",
                 extra=entry(Event.IP_FORWARD_ENABLED),

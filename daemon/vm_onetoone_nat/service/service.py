@@ -28,13 +28,12 @@ from vm_onetoone_nat.service.notify import Notify
 from vm_onetoone_nat.service.passlog import PassLog, summary
 from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
 from vm_onetoone_nat.state import Configuration
+from vm_onetoone_nat.trigger import RELOAD, Kind, Triggers, is_news, kinds
 from vm_onetoone_nat.virt.connection import LibvirtSource
-from vm_onetoone_nat.watch import NEIGHBOUR, NFTABLES, Watch
+from vm_onetoone_nat.watch import Watch
 
 log = logging.getLogger(__name__)
 
-_RELOAD = "reload"
-_START = "start"
 _LEASE_SECONDS = 1.0
 _FIRST_LOOK_SECONDS = 3.0
 
@@ -79,7 +78,7 @@ class Service:
         """Reconcile until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: self._runner.stop())
-        signal.signal(signal.SIGHUP, lambda _number, _frame: self._runner.notify(_RELOAD))
+        signal.signal(signal.SIGHUP, lambda _number, _frame: self._runner.notify(RELOAD))
         log.info(
             "started with %d mappings",
             len(self._configuration.mappings),
@@ -106,18 +105,17 @@ class Service:
         remove(self._configuration.fwmark, self._kernel)
         log.info("stopped; addresses and rules are removed", extra=entry(Event.STOPPED))
 
-    def _is_news(self, triggers: frozenset[str]) -> bool:
-        """Whether a pass is needed: not if the last one has observed this ruleset already."""
-        only_rules = all(trigger.startswith(NFTABLES) for trigger in triggers)
-        return not only_rules or self._watch.generation > self._kernel.generation
+    def _is_news(self, triggers: Triggers) -> bool:
+        return is_news(triggers, self._watch.generation, self._kernel.generation)
 
-    def _pass(self, triggers: frozenset[str]) -> float | None:
-        if _RELOAD in triggers:
+    def _pass(self, triggers: Triggers) -> float | None:
+        seen = kinds(triggers)
+        if Kind.RELOAD in seen:
             self._notify.reloading()
             self._reload()
         self._bridge_netfilter = bridge_netfilter()
         began = time.monotonic()
-        if NEIGHBOUR in triggers:
+        if Kind.NEIGHBOUR in seen:
             self._source.ask_agents_again()
         try:
             outcome = reconcile(
@@ -142,7 +140,7 @@ class Service:
         self._remember(outcome.look)
         self._log.passed(time.monotonic(), outcome, triggers)
         self._notify.alive()
-        if triggers & {_START, _RELOAD}:
+        if seen & {Kind.START, Kind.RELOAD}:
             self._notify.ready(summary(outcome))
         else:
             self._notify.status(summary(outcome))
@@ -151,7 +149,7 @@ class Service:
         now = time.monotonic()
         again = min(self._fights.next_attempt(now), self._log.next_look(now))
         # A DHCP server records a lease only after the guest has it.
-        return min(again, _LEASE_SECONDS) if NEIGHBOUR in triggers else again
+        return min(again, _LEASE_SECONDS) if Kind.NEIGHBOUR in seen else again
 
     def _remember(self, look: Look) -> None:
         """Keep the MACs and addresses of guests, by which `_is_guest` filters neighbours."""

@@ -16,9 +16,15 @@ from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.state import Guests
+from vm_onetoone_nat.trigger import Kind, Trigger
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.answers import BoundedCalls, LibvirtHangs
 from vm_onetoone_nat.virt.read import Definitions, read_guests
+
+_AGENT = Trigger(Kind.GUEST, "guest agent")
+_ANSWERS = Trigger(Kind.LIBVIRT, "libvirt answers")
+_CONNECTED = Trigger(Kind.LIBVIRT, "libvirt connected")
+_LOST = Trigger(Kind.LIBVIRT, "libvirt lost")
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +41,14 @@ class LibvirtSource:
     """
 
     def __init__(
-        self, uri: str, notify: Callable[[str], None], *, guest_agent: bool = False
+        self, uri: str, notify: Callable[[Trigger], None], *, guest_agent: bool = False
     ) -> None:
         silence()
-        self._agents = Agents(uri, lambda: notify("guest agent")) if guest_agent else None
+        self._agents = Agents(uri, lambda: notify(_AGENT)) if guest_agent else None
         self._uri = uri
         self._notify = notify
         self._connection: Any = None
-        self._calls = BoundedCalls(lambda: notify("libvirt answers"))
+        self._calls = BoundedCalls(lambda: notify(_ANSWERS))
         self._known: Guests | None = None
         self._definitions = Definitions()
         self._lost = threading.Event()
@@ -129,7 +135,7 @@ class LibvirtSource:
             log.info("connected to libvirt at %s", self._uri, extra=entry(Event.LIBVIRT_CONNECTED))
             self._connection = connection
             self._tried.set()
-            self._notify("libvirt connected")
+            self._notify(_CONNECTED)
             self._lost.wait()
             self._connection = None
             if not self._stopped.is_set():
@@ -138,7 +144,7 @@ class LibvirtSource:
                     self._uri,
                     extra=entry(Event.LIBVIRT_LOST),
                 )
-                self._notify("libvirt lost")
+                self._notify(_LOST)
             _close(connection)
 
     def _subscribe(self, connection: Any) -> None:
@@ -187,12 +193,13 @@ class LibvirtSource:
 
     def _changed(self, domain: Any, what: str) -> None:
         self._definitions.changed(domain.UUIDString())
-        self._notify(f"domain {domain.name()}: {what}")
+        self._notify(Trigger(Kind.DOMAIN, f"domain {domain.name()}: {what}"))
 
     def _on_network(
         self, _connection: Any, network: Any, event: int, _detail: int, _opaque: None
     ) -> None:
-        self._notify(f"network {network.name()}: {_NETWORK_EVENTS.get(event, event)}")
+        what = _NETWORK_EVENTS.get(event, event)
+        self._notify(Trigger(Kind.NETWORK, f"network {network.name()}: {what}"))
 
 
 _DOMAIN_EVENTS = {
