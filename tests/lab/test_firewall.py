@@ -10,8 +10,8 @@ import pytest
 from lab.addresses import LAN_NETWORK, LIBVIRT_BRIDGE, UPLINK, external, internal
 from vm_onetoone_nat.diagnose.firewall import Packet, judge
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
-from vm_onetoone_nat.nft_foreign import Chain, Ruleset
-from vm_onetoone_nat.state import DEFAULT_FWMARK, ChainName
+from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Ruleset
+from vm_onetoone_nat.model.state import DEFAULT_FWMARK, ChainName
 
 PACKET = Packet(
     iifname=UPLINK,
@@ -29,7 +29,7 @@ import pickle, subprocess, sys
 for command in sys.argv[2:]:
     subprocess.run(command.split(), check=True)
 subprocess.run(["nft", "-f", "-"], input=sys.argv[1], text=True, check=True)
-from vm_onetoone_nat.nft import read_others
+from vm_onetoone_nat.kernel.nft import read_others
 sys.stdout.buffer.write(pickle.dumps(read_others()))
 """
 

@@ -23,7 +23,7 @@ BUSY = 4
 # A daemon whose writes to the kernel come late.
 LATE = f"""
 import sys, time
-from vm_onetoone_nat.kernel import Kernel
+from vm_onetoone_nat.kernel.kernel import Kernel
 apply = Kernel.apply
 def late(self, plan):
     time.sleep({OUTAGE})

@@ -25,13 +25,13 @@ from lab.addresses import (
     internal,
 )
 from own_network import in_own_network
-from vm_onetoone_nat.arp import Arp
-from vm_onetoone_nat.desired import desire, mapping_elements
+from vm_onetoone_nat.decide.desired import desire, mapping_elements
+from vm_onetoone_nat.decide.plan import Plan, Transaction, plan, removal
+from vm_onetoone_nat.decide.reconcile import KernelSide
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
-from vm_onetoone_nat.kernel import Kernel
-from vm_onetoone_nat.plan import Plan, Transaction, plan, removal
-from vm_onetoone_nat.reconcile import KernelSide
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.kernel.arp import Arp
+from vm_onetoone_nat.kernel.kernel import Kernel
+from vm_onetoone_nat.model.state import (
     DEFAULT_FWMARK,
     Address,
     AllowedService,

@@ -11,9 +11,9 @@ import pytest
 from vm_onetoone_nat.cli import _parser
 from vm_onetoone_nat.config.schema import File, MappingTable, PoolTable, Settings, parse_text
 from vm_onetoone_nat.diagnose.remedies import remedy
+from vm_onetoone_nat.model.state import Cause, MappingState, Range
 from vm_onetoone_nat.report.report import Passes, Report, Running
 from vm_onetoone_nat.service.metrics import exposition
-from vm_onetoone_nat.state import Cause, MappingState, Range
 
 ROOT = Path(__file__).parents[2]
 DOCS, CODE, UNITS = ROOT / "docs", ROOT / "daemon" / "vm_onetoone_nat", ROOT / "systemd"

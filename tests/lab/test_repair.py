@@ -35,9 +35,9 @@ from lab.addresses import (
     lan_host,
 )
 from running import Daemon, mapping
-from vm_onetoone_nat.acd import ANNOUNCE_SECONDS, ANNOUNCEMENTS
-from vm_onetoone_nat.links import links
-from vm_onetoone_nat.runner import TICK_SECONDS
+from vm_onetoone_nat.decide.acd import ANNOUNCE_SECONDS, ANNOUNCEMENTS
+from vm_onetoone_nat.kernel.links import links
+from vm_onetoone_nat.service.runner import TICK_SECONDS
 
 PORT = 7000
 EVENTS = 1000

@@ -13,11 +13,8 @@ import pytest
 from fakes import FORWARD
 from lab.addresses import UPLINK, external, internal
 from own_network import in_own_network
-from vm_onetoone_nat import nat_table
-from vm_onetoone_nat.desired import mapping_elements
-from vm_onetoone_nat.errors import TransactionRefused
-from vm_onetoone_nat.nat_table import Element, Table, element
-from vm_onetoone_nat.nft_writes import (
+from vm_onetoone_nat.decide.desired import mapping_elements
+from vm_onetoone_nat.decide.nft_writes import (
     AddElement,
     DeleteAccept,
     DeleteElement,
@@ -25,8 +22,17 @@ from vm_onetoone_nat.nft_writes import (
     InstallTable,
     RemoveTable,
 )
-from vm_onetoone_nat.state import DEFAULT_FWMARK, AllowedService, ChainName, ForeignChain, Mapping
-from vm_onetoone_nat.writes import NftWrite
+from vm_onetoone_nat.decide.writes import NftWrite
+from vm_onetoone_nat.errors import TransactionRefused
+from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.nat_table import Element, Table, element
+from vm_onetoone_nat.model.state import (
+    DEFAULT_FWMARK,
+    AllowedService,
+    ChainName,
+    ForeignChain,
+    Mapping,
+)
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK
@@ -84,7 +90,7 @@ def _replacing(before: Mapping, after: Mapping) -> tuple[NftWrite, ...]:
 
 
 def child_life() -> None:
-    from vm_onetoone_nat.nft import Nft
+    from vm_onetoone_nat.kernel.nft import Nft
 
     nft = Nft()
     assert nft.observe(MARK) == (None, (), ())
@@ -112,7 +118,7 @@ def test_kernel_life() -> None:
 
 
 def child_many_elements() -> None:
-    from vm_onetoone_nat.nft import Nft
+    from vm_onetoone_nat.kernel.nft import Nft
 
     random = Random(7)
     nft = Nft()
@@ -151,7 +157,7 @@ def test_kernel_many_elements() -> None:
 
 
 def child_changed_ranges() -> None:
-    from vm_onetoone_nat.nft import Nft
+    from vm_onetoone_nat.kernel.nft import Nft
 
     nft = Nft()
     before = MAPPED[1]
@@ -176,7 +182,7 @@ def test_kernel_takes_changed_ranges() -> None:
 
 
 def child_refused() -> None:
-    from vm_onetoone_nat.nft import Nft
+    from vm_onetoone_nat.kernel.nft import Nft
 
     nft = Nft()
     _run("iptables", "-A", "FORWARD", "-j", "REJECT")
@@ -213,7 +219,7 @@ def test_kernel_refuses_whole() -> None:
 
 
 def child_accept() -> None:
-    from vm_onetoone_nat.nft import Nft
+    from vm_onetoone_nat.kernel.nft import Nft
 
     nft = Nft()
     line = "-A FORWARD -m mark --mark 0x100000/0x100000 -j ACCEPT"
@@ -259,7 +265,7 @@ def test_kernel_accept_is_readable_to_iptables() -> None:
 
 
 def child_changed_table() -> None:
-    from vm_onetoone_nat.nft import Nft
+    from vm_onetoone_nat.kernel.nft import Nft
 
     nft = Nft()
     for change in (
@@ -289,10 +295,10 @@ def test_kernel_changed_table() -> None:
 
 
 def child_foreign_element(change: str) -> None:
-    from vm_onetoone_nat.desired import desire
-    from vm_onetoone_nat.nft import Nft
-    from vm_onetoone_nat.plan import plan
-    from vm_onetoone_nat.state import Configuration, Guests, Observed, Stored
+    from vm_onetoone_nat.decide.desired import desire
+    from vm_onetoone_nat.decide.plan import plan
+    from vm_onetoone_nat.kernel.nft import Nft
+    from vm_onetoone_nat.model.state import Configuration, Guests, Observed, Stored
 
     nft = Nft()
     nft.apply([InstallTable(MARK)])

@@ -25,15 +25,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
-from vm_onetoone_nat import nat_table
-from vm_onetoone_nat.desired import mapping_elements
-from vm_onetoone_nat.errors import KernelError, TransactionRefused
-from vm_onetoone_nat.fights import REPAIRS, Fight, Fights
-from vm_onetoone_nat.host_writes import DeleteAddress, FlushTranslated, RecordAllocations
-from vm_onetoone_nat.nat_table import Container, Element, element
-from vm_onetoone_nat.nft_writes import DeleteElement, InstallTable, RemoveTable
-from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.reconcile import (
+from vm_onetoone_nat.decide.desired import mapping_elements
+from vm_onetoone_nat.decide.fights import REPAIRS, Fight, Fights
+from vm_onetoone_nat.decide.host_writes import DeleteAddress, FlushTranslated, RecordAllocations
+from vm_onetoone_nat.decide.nft_writes import DeleteElement, InstallTable, RemoveTable
+from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.reconcile import (
     GuestSide,
     KernelSide,
     StoreSide,
@@ -42,7 +39,10 @@ from vm_onetoone_nat.reconcile import (
     remove,
     settled,
 )
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.nat_table import Container, Element, element
+from vm_onetoone_nat.model.state import (
     DEFAULT_FWMARK,
     Address,
     AllowedService,
@@ -57,7 +57,7 @@ from vm_onetoone_nat.state import (
     Range,
     Stored,
 )
-from vm_onetoone_nat.trigger import Kind, Trigger
+from vm_onetoone_nat.model.trigger import Kind, Trigger
 
 MARK = DEFAULT_FWMARK
 CONTAINERS_OF_MAPPINGS = [c for c in nat_table.CONTAINERS if not c.why]

@@ -9,9 +9,9 @@ from fakes import FakeStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab.addresses import external
+from vm_onetoone_nat.decide.reconcile import StoreSide
 from vm_onetoone_nat.errors import StoreError
-from vm_onetoone_nat.reconcile import StoreSide
-from vm_onetoone_nat.state import Allocation, Origin, Stored
+from vm_onetoone_nat.model.state import Allocation, Origin, Stored
 from vm_onetoone_nat.store.file import FileStore
 
 

@@ -10,8 +10,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from itertools import groupby
 
 from lab.addresses import HOST, LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, UPLINK, guest_name
-from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
-from vm_onetoone_nat.host_writes import (
+from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
     ClearHairpin,
     DeleteAddress,
@@ -20,8 +19,7 @@ from vm_onetoone_nat.host_writes import (
     FlushTranslated,
     SetHairpin,
 )
-from vm_onetoone_nat.nat_table import CONTAINERS, HAIRPIN, Element, Table, Translation
-from vm_onetoone_nat.nft_writes import (
+from vm_onetoone_nat.decide.nft_writes import (
     AddElement,
     DeleteAccept,
     DeleteElement,
@@ -29,8 +27,11 @@ from vm_onetoone_nat.nft_writes import (
     InstallTable,
     RemoveTable,
 )
-from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.writes import About, NftWrite, StoreWrite, Write
+from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
+from vm_onetoone_nat.model.nat_table import CONTAINERS, HAIRPIN, Element, Table, Translation
+from vm_onetoone_nat.model.state import (
     AcceptRule,
     Address,
     Allocation,
@@ -47,7 +48,6 @@ from vm_onetoone_nat.state import (
     Stored,
     Unavailable,
 )
-from vm_onetoone_nat.writes import About, NftWrite, StoreWrite, Write
 
 FORWARD = ChainName("ip", "filter", "FORWARD")
 LIBVIRT_FORWARD = ChainName("ip", "libvirt_network", "forward")

@@ -17,7 +17,7 @@ from lab.namespace import Process
 from lab.run_queue import RunQueue
 from lab.traffic import Answer
 from running import Product
-from vm_onetoone_nat.runner import EVERY_SECONDS
+from vm_onetoone_nat.service.runner import EVERY_SECONDS
 
 LIMIT = 0.25
 """Within so many seconds the daemon has repaired what it can repair at once. A repair takes some

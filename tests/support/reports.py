@@ -2,9 +2,9 @@
 
 from hypothesis import strategies as st
 from lab.addresses import UPLINK, external, guest_name, internal
+from vm_onetoone_nat.model.state import AddressSource, MappingState, Origin
+from vm_onetoone_nat.model.traffic import Traffic
 from vm_onetoone_nat.report.report import BOUNDS, Entry, Passes, Report, Running
-from vm_onetoone_nat.state import AddressSource, MappingState, Origin
-from vm_onetoone_nat.traffic import Traffic
 
 CONTRACT = {"external", "internal", "domain", "network", "state", "reason"}
 """What every mapping in `status --json` has."""

@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 from lab.addresses import external
-from vm_onetoone_nat.acd import (
+from vm_onetoone_nat.decide.acd import (
     ANNOUNCE_SECONDS,
     ANNOUNCEMENTS,
     DEFEND_SECONDS,
@@ -18,7 +18,7 @@ from vm_onetoone_nat.acd import (
     Message,
     Probe,
 )
-from vm_onetoone_nat.state import Unavailable
+from vm_onetoone_nat.model.state import Unavailable
 
 OURS, THEIRS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ONE, TWO = external(1), external(2)

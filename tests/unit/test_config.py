@@ -22,7 +22,7 @@ from lab.addresses import (
 )
 from vm_onetoone_nat.config import files as config
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.model.state import (
     DEFAULT_FWMARK,
     Address,
     AddressSource,

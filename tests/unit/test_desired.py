@@ -14,10 +14,10 @@ from lab.addresses import (
     guest_name,
     internal,
 )
-from vm_onetoone_nat import nat_table
-from vm_onetoone_nat.desired import desire, mapping_elements, without
-from vm_onetoone_nat.nat_table import ADMIT, RESTRICT, Table, element
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.decide.desired import desire, mapping_elements, without
+from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.nat_table import ADMIT, RESTRICT, Table, element
+from vm_onetoone_nat.model.state import (
     Address,
     AllowedService,
     Configuration,

@@ -7,15 +7,15 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from fakes import FORWARD, FakeKernel, FakeStore, laptop, running_guests
 from lab.addresses import LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal, mac_of
+from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.reconcile import look, reconcile, settled
 from vm_onetoone_nat.diagnose.check import Check, Diagnosis, Verdict, failed
 from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.diagnose.remedies import remedy
 from vm_onetoone_nat.diagnose.render import diagnoses_to_json, render_diagnosis
 from vm_onetoone_nat.diagnose.steps import diagnose
-from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.reconcile import look, reconcile, settled
-from vm_onetoone_nat.state import AllowedService, Cause, Configuration, Mapping
-from vm_onetoone_nat.traffic import Tracked, Traffic
+from vm_onetoone_nat.model.state import AllowedService, Cause, Configuration, Mapping
+from vm_onetoone_nat.model.traffic import Tracked, Traffic
 
 GUEST = Mapping(external(1), "default", internal=internal(1), domain=guest_name(1))
 MAC = mac_of(internal(1))

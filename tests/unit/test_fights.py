@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 from fakes import FORWARD, LIBVIRT_FORWARD, own_address
 from lab.addresses import UPLINK, external
-from vm_onetoone_nat import nat_table
-from vm_onetoone_nat.fights import REPAIRS, WITHIN_SECONDS, Fight, Fights
-from vm_onetoone_nat.host_writes import AddAddress, DeleteAddress, EnableIpForward, SetHairpin
-from vm_onetoone_nat.nat_table import element
-from vm_onetoone_nat.nft_writes import (
+from vm_onetoone_nat.decide.fights import REPAIRS, WITHIN_SECONDS, Fight, Fights
+from vm_onetoone_nat.decide.host_writes import (
+    AddAddress,
+    DeleteAddress,
+    EnableIpForward,
+    SetHairpin,
+)
+from vm_onetoone_nat.decide.nft_writes import (
     TABLE_KEY,
     AddElement,
     DeleteAccept,
@@ -18,9 +21,11 @@ from vm_onetoone_nat.nft_writes import (
     InstallTable,
     accept_key,
 )
-from vm_onetoone_nat.plan import Plan, describe
-from vm_onetoone_nat.state import Desired
-from vm_onetoone_nat.trigger import Kind, Trigger, Triggers
+from vm_onetoone_nat.decide.plan import Plan, describe
+from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.nat_table import element
+from vm_onetoone_nat.model.state import Desired
+from vm_onetoone_nat.model.trigger import Kind, Trigger, Triggers
 
 MARK = 0x100000
 ADDRESS = own_address(external(1))

@@ -7,10 +7,10 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from fakes import FakeStore, default_network, laptop
 from lab.addresses import HOST, LAN_CLIENT, LIBVIRT_BRIDGE, external, internal
-from vm_onetoone_nat.desired import desire
-from vm_onetoone_nat.gather import gather
-from vm_onetoone_nat.plan import Plan, plan
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.decide.desired import desire
+from vm_onetoone_nat.decide.gather import gather
+from vm_onetoone_nat.decide.plan import Plan, plan
+from vm_onetoone_nat.model.state import (
     AddressSource,
     Allocation,
     AllowedService,

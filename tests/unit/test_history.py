@@ -4,12 +4,12 @@ from ipaddress import IPv4Address
 
 from fakes import FORWARD, FakeKernel, FakeLibvirt, FakeStore, laptop, running_guests
 from lab.addresses import UPLINK, external, guest_name, internal
-from vm_onetoone_nat.history import History
-from vm_onetoone_nat.reconcile import reconcile
+from vm_onetoone_nat.decide.reconcile import reconcile
+from vm_onetoone_nat.model.state import Configuration, DomainState, Mapping
+from vm_onetoone_nat.model.traffic import Counters, Traffic
+from vm_onetoone_nat.model.trigger import RELOAD, RESYNC, RETRY, START, Kind, Trigger
 from vm_onetoone_nat.report.report import BOUNDS, Passes, Report
-from vm_onetoone_nat.state import Configuration, DomainState, Mapping
-from vm_onetoone_nat.traffic import Counters, Traffic
-from vm_onetoone_nat.trigger import RELOAD, RESYNC, RETRY, START, Kind, Trigger
+from vm_onetoone_nat.service.history import History
 
 DOMAIN = Trigger(Kind.DOMAIN, "domain el7-x86_64-102: started")
 

@@ -2,8 +2,13 @@
 
 from ipaddress import IPv4Address, IPv4Interface
 
-from vm_onetoone_nat.ifaddr import ListedAddress, additions, deletions, listed_addresses
-from vm_onetoone_nat.rtnetlink import parse_answer
+from vm_onetoone_nat.kernel.messages.ifaddr import (
+    ListedAddress,
+    additions,
+    deletions,
+    listed_addresses,
+)
+from vm_onetoone_nat.kernel.messages.rtnetlink import parse_answer
 
 ONE, OTHER = IPv4Interface("192.168.1.101/24"), IPv4Interface("192.168.1.102/24")
 BROADCAST = IPv4Address("192.168.1.255")

@@ -6,9 +6,9 @@ from ipaddress import IPv4Address, IPv4Interface
 import pytest
 from fakes import default_network, laptop
 from lab.addresses import LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, external, internal
-from vm_onetoone_nat.locate import doubtful, located, why_unknown
-from vm_onetoone_nat.nat_table import EXTERNAL, Table, element
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.decide.locate import doubtful, located, why_unknown
+from vm_onetoone_nat.model.nat_table import EXTERNAL, Table, element
+from vm_onetoone_nat.model.state import (
     AddressSource,
     Configuration,
     Domain,

@@ -5,9 +5,9 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from vm_onetoone_nat.nft import Nft
-from vm_onetoone_nat.nft_table import table_commands
-from vm_onetoone_nat.state import DEFAULT_FWMARK
+from vm_onetoone_nat.kernel.messages.nft_table import table_commands
+from vm_onetoone_nat.kernel.nft import Nft
+from vm_onetoone_nat.model.state import DEFAULT_FWMARK
 
 MARK = DEFAULT_FWMARK
 CHAIN = {"chain": {"family": "inet", "table": "vm_onetoone_nat", "name": "admit"}}
@@ -34,7 +34,9 @@ class Ruleset:
 @pytest.fixture
 def ruleset(monkeypatch: pytest.MonkeyPatch) -> Ruleset:
     ruleset = Ruleset()
-    monkeypatch.setattr("vm_onetoone_nat.nft._Context.list", lambda _self, what: ruleset.list(what))
+    monkeypatch.setattr(
+        "vm_onetoone_nat.kernel.nft._Context.list", lambda _self, what: ruleset.list(what)
+    )
     monkeypatch.setattr(Nft, "_generation", lambda _self: ruleset.generation)
     return ruleset
 

@@ -4,8 +4,18 @@ from typing import Any
 
 import pytest
 from fakes import FORWARD
-from vm_onetoone_nat.nft_accept import parse_chains, parse_foreign_chain, parse_obstacle
-from vm_onetoone_nat.state import DEFAULT_FWMARK, AcceptRule, ChainName, ForeignChain, Obstacle
+from vm_onetoone_nat.kernel.messages.nft_accept import (
+    parse_chains,
+    parse_foreign_chain,
+    parse_obstacle,
+)
+from vm_onetoone_nat.model.state import (
+    DEFAULT_FWMARK,
+    AcceptRule,
+    ChainName,
+    ForeignChain,
+    Obstacle,
+)
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK

@@ -19,9 +19,8 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
-from vm_onetoone_nat import nat_table
-from vm_onetoone_nat.desired import desire, mapping_elements
-from vm_onetoone_nat.host_writes import (
+from vm_onetoone_nat.decide.desired import desire, mapping_elements
+from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
     ClearHairpin,
     DeleteAddress,
@@ -30,8 +29,7 @@ from vm_onetoone_nat.host_writes import (
     FlushTranslated,
     SetHairpin,
 )
-from vm_onetoone_nat.nat_table import Element, Table, Translation, element
-from vm_onetoone_nat.nft_writes import (
+from vm_onetoone_nat.decide.nft_writes import (
     TABLE_KEY,
     AddElement,
     DeleteAccept,
@@ -40,8 +38,11 @@ from vm_onetoone_nat.nft_writes import (
     InstallTable,
     RemoveTable,
 )
-from vm_onetoone_nat.plan import Plan, describe, plan, removal
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.decide.plan import Plan, describe, plan, removal
+from vm_onetoone_nat.decide.writes import Write
+from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.nat_table import Element, Table, Translation, element
+from vm_onetoone_nat.model.state import (
     DEFAULT_FWMARK,
     AcceptRule,
     Address,
@@ -57,7 +58,6 @@ from vm_onetoone_nat.state import (
     Observed,
     Stored,
 )
-from vm_onetoone_nat.writes import Write
 
 BOUNDED = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 MARK = DEFAULT_FWMARK

@@ -8,6 +8,14 @@ from hypothesis import given
 from lab.addresses import external, guest_name, internal
 from reports import CONTRACT, DAY, PASSES, entry, report, reports
 from vm_onetoone_nat.errors import VmNatError
+from vm_onetoone_nat.model.state import (
+    AddressSource,
+    Mapping,
+    MappingState,
+    MappingStatus,
+    Unmapped,
+)
+from vm_onetoone_nat.model.traffic import Counters, Traffic, parse_counters
 from vm_onetoone_nat.report.report import (
     Report,
     UnreadableReport,
@@ -16,14 +24,6 @@ from vm_onetoone_nat.report.report import (
     report_to_json,
     unmapped,
 )
-from vm_onetoone_nat.state import (
-    AddressSource,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Unmapped,
-)
-from vm_onetoone_nat.traffic import Counters, Traffic, parse_counters
 
 
 @given(reports)

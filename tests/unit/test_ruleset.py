@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.addresses import UPLINK
-from vm_onetoone_nat import nat_table
-from vm_onetoone_nat.desired import mapping_elements
-from vm_onetoone_nat.nat_table import Element, Table, element
-from vm_onetoone_nat.nft_table import parse_table, table_commands
-from vm_onetoone_nat.nft_writes import AddElement, DeleteElement
-from vm_onetoone_nat.ruleset import (
+from vm_onetoone_nat.decide.desired import mapping_elements
+from vm_onetoone_nat.decide.nft_writes import AddElement, DeleteElement
+from vm_onetoone_nat.kernel.messages.nft_table import parse_table, table_commands
+from vm_onetoone_nat.kernel.messages.ruleset import (
     transaction_commands,
 )
-from vm_onetoone_nat.state import DEFAULT_FWMARK, AllowedService, Mapping
+from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.nat_table import Element, Table, element
+from vm_onetoone_nat.model.state import DEFAULT_FWMARK, AllowedService, Mapping
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK

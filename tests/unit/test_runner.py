@@ -10,9 +10,9 @@ from math import inf
 
 import pytest
 from lab.run_queue import RunQueue
-from vm_onetoone_nat import runner
-from vm_onetoone_nat.runner import EVERY_SECONDS, PASSES, RESYNC_SECONDS, Runner
-from vm_onetoone_nat.trigger import Kind, Trigger, Triggers
+from vm_onetoone_nat.model.trigger import Kind, Trigger, Triggers
+from vm_onetoone_nat.service import runner
+from vm_onetoone_nat.service.runner import EVERY_SECONDS, PASSES, RESYNC_SECONDS, Runner
 
 PATIENCE = 10.0
 """How long a thread may take that is about to do something, in seconds; never waited for."""
@@ -346,7 +346,7 @@ def test_a_flood_is_answered_by_few_passes() -> None:
 
 def test_retries_do_not_put_off_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """After many passes that failed in a row, a trigger waits no longer than in a flood."""
-    monkeypatch.setattr("vm_onetoone_nat.runner._RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr("vm_onetoone_nat.service.runner._RETRY_SECONDS", (0.01,))
     failures = 5 * PASSES
     begun: list[float] = []
 

@@ -6,7 +6,11 @@ from collections.abc import Callable
 
 import pytest
 from pyroute2.netlink import rtnl
-from vm_onetoone_nat.socket_filter import NEW_GENERATION, generations_only, nothing_of_our_own
+from vm_onetoone_nat.kernel.socket_filter import (
+    NEW_GENERATION,
+    generations_only,
+    nothing_of_our_own,
+)
 
 OURS, OTHERS = 0x1234ABCD, 4321
 

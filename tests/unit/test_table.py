@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.addresses import external, guest_name
 from reports import entry, report, reports
+from vm_onetoone_nat.model.state import MappingState
+from vm_onetoone_nat.model.traffic import Traffic
 from vm_onetoone_nat.report.report import Entry, Report
 from vm_onetoone_nat.report.table import WIDTH, amount, duration, printable, render_report
-from vm_onetoone_nat.state import MappingState
-from vm_onetoone_nat.traffic import Traffic
 
 REASON = (
     "the host with MAC 52:54:00:aa:bb:cc has 192.168.1.103 too; give one of the two another "

@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from vm_onetoone_nat.trigger import RESYNC, Kind, Trigger, is_news, texts
+from vm_onetoone_nat.model.trigger import RESYNC, Kind, Trigger, is_news, texts
 
 WRITTEN = Trigger(Kind.NFTABLES, "nftables: written by nft (process 1)", "nft (process 1)")
 LOST = Trigger(Kind.NFTABLES_LOST, "nftables: notifications were lost")

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 import pytest
 from fakes import FORWARD, own_address
 from lab.addresses import external
-from vm_onetoone_nat import host_writes, kernel, nat_table, nft_writes, ruleset
-from vm_onetoone_nat.host_writes import (
+from vm_onetoone_nat.decide import host_writes, nft_writes
+from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
     ClearHairpin,
     DeleteAddress,
@@ -18,8 +18,7 @@ from vm_onetoone_nat.host_writes import (
     RecordAllocations,
     SetHairpin,
 )
-from vm_onetoone_nat.nat_table import Translation, element
-from vm_onetoone_nat.nft_writes import (
+from vm_onetoone_nat.decide.nft_writes import (
     AddElement,
     DeleteAccept,
     DeleteElement,
@@ -27,8 +26,12 @@ from vm_onetoone_nat.nft_writes import (
     InstallTable,
     RemoveTable,
 )
-from vm_onetoone_nat.plan import Plan
-from vm_onetoone_nat.writes import NftWrite, Order, StoreWrite, Write
+from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.writes import NftWrite, Order, StoreWrite, Write
+from vm_onetoone_nat.kernel import kernel
+from vm_onetoone_nat.kernel.messages import ruleset
+from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.nat_table import Translation, element
 
 ADDRESS = own_address(external(1))
 ELEMENT = element(nat_table.OUTBOUND, ("192.168.122.101",))

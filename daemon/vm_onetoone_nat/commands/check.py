@@ -2,8 +2,8 @@
 
 import argparse
 
-from vm_onetoone_nat.addresses import host_addresses
 from vm_onetoone_nat.config.files import check_host, load
+from vm_onetoone_nat.kernel.addresses import host_addresses
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -16,9 +16,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _clean_up(config: Path) -> None:
     # Not at the head of the module: a restart waits for `cleanup --unit`, which ends before this.
     from vm_onetoone_nat.commands.privileges import require_net_admin
-    from vm_onetoone_nat.kernel import Kernel, conflicts_path
-    from vm_onetoone_nat.plan import describe
-    from vm_onetoone_nat.reconcile import remove
+    from vm_onetoone_nat.decide.plan import describe
+    from vm_onetoone_nat.decide.reconcile import remove
+    from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
     from vm_onetoone_nat.service.instance import Instance, runtime_directory
 
     require_net_admin()
@@ -36,7 +36,7 @@ def _fwmark(path: Path) -> int:
     """The configured mark; the default if the file is missing or bad: clean-up must work."""
     from vm_onetoone_nat.config.files import load
     from vm_onetoone_nat.errors import ConfigError
-    from vm_onetoone_nat.state import DEFAULT_FWMARK
+    from vm_onetoone_nat.model.state import DEFAULT_FWMARK
 
     try:
         return load(path).fwmark

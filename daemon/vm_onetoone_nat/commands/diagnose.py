@@ -8,14 +8,14 @@ from vm_onetoone_nat.commands.look import look_at_host
 from vm_onetoone_nat.commands.privileges import require_net_admin
 from vm_onetoone_nat.commands.terminal import colour, width
 from vm_onetoone_nat.config.files import check_host, load
+from vm_onetoone_nat.decide.reconcile import Look, settled
 from vm_onetoone_nat.diagnose.check import Diagnosis, failed
 from vm_onetoone_nat.diagnose.render import diagnoses_to_json, render_diagnosis
 from vm_onetoone_nat.diagnose.steps import diagnose
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.reconcile import Look, settled
+from vm_onetoone_nat.model.state import Cause, Mapping
 from vm_onetoone_nat.service.instance import runtime_path
 from vm_onetoone_nat.service.status_socket import socket_path
-from vm_onetoone_nat.state import Cause, Mapping
 
 
 def run(arguments: argparse.Namespace) -> int:

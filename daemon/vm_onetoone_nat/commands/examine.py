@@ -9,18 +9,16 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from vm_onetoone_nat import conntrack
+from vm_onetoone_nat.decide.locate import interfaces
+from vm_onetoone_nat.decide.reconcile import Look
 from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
-from vm_onetoone_nat.links import Link, links
-from vm_onetoone_nat.locate import interfaces
-from vm_onetoone_nat.nat_table import Translation
-from vm_onetoone_nat.nft import read_counters, read_others
-from vm_onetoone_nat.probes import connects, echoes, who_has
-from vm_onetoone_nat.reconcile import Look
-from vm_onetoone_nat.report.report import Report, report_from_json
-from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.kernel import conntrack
+from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.nft import read_counters, read_others
+from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
+from vm_onetoone_nat.model.nat_table import Translation
+from vm_onetoone_nat.model.state import (
     AddressSource,
     Interface,
     Mapping,
@@ -28,6 +26,8 @@ from vm_onetoone_nat.state import (
     MappingStatus,
     Network,
 )
+from vm_onetoone_nat.report.report import Report, report_from_json
+from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
 
 _NO_ADDRESS = IPv4Address(0)
 _ANYWHERE = IPv4Network("0.0.0.0/0")

@@ -4,9 +4,9 @@ import argparse
 import json
 from dataclasses import asdict
 
-from vm_onetoone_nat.changes import changes, render_changes
 from vm_onetoone_nat.commands.look import look_at_host
 from vm_onetoone_nat.config.files import load
+from vm_onetoone_nat.report.changes import changes, render_changes
 
 CHANGES_PENDING = 2
 """The exit code if a pass would change anything."""

@@ -20,7 +20,7 @@ from vm_onetoone_nat.config.schema import (
     parse_text,
 )
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.state import Address, Configuration, Pool, Range
+from vm_onetoone_nat.model.state import Address, Configuration, Pool, Range
 
 DROP_INS = "conf.d"
 

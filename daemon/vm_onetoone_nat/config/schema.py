@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vm_onetoone_nat.config import values
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.model.state import (
     DEFAULT_FWMARK,
     AddressSource,
     AllowedService,

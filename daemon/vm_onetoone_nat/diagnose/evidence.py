@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
 
+from vm_onetoone_nat.decide.reconcile import Look
 from vm_onetoone_nat.diagnose.hooks import Obstruction
-from vm_onetoone_nat.reconcile import Look
-from vm_onetoone_nat.state import Mapping, MappingStatus, Network
-from vm_onetoone_nat.traffic import Tracked, Traffic
+from vm_onetoone_nat.model.state import Mapping, MappingStatus, Network
+from vm_onetoone_nat.model.traffic import Tracked, Traffic
 
 
 class Daemon(StrEnum):

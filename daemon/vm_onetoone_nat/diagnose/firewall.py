@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from vm_onetoone_nat.nft_foreign import Chain, Json, Rule, Ruleset
-from vm_onetoone_nat.state import ChainName
+from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Json, Rule, Ruleset
+from vm_onetoone_nat.model.state import ChainName
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.diagnose.firewall import ChainVerdict, Packet, judge
-from vm_onetoone_nat.nat_table import DNAT_PRIORITY, MARK_PRIORITY, SNAT_PRIORITY
-from vm_onetoone_nat.nft_foreign import Chain, Ruleset
+from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Ruleset
+from vm_onetoone_nat.model.nat_table import DNAT_PRIORITY, MARK_PRIORITY, SNAT_PRIORITY
 
 _ANYWHERE = IPv4Network("0.0.0.0/0")
 

@@ -3,7 +3,7 @@
 from vm_onetoone_nat.diagnose.check import Check, Found, Verdict, fault
 from vm_onetoone_nat.diagnose.evidence import Evidence
 from vm_onetoone_nat.diagnose.remedies import remedy
-from vm_onetoone_nat.state import AllowedService, Cause, Mapping, MappingState
+from vm_onetoone_nat.model.state import AllowedService, Cause, Mapping, MappingState
 
 
 def check_uplink(evidence: Evidence, step: str) -> Found:

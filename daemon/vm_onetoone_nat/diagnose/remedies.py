@@ -1,6 +1,6 @@
 """The remedy for each cause of an unreachable guest. Pure."""
 
-from vm_onetoone_nat.state import Cause, Mapping
+from vm_onetoone_nat.model.state import Cause, Mapping
 
 _TEXTS = {
     Cause.CONFIGURATION: "correct the file, test it with 'vm-onetoone-nat check', and reload",

@@ -3,9 +3,9 @@
 import textwrap
 from unicodedata import combining, east_asian_width
 
+from vm_onetoone_nat.model.state import MappingState
+from vm_onetoone_nat.model.traffic import Traffic
 from vm_onetoone_nat.report.report import Entry, Report
-from vm_onetoone_nat.state import MappingState
-from vm_onetoone_nat.traffic import Traffic
 
 WIDTH = 80
 

@@ -4,13 +4,13 @@ import logging
 from collections import Counter
 from math import inf
 
+from vm_onetoone_nat.decide.fights import Fight
+from vm_onetoone_nat.decide.host_writes import EnableIpForward
+from vm_onetoone_nat.decide.plan import describe
+from vm_onetoone_nat.decide.reconcile import Outcome
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.fights import Fight
-from vm_onetoone_nat.host_writes import EnableIpForward
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.plan import describe
-from vm_onetoone_nat.reconcile import Outcome
-from vm_onetoone_nat.state import (
+from vm_onetoone_nat.model.state import (
     AddressSource,
     Mapping,
     MappingState,
@@ -18,7 +18,7 @@ from vm_onetoone_nat.state import (
     Obstacle,
     Unmapped,
 )
-from vm_onetoone_nat.trigger import Triggers, texts
+from vm_onetoone_nat.model.trigger import Triggers, texts
 
 log = logging.getLogger(__name__)
 

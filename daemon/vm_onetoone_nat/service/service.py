@@ -10,27 +10,27 @@ from math import inf
 from pathlib import Path
 
 from vm_onetoone_nat import __version__
-from vm_onetoone_nat.arp import Arp
-from vm_onetoone_nat.bridge import bridge_netfilter
 from vm_onetoone_nat.config.files import check_host, load
+from vm_onetoone_nat.decide.fights import Fights
+from vm_onetoone_nat.decide.reconcile import Look, StoreSide, reconcile, remove
 from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.fights import Fights
-from vm_onetoone_nat.history import History
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.kernel import Kernel, conflicts_path
-from vm_onetoone_nat.nft import read_counters
-from vm_onetoone_nat.reconcile import Look, StoreSide, reconcile, remove
+from vm_onetoone_nat.kernel.arp import Arp
+from vm_onetoone_nat.kernel.bridge import bridge_netfilter
+from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
+from vm_onetoone_nat.kernel.nft import read_counters
+from vm_onetoone_nat.kernel.watch import Watch
+from vm_onetoone_nat.model.state import Configuration
+from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds
 from vm_onetoone_nat.report.report import report_to_json
-from vm_onetoone_nat.runner import Runner
+from vm_onetoone_nat.service.history import History
 from vm_onetoone_nat.service.instance import Instance
 from vm_onetoone_nat.service.notify import Notify
 from vm_onetoone_nat.service.passlog import PassLog, summary
+from vm_onetoone_nat.service.runner import Runner
 from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
-from vm_onetoone_nat.state import Configuration
-from vm_onetoone_nat.trigger import RELOAD, Kind, Triggers, is_news, kinds
 from vm_onetoone_nat.virt.connection import LibvirtSource
-from vm_onetoone_nat.watch import Watch
 
 log = logging.getLogger(__name__)
 

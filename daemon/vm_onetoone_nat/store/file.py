@@ -9,7 +9,7 @@ from pathlib import Path
 from vm_onetoone_nat.errors import StoreError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.state import Allocation, Origin, Stored
+from vm_onetoone_nat.model.state import Allocation, Origin, Stored
 from vm_onetoone_nat.store.text import replace_text
 
 log = logging.getLogger(__name__)

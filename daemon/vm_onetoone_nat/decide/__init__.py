@@ -1,0 +1,1 @@
+"""What the kernel should hold, and how a pass gets there. Pure."""

@@ -1,0 +1,167 @@
+"""The desired state, computed from the configuration, the guests and the observed kernel state.
+
+Pure: nothing is kept from one pass to the next.
+"""
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Mapping as ReadOnly
+from dataclasses import replace
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network
+
+from vm_onetoone_nat.decide.checks import check, external_interface, if_available
+from vm_onetoone_nat.decide.gather import gather
+from vm_onetoone_nat.decide.locate import doubtful
+from vm_onetoone_nat.model.nat_table import (
+    ADMIT,
+    ALLOWED,
+    ANY_PROTOCOL,
+    EXTERNAL,
+    INBOUND,
+    INTERNAL,
+    OUTBOUND,
+    RESTRICT,
+    UPLINK,
+    Element,
+    element,
+)
+from vm_onetoone_nat.model.state import (
+    Address,
+    AllowedService,
+    Cause,
+    Configuration,
+    Desired,
+    Guests,
+    Mapping,
+    MappingState,
+    MappingStatus,
+    Observed,
+    Stored,
+)
+
+Refused = ReadOnly[IPv4Address, str]
+
+
+def desire(
+    configuration: Configuration, guests: Guests | None, observed: Observed, stored: Stored
+) -> Desired:
+    """The desired state. `guests` is None if libvirt was never reached, and not `current` if it
+    cannot be reached now.
+
+    In both cases, and for a paused guest, a mapping stays as the kernel has it: the loss of libvirt
+    does not mean that guests have stopped, and at the destination of a migration a guest is paused
+    until it runs there.
+    """
+    gathered = gather(configuration, guests, observed, stored)
+    checked = check(gathered.mappings, configuration, guests, observed)
+    wanted = frozenset(s.mapping.external for s in checked if s.state is MappingState.ACTIVE)
+    statuses = if_available(checked, observed)
+    desired = _desired(statuses, observed, configuration.fwmark, wanted)
+    return replace(
+        desired,
+        unmapped=gathered.unmapped,
+        allocations=gathered.allocations,
+        doubtful=doubtful(desired.active, observed),
+    )
+
+
+def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
+    """The desired state without the mappings that the kernel has refused.
+
+    `refused` has the reason for each, by external address; `desired` was computed from `observed`.
+    """
+    statuses = tuple(
+        _refused(s.mapping, refused[s.mapping.external]) if s.mapping.external in refused else s
+        for s in desired.statuses
+    )
+    left = _desired(statuses, observed, desired.fwmark, desired.wanted)
+    return replace(
+        desired,
+        statuses=statuses,
+        addresses=left.addresses,
+        elements=left.elements,
+        hairpins=left.hairpins,
+    )
+
+
+def _refused(mapping: Mapping, reason: str) -> MappingStatus:
+    return MappingStatus(mapping, MappingState.ERROR, reason, Cause.REFUSED_BY_KERNEL)
+
+
+def _desired(
+    statuses: tuple[MappingStatus, ...],
+    observed: Observed,
+    fwmark: int,
+    wanted: frozenset[IPv4Address],
+) -> Desired:
+    active = [s.mapping for s in statuses if s.state is MappingState.ACTIVE]
+    elements = [e for m in active if not m.remembered for e in mapping_elements(m)]
+    elements += _remembered([m for m in active if m.remembered], observed)
+    if active and observed.uplink is not None:
+        elements.append(element(UPLINK, (observed.uplink,)))
+    return Desired(
+        statuses=statuses,
+        uplink=observed.uplink,
+        addresses=tuple(_address(m, observed) for m in active),
+        elements=frozenset(elements),
+        fwmark=fwmark,
+        hairpins=_hairpins(active, observed),
+        wanted=wanted,
+    )
+
+
+def _remembered(mappings: Iterable[Mapping], observed: Observed) -> Iterator[Element]:
+    """The elements of these mappings in the kernel, whose keys begin with one of the addresses."""
+    addresses = {str(address) for m in mappings for address in (m.external, m.internal)}
+    for each in observed.table.elements if observed.table is not None else ():
+        if each.key[0] in addresses:
+            yield each
+
+
+@lru_cache(1 << 14)
+def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
+    """The elements of our table for one active mapping whose internal address is known."""
+    external, internal = str(mapping.external), str(mapping.internal)
+    restricted = mapping.allow is not None or mapping.allowed_sources is not None
+    translation = (
+        element(EXTERNAL, (external,), internal),
+        element(INTERNAL, (internal,), external),
+        element(INBOUND, (external,), RESTRICT if restricted else ADMIT),
+        element(OUTBOUND, (internal,)),
+    )
+    if not restricted:
+        return translation
+    services: Iterable[AllowedService] = (
+        (AllowedService(ANY_PROTOCOL),) if mapping.allow is None else mapping.allow
+    )
+    sources = mapping.allowed_sources
+    if sources is None:
+        sources = (IPv4Network("0.0.0.0/0"),)
+    return translation + tuple(
+        element(
+            ALLOWED,
+            (external, str(source), service.protocol, f"{service.first}-{service.last}"),
+        )
+        for service in services
+        for source in sources
+    )
+
+
+def _address(mapping: Mapping, observed: Observed) -> Address:
+    assert observed.uplink is not None, "an active mapping has an uplink"
+    external = external_interface(mapping, observed)
+    network = external.network
+    broadcast = network.broadcast_address if network.prefixlen < 31 else None
+    return Address(observed.uplink, external, broadcast, owned=True)
+
+
+def _hairpins(active: list[Mapping], observed: Observed) -> frozenset[str]:
+    """The bridge ports that need the hairpin flag.
+
+    With br_netfilter, a guest's packet to its own external address is translated while it is
+    bridged, and a bridge forwards to the port of arrival only with the flag.
+    """
+    if not observed.bridge_netfilter:
+        return frozenset()
+    ports = dict(observed.ports)
+    return frozenset(ports[m.internal] for m in active if m.internal in ports)

@@ -1,0 +1,1 @@
+"""The kernel side: rules, addresses, bridge ports, connections, notifications."""

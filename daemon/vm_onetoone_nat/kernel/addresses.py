@@ -1,0 +1,273 @@
+"""The host's IPv4 addresses and its uplink, by rtnetlink."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from errno import EADDRNOTAVAIL, EEXIST, ENOBUFS, ENODEV, ENOENT
+from ipaddress import IPv4Interface
+from itertools import groupby, islice
+from operator import attrgetter
+from pathlib import Path
+from typing import TypeVar
+
+from pyroute2 import IPRoute
+
+from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
+from vm_onetoone_nat.kernel.messages.routes import DefaultRoute
+from vm_onetoone_nat.model.state import Address
+from vm_onetoone_nat.store.text import replace_text
+
+T = TypeVar("T")
+
+PROTOCOL = 118
+"""Our number in IFA_PROTO, which records who added an address; the kernel uses 1 to 3."""
+
+_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
+
+_MOST_AT_ONCE = 128
+"""Messages in one datagram: the errors of all of them fit into the socket's buffer."""
+_DATAGRAM = 1 << 16
+"""Bytes to receive at once; the kernel sends 32 KiB at most (af_netlink.c)."""
+_ATTEMPTS = 5
+"""Attempts to read a dump that is interrupted by changes."""
+
+
+def host_addresses() -> tuple[Address, ...]:
+    """All addresses of this host, for a process without privileges; `owned` is not determined."""
+    with IPRoute() as netlink:
+        addresses = Addresses(Path(os.devnull), protocol_kept=True)
+        with closing(addresses):
+            return addresses.observe(links(netlink))
+
+
+class Addresses:
+    """Reads and writes addresses in the network namespace in which it was created.
+
+    Our addresses carry our protocol number. A kernel before 5.18 drops the number silently: there
+    the file `record` lists our addresses, and is written before they are added.
+    """
+
+    def __init__(self, record: Path, *, protocol_kept: bool | None = None) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        self._socket.bind((0, 0))
+        self._record = record
+        self._protocol_kept = (
+            _kernel_release() >= (5, 18) if protocol_kept is None else protocol_kept
+        )
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    @property
+    def portid(self) -> int:
+        """The netlink port that changes addresses: the sender of notifications about them."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
+    def observe(self, interfaces: Mapping[int, Link]) -> tuple[Address, ...]:
+        """All IPv4 addresses on these interfaces, in the kernel's order."""
+        recorded = set() if self._protocol_kept else self._recorded()
+        found: list[Address] = []
+        with_primary: set[str] = set()
+        for entry in self._list(ifaddr.LISTING, ifaddr.listed_addresses):
+            link = interfaces.get(entry.ifindex)
+            if link is None:
+                continue
+            ifname = link.name
+            owned = entry.protocol == PROTOCOL or (ifname, entry.interface) in recorded
+            found.append(
+                Address(
+                    ifname,
+                    entry.interface,
+                    entry.broadcast,
+                    owned=owned,
+                    primary=not owned and ifname not in with_primary,
+                )
+            )
+            if not owned:
+                with_primary.add(ifname)
+        return tuple(found)
+
+    def default_routes(self) -> tuple[DefaultRoute, ...]:
+        """The IPv4 default routes of the main table."""
+        return self._list(routes.LISTING, routes.default_routes)
+
+    @staticmethod
+    def uplink(
+        configured: str | None,
+        interfaces: Mapping[int, Link],
+        addresses: tuple[Address, ...],
+        defaults: tuple[DefaultRoute, ...],
+    ) -> str | None:
+        """The configured interface, or that of the best IPv4 default route; None without one.
+
+        Without a default route, the interface with our addresses stays the uplink: connections
+        survive a route that disappears for a moment, as when Wi-Fi roams.
+        """
+        if configured is not None:
+            names = {link.name for link in interfaces.values()}
+            return configured if configured in names else None
+        outputs = [(route.priority, route.hops[0].ifindex) for route in defaults if route.hops]
+        if outputs:
+            link = interfaces.get(min(outputs)[1])
+            return None if link is None else link.name
+        return next((a.ifname for a in addresses if a.owned), None)
+
+    def add(self, addresses: Iterable[Address]) -> None:
+        """Add addresses as ours, in this order; one that exists already is not an error.
+
+        Raises KernelError after all others have been added.
+        """
+        wanted = tuple(addresses)
+        if not self._protocol_kept:
+            self._write_record(self._recorded() | _records(wanted))
+        failures: list[str] = []
+        for ifname, batch in _batches(wanted):
+            try:
+                index = socket.if_nametoindex(ifname)
+            except OSError:
+                failures.append(f"interface {ifname} is gone")
+                continue
+            messages = ifaddr.additions(
+                index, ((a.interface, a.broadcast) for a in batch), PROTOCOL
+            )
+            failures += self._change("added", messages, batch, EEXIST)
+        _raise_any(failures)
+
+    def delete(self, addresses: Iterable[Address]) -> None:
+        """Delete addresses; a missing one is not an error. Raises KernelError as `add`.
+
+        Other addresses of their subnets stay, even if the first of a subnet is deleted.
+        """
+        # In reverse order: when the first of a subnet is deleted, the kernel promotes the next and
+        # adds the routes of all others again (net/ipv4/devinet.c).
+        unwanted = tuple(addresses)[::-1]
+        failures: list[str] = []
+        for ifname, batch in _batches(unwanted):
+            with _promote_secondaries(ifname):
+                try:
+                    index = socket.if_nametoindex(ifname)
+                except OSError:
+                    continue  # the interface is gone, and its addresses too
+                messages = ifaddr.deletions(index, (a.interface for a in batch))
+                failures += self._change("deleted", messages, batch, EADDRNOTAVAIL)
+        if not self._protocol_kept:
+            self._write_record(self._recorded() - _records(unwanted))
+        _raise_any(failures)
+
+    def _change(
+        self, verb: str, messages: bytes, batch: tuple[Address, ...], already: int
+    ) -> Iterator[str]:
+        """Send the messages for these addresses; yield the errors."""
+        results: dict[int, int] = {}
+        try:
+            self._send(messages)
+            while len(batch) - 1 not in results:
+                results.update(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)).results)
+        except OSError as error:
+            yield f"addresses could not be {verb}: {error.strerror}"
+        for number, error_number in results.items():
+            # An interface that disappears meanwhile has its own notification.
+            gone = error_number == ENODEV and verb == "deleted"
+            if error_number not in (0, already) and not gone:
+                yield f"address {batch[number]} could not be {verb}: {os.strerror(error_number)}"
+
+    def _send(self, request: bytes) -> None:
+        """Send a request, after discarding replies to one that failed. Raises OSError."""
+        while True:
+            try:
+                self._socket.recv(_DATAGRAM, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != ENOBUFS:
+                    raise
+        self._socket.send(request)
+
+    def _list(
+        self, request: bytes, read: Callable[[rtnetlink.Answer], Iterator[T]]
+    ) -> tuple[T, ...]:
+        """One consistent dump. Raises KernelError."""
+        try:
+            for _ in range(_ATTEMPTS):
+                answers: list[rtnetlink.Answer] = []
+                self._send(request)
+                while not answers or not answers[-1].results:
+                    answers.append(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)))
+                    # ENOENT: the table has never had a route.
+                    for error in set(answers[-1].results.values()) - {0, ENOENT}:
+                        raise OSError(error, os.strerror(error))
+                if not any(answer.interrupted for answer in answers):
+                    return tuple(found for answer in answers for found in read(answer))
+        except OSError as failure:
+            raise KernelError(f"rtnetlink cannot be read: {failure.strerror}") from failure
+        raise KernelError("addresses and routes cannot be listed: they change during each attempt")
+
+    def _recorded(self) -> set[tuple[str, IPv4Interface]]:
+        try:
+            entries = json.loads(self._record.read_text())
+        except FileNotFoundError:
+            return set()
+        except (OSError, ValueError) as error:
+            raise KernelError(
+                f"{self._record}: cannot be read: {error}",
+                hint="remove the file, and by hand the addresses that the daemon has added",
+            ) from error
+        return {(ifname, IPv4Interface(interface)) for ifname, interface in entries}
+
+    def _write_record(self, entries: set[tuple[str, IPv4Interface]]) -> None:
+        text = json.dumps(sorted((ifname, str(interface)) for ifname, interface in entries))
+        try:
+            replace_text(self._record, text)
+        except OSError as error:
+            raise KernelError(f"{self._record}: cannot be written: {error}") from error
+
+
+@contextmanager
+def _promote_secondaries(ifname: str) -> Iterator[None]:
+    """Set promote_secondaries: without it, deleting the primary address deletes its whole subnet.
+
+    systemd sets it permanently; where it was off, it is restored.
+    """
+    setting = Path("/proc/sys/net/ipv4/conf", ifname, "promote_secondaries")
+    try:
+        off = setting.read_text().strip() == "0"
+        if off:
+            setting.write_text("1\n")
+    except FileNotFoundError:
+        off = False  # the interface is gone
+    except OSError as error:
+        raise KernelError(f"{setting}: cannot be set: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if off:
+            with suppress(OSError):
+                setting.write_text("0\n")
+
+
+def _batches(addresses: tuple[Address, ...]) -> Iterator[tuple[str, tuple[Address, ...]]]:
+    """The addresses in their order, in batches of one interface that fit into one datagram."""
+    for ifname, each in groupby(addresses, attrgetter("ifname")):
+        while batch := tuple(islice(each, _MOST_AT_ONCE)):
+            yield ifname, batch
+
+
+def _raise_any(failures: list[str]) -> None:
+    if failures:
+        raise KernelError("; ".join(failures))
+
+
+def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPv4Interface]]:
+    return {(a.ifname, a.interface) for a in addresses}
+
+
+def _kernel_release() -> tuple[int, int]:
+    major, minor, *_ = os.uname().release.split(".")
+    return int(major), int("".join(c for c in minor if c.isdigit()))

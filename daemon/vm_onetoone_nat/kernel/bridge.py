@@ -1,0 +1,104 @@
+"""Bridge ports of guests: the port behind which an address is, and the hairpin flag."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
+from socket import AF_BRIDGE, AF_INET
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel.links import Link
+from vm_onetoone_nat.model.state import Neighbour
+
+_CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+_ENODEV = 19
+# linux/neighbour.h: NUD_* states. Valid ones have a usable MAC; _PROBE makes the kernel probe.
+_REACHABLE, _STALE, _DELAY, _PROBE, _NOARP, _PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
+_FRESH = _REACHABLE | _DELAY | _PROBE | _NOARP | _PERMANENT
+_VALID = _FRESH | _STALE
+_TICKS = 100  # in a second: USER_HZ
+
+log = logging.getLogger(__name__)
+
+
+def bridge_netfilter() -> bool:
+    """Whether bridged IPv4 frames pass the IP hooks in this network namespace (br_netfilter)."""
+    try:
+        return _CALL_IPTABLES.read_text().strip() == "1"
+    except FileNotFoundError:
+        return False
+
+
+class Bridge:
+    """Bridge ports in the network namespace in which it was created."""
+
+    def __init__(self, netlink: IPRoute) -> None:
+        self._netlink = netlink
+        self.hairpins_set: set[str] = set()
+        """Ports whose flag this process set. Our table records them too, unless it is deleted."""
+
+    def neighbours(self, links: Mapping[int, Link]) -> tuple[Neighbour, ...]:
+        """The valid entries of the neighbour table on bridges."""
+        found = []
+        for entry in self._netlink.get_neighbours(family=AF_INET):
+            link = links.get(entry["ifindex"])
+            mac, times = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_CACHEINFO")
+            if link is None or not link.is_bridge or not mac or not entry["state"] & _VALID:
+                continue
+            age = min(times["ndm_confirmed"], times["ndm_updated"]) / _TICKS if times else 0.0
+            address = IPv4Address(entry.get_attr("NDA_DST"))
+            found.append(Neighbour(link.name, address, mac, age, bool(entry["state"] & _FRESH)))
+        return tuple(found)
+
+    def probe(self, bridge: Link, neighbour: Neighbour) -> None:
+        """Make the kernel probe a neighbour; without a reply it deletes the entry."""
+        try:
+            self._netlink.neigh(
+                "change",
+                dst=str(neighbour.address),
+                lladdr=neighbour.mac,
+                ifindex=bridge.index,
+                state=_PROBE,
+            )
+        except NetlinkError as error:
+            log.debug("neighbour %s: %s", neighbour.address, error)
+
+    def ports(
+        self, links: Mapping[int, Link], neighbours: Iterable[Neighbour]
+    ) -> tuple[tuple[IPv4Address, str], ...]:
+        """The port behind each neighbour on a bridge, if the bridge has learned it.
+
+        The neighbour table has the guest's MAC, the forwarding database the MAC's port. The kernel
+        forwards by these, not by the domain's definition.
+        """
+        learned = {}
+        for entry in self._netlink.get_neighbours(family=AF_BRIDGE):
+            link = links.get(entry["ifindex"])
+            if link is not None and link.is_bridge_port:
+                master = links.get(entry.get_attr("NDA_MASTER"))
+                if master is not None:
+                    learned[master.name, entry.get_attr("NDA_LLADDR")] = link.name
+        return tuple(
+            (n.address, seen)
+            for n in neighbours
+            if (seen := learned.get((n.ifname, n.mac))) is not None
+        )
+
+    def set_hairpin(self, name: str, on: bool) -> None:
+        """Set or clear the hairpin flag of a port; a missing port is not an error."""
+        indexes = self._netlink.link_lookup(ifname=name)
+        if not indexes:
+            self.hairpins_set.discard(name)
+            return
+        try:
+            self._netlink.brport("set", index=indexes[0], mode=int(on))
+            (self.hairpins_set.add if on else self.hairpins_set.discard)(name)
+        except NetlinkError as error:
+            if error.code != _ENODEV:
+                raise KernelError(
+                    f"hairpin flag of bridge port {name}: {os.strerror(error.code)}"
+                ) from error

@@ -1,0 +1,255 @@
+"""The kernel side of a pass: observes and writes addresses, bridge ports and nftables."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from vm_onetoone_nat.decide.host_writes import (
+    AddAddress,
+    ClearHairpin,
+    DeleteAddress,
+    EnableIpForward,
+    FlushBypassing,
+    FlushTranslated,
+    SetHairpin,
+)
+from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.writes import NftWrite, StoreWrite, Write
+from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.kernel import conntrack
+from vm_onetoone_nat.kernel.addresses import Addresses
+from vm_onetoone_nat.kernel.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
+from vm_onetoone_nat.kernel.bridge import Bridge, bridge_netfilter
+from vm_onetoone_nat.kernel.legacy import has_legacy_filter
+from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.nft import Nft
+from vm_onetoone_nat.model.nat_table import Translation
+from vm_onetoone_nat.model.state import Address, Configuration, Desired, Observed, Obstacle
+
+_IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+class Kernel:
+    """The network namespace in which it was created. Use it from one thread.
+
+    `runtime` is the directory for files that last until the daemon stops. `arp` does the conflict
+    detection; None reads the running daemon's record.
+    """
+
+    def __init__(self, runtime: Path, arp: Arp | None = None) -> None:
+        self._netlink = IPRoute()
+        self._arp = arp
+        self._detection = arp or RecordedConflicts(conflicts_path(runtime))
+        self._links: dict[int, Link] = {}
+        self._addresses = Addresses(runtime / "addresses.json")
+        self._bridge = Bridge(self._netlink)
+        self._nft = Nft()
+        self._flushed: set[Translation] = set()
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._netlink.close()
+        self._addresses.close()
+        self._nft.close()
+
+    @property
+    def portid(self) -> int:
+        """The netlink port that changes addresses: the sender of notifications about them."""
+        return self._addresses.portid
+
+    @property
+    def generation(self) -> int:
+        """The ruleset generation that the last `observe` began with."""
+        return self._nft.generation
+
+    def observe(self, configuration: Configuration) -> Observed:
+        """Read everything that a plan needs. Raises KernelError."""
+        try:
+            return self._observe(configuration)
+        except NetlinkError as error:
+            # An interrupted dump, or an interface that disappeared during it: the pass is retried.
+            raise KernelError(f"the kernel's state could not be read: {error}") from error
+
+    def _observe(self, configuration: Configuration) -> Observed:
+        table, foreign, obstacles = self._nft.observe(configuration.fwmark)
+        if has_legacy_filter():
+            obstacles = (*obstacles, _legacy_obstacle(configuration.fwmark))
+        filtered = bridge_netfilter()
+        found = self._links = links(self._netlink)
+        addresses = self._addresses.observe(found)
+        routes = self._addresses.default_routes()
+        uplink = self._addresses.uplink(configuration.uplink, found, addresses, routes)
+        neighbours = self._bridge.neighbours(found)
+        detected = self._detected(configuration, uplink, addresses)
+        return Observed(
+            uplink=uplink,
+            addresses=addresses,
+            table=table,
+            foreign=foreign,
+            ports=self._bridge.ports(found, neighbours) if filtered else (),
+            hairpins=frozenset(link.name for link in found.values() if link.hairpin),
+            hairpins_set=frozenset(self._bridge.hairpins_set),
+            bridge_netfilter=filtered,
+            ip_forward=_IP_FORWARD.read_text().strip() != "0",
+            unavailable=detected.unavailable,
+            probed=detected.probed,
+            routers=frozenset(h.gateway for r in routes for h in r.hops if h.gateway is not None),
+            neighbours=neighbours,
+            obstacles=obstacles,
+            flushed=None if self._arp is None else frozenset(self._flushed),
+        )
+
+    def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
+        """Probe wanted addresses, announce and defend those on the uplink.
+
+        Also probe guests that may have moved to another address. `observe` has the results; a
+        change is notified.
+        """
+        if self._arp is None:
+            return
+        for neighbour in desired.doubtful:
+            if (link := self._link(neighbour.ifname)) is not None:
+                self._bridge.probe(link, neighbour)
+        foreign = {a.interface.ip for a in seen.addresses if not a.owned}
+        on_uplink = (a for a in seen.addresses if a.ifname == seen.uplink and a.owned)
+        self._arp.update(
+            self._link(seen.uplink),
+            wanted=desired.wanted - foreign if configuration.conflict_detection else frozenset(),
+            held=frozenset(a.interface.ip for a in on_uplink),
+            own=frozenset(link.mac for link in self._links.values()),
+        )
+
+    def _detected(
+        self, configuration: Configuration, uplink: str | None, addresses: tuple[Address, ...]
+    ) -> Detection:
+        """What is unavailable. An address that is on the uplink stays until it is given up."""
+        if not configuration.conflict_detection:
+            return NOT_PROBING
+        ours = {a.interface.ip: a.owned for a in addresses if a.ifname == uplink}
+        found = self._detection.observe(self._link(uplink))
+        unavailable = tuple(
+            each
+            for each in found.unavailable
+            if each.address not in ours or (ours[each.address] and each.mac is not None)
+        )
+        return Detection(unavailable, found.probed)
+
+    def _link(self, name: str | None) -> Link | None:
+        return next((link for link in self._links.values() if link.name == name), None)
+
+    def apply(self, plan: Plan) -> None:
+        """Write the plan, in its order. Raises KernelError, and TransactionRefused.
+
+        `plan.allocations` is not the kernel's: the caller has recorded them in the store.
+
+        If one part fails, the others are tried all the same. Only after a refused transaction
+        nothing more is written.
+        """
+        failures = _Failures()
+        # What the plan flushes has not been flushed until it has done so.
+        self._flushed.difference_update(
+            write.about for write in plan.writes if isinstance(write.about, Translation)
+        )
+        writes_here = (w for w in plan.writes if not isinstance(w, StoreWrite))
+        for apply, writes in groupby(writes_here, _applier):
+            failures.attempt(apply, self, tuple(writes))
+        failures.raise_any()
+
+    def _flush_bypassing(self, writes: Sequence[FlushBypassing]) -> None:
+        pairs = tuple(write.translation for write in writes)
+        hosts = frozenset(host for write in writes for host in write.host_sources)
+        conntrack.flush_bypassing(pairs, hosts)
+        self._flushed.update(pairs)
+
+
+class _Failures:
+    """Collects errors, so that the writes after a failed one are still tried."""
+
+    def __init__(self) -> None:
+        self._errors: list[KernelError] = []
+
+    def attempt(self, write: Callable[..., object], *arguments: object) -> None:
+        try:
+            write(*arguments)
+        except TransactionRefused:
+            raise
+        except KernelError as error:
+            self._errors.append(error)
+
+    def raise_any(self) -> None:
+        if self._errors:
+            raise KernelError("; ".join(str(error) for error in self._errors))
+
+
+def conflicts_path(runtime: Path) -> Path:
+    """The file in which the running daemon records unavailable addresses."""
+    return runtime / "claims.json"
+
+
+def _legacy_obstacle(fwmark: int) -> Obstacle:
+    mark = f"{fwmark:#x}/{fwmark:#x}"
+    return Obstacle(
+        "iptables-legacy, table filter",
+        "its rules cannot be seen; if 'iptables-legacy -S FORWARD' refuses guests, run "
+        f"'iptables-legacy -I FORWARD -m mark --mark {mark} -j ACCEPT', or move to iptables-nft",
+    )
+
+
+def _enable_ip_forward() -> None:
+    try:
+        _IP_FORWARD.write_text("1\n")
+    except OSError as error:
+        raise KernelError(
+            f"net.ipv4.ip_forward is off and cannot be turned on: {error.strerror}",
+            hint="turn it on with 'sysctl -w net.ipv4.ip_forward=1'",
+        ) from error
+
+
+W = TypeVar("W", bound=Write)
+Applier = Callable[[Kernel, Sequence[Any]], None]
+
+
+def _all(
+    kind: type[W], apply: Callable[[Kernel, Sequence[W]], None]
+) -> tuple[type[Write], Applier]:
+    """All writes of that kind at once."""
+    return kind, apply
+
+
+def _each(kind: type[W], apply: Callable[[Kernel, W], None]) -> tuple[type[Write], Applier]:
+    """The writes of that kind one by one; if one fails, the others are tried all the same."""
+
+    def apply_each(kernel: Kernel, writes: Sequence[W]) -> None:
+        failures = _Failures()
+        for write in writes:
+            failures.attempt(apply, kernel, write)
+        failures.raise_any()
+
+    return kind, apply_each
+
+
+def _pairs(writes: Sequence[FlushTranslated]) -> tuple[Translation, ...]:
+    return tuple(write.translation for write in writes)
+
+
+APPLIERS: dict[type[Write], Applier] = dict(
+    (
+        _each(EnableIpForward, lambda _, __: _enable_ip_forward()),
+        _all(DeleteAddress, lambda kernel, ws: kernel._addresses.delete(w.address for w in ws)),
+        _each(ClearHairpin, lambda kernel, w: kernel._bridge.set_hairpin(w.port, False)),
+        (NftWrite, lambda kernel, ws: kernel._nft.apply(ws)),
+        _each(SetHairpin, lambda kernel, w: kernel._bridge.set_hairpin(w.port, True)),
+        _all(AddAddress, lambda kernel, ws: kernel._addresses.add(w.address for w in ws)),
+        _all(FlushTranslated, lambda _, ws: conntrack.flush_translated(_pairs(ws))),
+        _all(FlushBypassing, Kernel._flush_bypassing),
+    )
+)
+"""How each kind is written: the writes of a plan for which it is the same are passed together."""
+
+
+def _applier(write: Write) -> Applier:
+    return next(apply for kind, apply in APPLIERS.items() if isinstance(write, kind))

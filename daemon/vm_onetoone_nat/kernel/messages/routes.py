@@ -1,0 +1,73 @@
+"""Route messages of rtnetlink, for default routes only (linux/rtnetlink.h). Pure."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from vm_onetoone_nat.kernel.messages import rtnetlink
+from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attributes
+
+# rtmsg: family, lengths of destination and source, tos, table, protocol, scope, type; flags
+_MESSAGE = struct.Struct("=BBBBBBBBI")
+_HOP = struct.Struct("=HBBI")  # rtnexthop: length, flags, hops, index
+_NUMBER = struct.Struct("=I")
+
+_AF_INET, _GET, _MAIN_TABLE = 2, 26, 254
+_OUTPUT, _GATEWAY, _PRIORITY, _MULTIPATH = 4, 5, 6, 9  # RTA_*
+
+LISTING = rtnetlink.listing(_GET, _MESSAGE.pack(_AF_INET, 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0))
+"""The request for the routes of the main table. On a socket without NETLINK_GET_STRICT_CHK the
+kernel dumps the local table too, which has one route for each address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A next hop: the index of its interface, and its router, if any."""
+
+    ifindex: int
+    gateway: IPv4Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultRoute:
+    """A default route; the lowest `priority` wins. A multipath route has several hops."""
+
+    priority: int
+    hops: tuple[Hop, ...]
+
+
+def default_routes(answer: Answer) -> Iterator[DefaultRoute]:
+    """The default routes in one datagram of a dump."""
+    data = answer.data
+    for start, end in answer.messages:
+        _, destination, _, _, table, _, _, _, _ = _MESSAGE.unpack_from(data, start)
+        if destination or table != _MAIN_TABLE:
+            continue
+        priority = 0
+        several: tuple[Hop, ...] = ()
+        for kind, at, until in attributes(data, start + _MESSAGE.size, end):
+            if kind == _PRIORITY:
+                (priority,) = _NUMBER.unpack_from(data, at)
+            elif kind == _MULTIPATH:
+                several = tuple(_hops(data, at, until))
+        hops = several or _hop(data, start + _MESSAGE.size, end, 0)
+        yield DefaultRoute(priority, hops)
+
+
+def _hops(data: bytes, offset: int, end: int) -> Iterator[Hop]:
+    while offset < end:
+        length, _, _, index = _HOP.unpack_from(data, offset)
+        yield from _hop(data, offset + _HOP.size, offset + length, index)
+        offset += length + 3 & ~3
+
+
+def _hop(data: bytes, offset: int, end: int, index: int) -> tuple[Hop, ...]:
+    """The hop in these attributes; none for a route without an interface."""
+    gateway = None
+    for kind, at, until in attributes(data, offset, end):
+        if kind == _OUTPUT:
+            (index,) = _NUMBER.unpack_from(data, at)
+        elif kind == _GATEWAY:
+            gateway = IPv4Address(data[at:until])
+    return (Hop(index, gateway),) if index else ()

@@ -1,0 +1,92 @@
+"""The traffic of each mapping, from the counters in our table.
+
+Pure. Counters start at 0 when the mapping is created, and again when the table is replaced.
+"""
+
+from collections.abc import Mapping as ReadOnly
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from vm_onetoone_nat.model.nat_table import (
+    CONTAINERS,
+    EXTERNAL,
+    INBOUND,
+    INTERNAL,
+    OUTBOUND,
+    Container,
+)
+from vm_onetoone_nat.model.state import Mapping
+
+_COUNTED = {container.name: container for container in CONTAINERS if container.counted}
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Connections, and the forwarded packets and bytes in both their directions."""
+
+    connections: int = 0
+    packets: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(
+            self.connections + other.connections,
+            self.packets + other.packets,
+            self.bytes + other.bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """The entries of a mapping in connection tracking, and those that bypass it."""
+
+    entries: int
+    elsewhere: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The traffic of connections to each external and from each internal address."""
+
+    inbound: ReadOnly[IPv4Address, Traffic]
+    outbound: ReadOnly[IPv4Address, Traffic]
+
+    def of(self, mapping: Mapping) -> tuple[Traffic, Traffic]:
+        """The traffic of connections to a mapping's guest, and of those from it."""
+        none = Traffic()
+        outbound = self.outbound.get(mapping.internal, none) if mapping.internal else none
+        return self.inbound.get(mapping.external, none), outbound
+
+
+def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
+    """The counters, from the objects of `list table inet vm_onetoone_nat` with state."""
+    counted: dict[Container, dict[IPv4Address, tuple[int, int]]] = {}
+    for entry in listing:
+        for kind in ("set", "map"):
+            collection = entry.get(kind, {})
+            container = _COUNTED.get(collection.get("name"))
+            if container is None:
+                continue
+            for item in collection.get("elem", ()):
+                match item[0] if isinstance(item, list) else item:
+                    case {
+                        "elem": {"val": str(key), "counter": {"packets": packets, "bytes": size}}
+                    }:
+                        by_address = counted.setdefault(container, {})
+                        by_address[IPv4Address(key)] = packets, size
+    return Counters(
+        _joined(counted.get(EXTERNAL, {}), counted.get(INBOUND, {})),
+        _joined(counted.get(INTERNAL, {}), counted.get(OUTBOUND, {})),
+    )
+
+
+def _joined(
+    translated: dict[IPv4Address, tuple[int, int]], forwarded: dict[IPv4Address, tuple[int, int]]
+) -> dict[IPv4Address, Traffic]:
+    """NAT maps count connections: they are looked up for the first packet of each only."""
+    return {
+        address: Traffic(translated.get(address, (0, 0))[0], packets, size)
+        for address, (packets, size) in forwarded.items()
+    }
