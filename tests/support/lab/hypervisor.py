@@ -6,6 +6,8 @@ from .namespace import Namespace
 
 _TIMERS = re.compile(r" [a-z_]+_timer +\d+\.\d+")
 _LIFETIMES = re.compile(r"(valid|preferred)_lft \d+sec")
+# While the kernel asks whether another host has an IPv6 address.
+_TENTATIVE = re.compile(r" tentative\b")
 _LEARNED = re.compile(r" fdb_n_learned \d+")
 # For half a minute after a port began to forward, spanning tree reports it and forgets faster.
 _TOPOLOGY = re.compile(r" (topology_change(_detected|_ack)?|ageing_time) \d+")
@@ -32,7 +34,7 @@ class Hypervisor(Namespace):
         ruleset = self.run("nft", "--stateless", "list", "ruleset").stdout
         addresses = self.run("ip", "-d", "address", "show").stdout
         addresses = _LIFETIMES.sub(r"\1_lft limited", addresses)
-        for volatile in (_TIMERS, _LEARNED, _TOPOLOGY):
+        for volatile in (_TIMERS, _TENTATIVE, _LEARNED, _TOPOLOGY):
             addresses = volatile.sub("", addresses)
         routes = self.run("ip", "-4", "route", "show", "table", "all").stdout
         ports = self.run("bridge", "-d", "link", "show").stdout
