@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from lab.addresses import UPLINK
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
 from vm_onetoone_nat.model.nat_table import TABLE
-from vm_onetoone_nat.model.state import DEFAULT_FWMARK
 
 from .laptop import Laptop, external, internal
 

@@ -16,7 +16,7 @@ from pyroute2 import IPRoute
 from vm_onetoone_nat.kernel.addresses import Addresses
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import links
-from vm_onetoone_nat.model.state import Address
+from vm_onetoone_nat.model.host import Address
 
 def address(n):
     interface = IPv4Interface((IPv4Address("10.0.0.1") + n, 16))

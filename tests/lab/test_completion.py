@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from vm_onetoone_nat.cli import _parser
-from vm_onetoone_nat.model.state import MappingState
+from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.report.report import Entry, Report, report_to_json
 
 COMPLETION = Path(__file__).parents[2] / "completion"

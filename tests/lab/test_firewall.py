@@ -11,7 +11,8 @@ from lab.addresses import LAN_NETWORK, LIBVIRT_BRIDGE, UPLINK, external, interna
 from vm_onetoone_nat.diagnose.firewall import Packet, judge
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Ruleset
-from vm_onetoone_nat.model.state import DEFAULT_FWMARK, ChainName
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
+from vm_onetoone_nat.model.host import ChainName
 
 PACKET = Packet(
     iifname=UPLINK,

@@ -31,20 +31,12 @@ from vm_onetoone_nat.decide.reconcile import KernelSide
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.kernel.arp import Arp
 from vm_onetoone_nat.kernel.kernel import Kernel
-from vm_onetoone_nat.model.state import (
-    DEFAULT_FWMARK,
-    Address,
-    AllowedService,
-    ChainName,
-    Configuration,
-    Element,
-    Guests,
-    Mapping,
-    Observed,
-    Stored,
-    Table,
-    Translation,
-)
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration
+from vm_onetoone_nat.model.guests import Guests
+from vm_onetoone_nat.model.host import Address, ChainName, Observed
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
+from vm_onetoone_nat.model.nat_table import Element, Table, Translation
+from vm_onetoone_nat.model.store import Stored
 
 MARK = DEFAULT_FWMARK
 OTHER_MARK = 0x2

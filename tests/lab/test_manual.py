@@ -11,7 +11,8 @@ import pytest
 from vm_onetoone_nat.cli import _parser
 from vm_onetoone_nat.config.schema import File, MappingTable, PoolTable, Settings, parse_text
 from vm_onetoone_nat.diagnose.remedies import remedy
-from vm_onetoone_nat.model.state import Cause, MappingState, Range
+from vm_onetoone_nat.model.configuration import Range
+from vm_onetoone_nat.model.status import Cause, MappingState
 from vm_onetoone_nat.report.report import Passes, Report, Running
 from vm_onetoone_nat.service.metrics import exposition
 

@@ -25,14 +25,10 @@ from vm_onetoone_nat.decide.nft_writes import (
 from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.errors import TransactionRefused
 from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
+from vm_onetoone_nat.model.host import ChainName, ForeignChain
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import Element, Table, element
-from vm_onetoone_nat.model.state import (
-    DEFAULT_FWMARK,
-    AllowedService,
-    ChainName,
-    ForeignChain,
-    Mapping,
-)
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK
@@ -298,7 +294,10 @@ def child_foreign_element(change: str) -> None:
     from vm_onetoone_nat.decide.desired import desire
     from vm_onetoone_nat.decide.plan import plan
     from vm_onetoone_nat.kernel.nft import Nft
-    from vm_onetoone_nat.model.state import Configuration, Guests, Observed, Stored
+    from vm_onetoone_nat.model.configuration import Configuration
+    from vm_onetoone_nat.model.guests import Guests
+    from vm_onetoone_nat.model.host import Observed
+    from vm_onetoone_nat.model.store import Stored
 
     nft = Nft()
     nft.apply([InstallTable(MARK)])

@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeLibvirt, default_network, domain
 from vm_onetoone_nat.decide.reconcile import GuestSide
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.model.state import DomainState, Guests
+from vm_onetoone_nat.model.guests import DomainState, Guests
 from vm_onetoone_nat.virt.connection import LibvirtSource
 from vm_onetoone_nat.virt.once import LibvirtOnce
 

@@ -41,22 +41,13 @@ from vm_onetoone_nat.decide.reconcile import (
 )
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration, Pool, Range
+from vm_onetoone_nat.model.guests import DomainState, Guests, Interface
+from vm_onetoone_nat.model.host import Address, ChainName
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import Container, Element, element
-from vm_onetoone_nat.model.state import (
-    DEFAULT_FWMARK,
-    Address,
-    AllowedService,
-    ChainName,
-    Configuration,
-    DomainState,
-    Guests,
-    Interface,
-    Mapping,
-    MappingState,
-    Pool,
-    Range,
-    Stored,
-)
+from vm_onetoone_nat.model.status import MappingState
+from vm_onetoone_nat.model.store import Stored
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 
 MARK = DEFAULT_FWMARK

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lab.addresses import external
 from vm_onetoone_nat.decide.reconcile import StoreSide
 from vm_onetoone_nat.errors import StoreError
-from vm_onetoone_nat.model.state import Allocation, Origin, Stored
+from vm_onetoone_nat.model.mapping import Origin
+from vm_onetoone_nat.model.store import Allocation, Stored
 from vm_onetoone_nat.store.file import FileStore
 
 

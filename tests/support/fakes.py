@@ -30,24 +30,20 @@ from vm_onetoone_nat.decide.nft_writes import (
 from vm_onetoone_nat.decide.plan import Plan
 from vm_onetoone_nat.decide.writes import About, NftWrite, StoreWrite, Write
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
-from vm_onetoone_nat.model.nat_table import CONTAINERS, HAIRPIN, Element, Table, Translation
-from vm_onetoone_nat.model.state import (
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Network
+from vm_onetoone_nat.model.host import (
     AcceptRule,
     Address,
-    Allocation,
     ChainName,
-    Configuration,
-    Desired,
-    Domain,
-    DomainState,
     ForeignChain,
-    Guests,
     Neighbour,
-    Network,
     Observed,
-    Stored,
     Unavailable,
 )
+from vm_onetoone_nat.model.nat_table import CONTAINERS, HAIRPIN, Element, Table, Translation
+from vm_onetoone_nat.model.store import Allocation, Stored
 
 FORWARD = ChainName("ip", "filter", "FORWARD")
 LIBVIRT_FORWARD = ChainName("ip", "libvirt_network", "forward")

@@ -2,7 +2,8 @@
 
 from hypothesis import strategies as st
 from lab.addresses import UPLINK, external, guest_name, internal
-from vm_onetoone_nat.model.state import AddressSource, MappingState, Origin
+from vm_onetoone_nat.model.mapping import AddressSource, Origin
+from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.model.traffic import Traffic
 from vm_onetoone_nat.report.report import BOUNDS, Entry, Passes, Report, Running
 

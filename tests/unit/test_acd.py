@@ -18,7 +18,7 @@ from vm_onetoone_nat.decide.acd import (
     Message,
     Probe,
 )
-from vm_onetoone_nat.model.state import Unavailable
+from vm_onetoone_nat.model.host import Unavailable
 
 OURS, THEIRS = "02:00:00:00:00:01", "02:00:00:00:00:02"
 ONE, TWO = external(1), external(2)

@@ -7,7 +7,9 @@ import pytest
 from fakes import FORWARD, FakeKernel, FakeLibvirt, FakeStore, laptop, running_guests
 from lab.addresses import UPLINK, external, guest_name, internal
 from vm_onetoone_nat.decide.reconcile import look, reconcile
-from vm_onetoone_nat.model.state import AllowedService, Configuration, DomainState, Mapping
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.guests import DomainState
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.report.changes import Change, changes, render_changes
 
 GUEST = Mapping(external(1), "default", internal=internal(1), domain=guest_name(1))

@@ -22,16 +22,9 @@ from lab.addresses import (
 )
 from vm_onetoone_nat.config import files as config
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.model.state import (
-    DEFAULT_FWMARK,
-    Address,
-    AddressSource,
-    AllowedService,
-    Configuration,
-    Mapping,
-    Pool,
-    Range,
-)
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration, Pool, Range
+from vm_onetoone_nat.model.host import Address
+from vm_onetoone_nat.model.mapping import AddressSource, AllowedService, Mapping
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 BOUNDED = settings(

@@ -16,19 +16,13 @@ from lab.addresses import (
 )
 from vm_onetoone_nat.decide.desired import desire, mapping_elements, without
 from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.guests import DomainState, Guests, Network
+from vm_onetoone_nat.model.host import Address, Observed
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import ADMIT, RESTRICT, Table, element
-from vm_onetoone_nat.model.state import (
-    Address,
-    AllowedService,
-    Configuration,
-    DomainState,
-    Guests,
-    Mapping,
-    MappingState,
-    Network,
-    Observed,
-    Stored,
-)
+from vm_onetoone_nat.model.status import MappingState
+from vm_onetoone_nat.model.store import Stored
 
 ACTIVE, INACTIVE, PENDING, ERROR = (
     MappingState.ACTIVE,

@@ -14,7 +14,9 @@ from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes,
 from vm_onetoone_nat.diagnose.remedies import remedy
 from vm_onetoone_nat.diagnose.render import diagnoses_to_json, render_diagnosis
 from vm_onetoone_nat.diagnose.steps import diagnose
-from vm_onetoone_nat.model.state import AllowedService, Cause, Configuration, Mapping
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
+from vm_onetoone_nat.model.status import Cause
 from vm_onetoone_nat.model.traffic import Tracked, Traffic
 
 GUEST = Mapping(external(1), "default", internal=internal(1), domain=guest_name(1))

@@ -7,7 +7,7 @@ from exposition import exposed, samples
 from lab.addresses import external, guest_name
 from reports import DAY, entry
 from vm_onetoone_nat.errors import PrivilegeError
-from vm_onetoone_nat.model.state import MappingState
+from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.report.report import BOUNDS, Report
 from vm_onetoone_nat.service.metrics import exposition
 

@@ -23,8 +23,8 @@ from vm_onetoone_nat.decide.nft_writes import (
 )
 from vm_onetoone_nat.decide.plan import Plan, describe
 from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.nat_table import element
-from vm_onetoone_nat.model.state import Desired
 from vm_onetoone_nat.model.trigger import Kind, Trigger, Triggers
 
 MARK = 0x100000

@@ -10,26 +10,13 @@ from lab.addresses import HOST, LAN_CLIENT, LIBVIRT_BRIDGE, external, internal
 from vm_onetoone_nat.decide.desired import desire
 from vm_onetoone_nat.decide.gather import gather
 from vm_onetoone_nat.decide.plan import Plan, plan
-from vm_onetoone_nat.model.state import (
-    AddressSource,
-    Allocation,
-    AllowedService,
-    Configuration,
-    Desired,
-    Domain,
-    DomainState,
-    Gathered,
-    Guests,
-    Interface,
-    Mapping,
-    MappingState,
-    Neighbour,
-    Origin,
-    Pool,
-    Range,
-    Stored,
-    Unavailable,
-)
+from vm_onetoone_nat.model.configuration import Configuration, Pool, Range
+from vm_onetoone_nat.model.desired import Desired, Gathered
+from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Interface
+from vm_onetoone_nat.model.host import Neighbour, Unavailable
+from vm_onetoone_nat.model.mapping import AddressSource, AllowedService, Mapping, Origin
+from vm_onetoone_nat.model.status import MappingState
+from vm_onetoone_nat.model.store import Allocation, Stored
 
 NIC = (Interface("52:54:00:00:00:01", "default"),)
 LAN = IPv4Network("192.168.1.0/24")

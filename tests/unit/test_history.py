@@ -5,7 +5,9 @@ from ipaddress import IPv4Address
 from fakes import FORWARD, FakeKernel, FakeLibvirt, FakeStore, laptop, running_guests
 from lab.addresses import UPLINK, external, guest_name, internal
 from vm_onetoone_nat.decide.reconcile import reconcile
-from vm_onetoone_nat.model.state import Configuration, DomainState, Mapping
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.guests import DomainState
+from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.traffic import Counters, Traffic
 from vm_onetoone_nat.model.trigger import RELOAD, RESYNC, RETRY, START, Kind, Trigger
 from vm_onetoone_nat.report.report import BOUNDS, Passes, Report

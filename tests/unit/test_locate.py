@@ -7,19 +7,11 @@ import pytest
 from fakes import default_network, laptop
 from lab.addresses import LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, external, internal
 from vm_onetoone_nat.decide.locate import doubtful, located, why_unknown
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Interface, Network
+from vm_onetoone_nat.model.host import Neighbour, Observed
+from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.nat_table import EXTERNAL, Table, element
-from vm_onetoone_nat.model.state import (
-    AddressSource,
-    Configuration,
-    Domain,
-    DomainState,
-    Guests,
-    Interface,
-    Mapping,
-    Neighbour,
-    Network,
-    Observed,
-)
 
 MAC, SECOND_MAC, OTHER_MAC = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:99"
 MAPPING = Mapping(external(1), "default", domain="guest")

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lab.addresses import external, internal
 from vm_onetoone_nat.config.metadata import NAMESPACE, MetadataError, claims
-from vm_onetoone_nat.model.state import AddressSource, AllowedService, Mapping, Origin
+from vm_onetoone_nat.model.mapping import AddressSource, AllowedService, Mapping, Origin
 
 BOUNDED = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from vm_onetoone_nat.kernel.messages.nft_table import table_commands
 from vm_onetoone_nat.kernel.nft import Nft
-from vm_onetoone_nat.model.state import DEFAULT_FWMARK
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
 
 MARK = DEFAULT_FWMARK
 CHAIN = {"chain": {"family": "inet", "table": "vm_onetoone_nat", "name": "admit"}}

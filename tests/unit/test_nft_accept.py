@@ -9,13 +9,8 @@ from vm_onetoone_nat.kernel.messages.nft_accept import (
     parse_foreign_chain,
     parse_obstacle,
 )
-from vm_onetoone_nat.model.state import (
-    DEFAULT_FWMARK,
-    AcceptRule,
-    ChainName,
-    ForeignChain,
-    Obstacle,
-)
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
+from vm_onetoone_nat.model.host import AcceptRule, ChainName, ForeignChain, Obstacle
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK

@@ -41,23 +41,14 @@ from vm_onetoone_nat.decide.nft_writes import (
 from vm_onetoone_nat.decide.plan import Plan, describe, plan, removal
 from vm_onetoone_nat.decide.writes import Write
 from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration
+from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.guests import Guests
+from vm_onetoone_nat.model.host import AcceptRule, Address, ChainName, ForeignChain, Observed
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import Element, Table, Translation, element
-from vm_onetoone_nat.model.state import (
-    DEFAULT_FWMARK,
-    AcceptRule,
-    Address,
-    AllowedService,
-    ChainName,
-    Configuration,
-    Desired,
-    ForeignChain,
-    Guests,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Observed,
-    Stored,
-)
+from vm_onetoone_nat.model.status import MappingState, MappingStatus
+from vm_onetoone_nat.model.store import Stored
 
 BOUNDED = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 MARK = DEFAULT_FWMARK

@@ -51,23 +51,6 @@ PURE = {
 LIBRARIES = {"config/schema": {"pydantic"}}
 """What a pure module imports beside the standard library: pydantic only validates."""
 
-FLAT = {
-    **dict.fromkeys(("state", "traffic", "nat_table", "trigger", "family"), "model"),
-    **dict.fromkeys(
-        ("gather", "claims", "pools", "locate", "checks", "desired", "plan", "fights", "acd"),
-        "decide",
-    ),
-    "reconcile": "decide",
-    **dict.fromkeys(("ruleset", "nft_foreign", "rtnetlink", "ifaddr", "routes"), "kernel/messages"),
-    **dict.fromkeys(("nft_table", "nft_elements", "nft_accept"), "kernel/messages"),
-    **dict.fromkeys(("kernel", "nft", "addresses", "links", "bridge", "conntrack"), "kernel"),
-    **dict.fromkeys(("arp", "legacy", "probes", "watch", "socket_filter"), "kernel"),
-    "changes": "report",
-    "history": "service/history",
-    "runner": "service",
-}
-"""Modules that are not in their folder yet, and that folder."""
-
 PURE_LIBRARY = {
     "abc",
     "bisect",
@@ -118,20 +101,15 @@ def label(package: Path, path: Path) -> str:
     return str(inside.parent if inside.name == "__init__" and inside.parent.name else inside)
 
 
-def place(module: str) -> str:
-    """Where a module is in the layers: its own name, or where it will be."""
-    return FLAT.get(module, module)
-
-
 def level(module: str) -> tuple[int, str] | None:
     """The number of a module's layer, and the entry of it; of two entries, the inner one."""
     entries = {entry: number for number, line in enumerate(LAYERS) for entry in line}
-    return next(((entries[e], e) for e in _upwards(place(module)) if e in entries), None)
+    return next(((entries[e], e) for e in _upwards(module) if e in entries), None)
 
 
 def is_pure(module: str) -> bool:
     """Whether a module, or a folder that it is in, is pure."""
-    return any(entry in PURE for entry in _upwards(place(module)))
+    return any(entry in PURE for entry in _upwards(module))
 
 
 def _upwards(name: str, separator: str = "/") -> Iterator[str]:
@@ -190,7 +168,7 @@ def _faults(package: Path, path: Path) -> Iterator[str]:
 
 def _is_allowed(module: str, name: str) -> bool:
     """Whether a pure module may import that of another package, or of the standard library."""
-    allowed = PURE_LIBRARY | LIBRARIES.get(place(module), set())
+    allowed = PURE_LIBRARY | LIBRARIES.get(module, set())
     return any(entry in allowed for entry in _upwards(name, "."))
 
 
@@ -204,11 +182,6 @@ def builtins(path: Path) -> Iterator[tuple[int, str]]:
 def test_layers() -> None:
     """No module imports upwards or sideways, and no pure one touches the system."""
     assert faults(PACKAGE) == []
-
-
-def test_no_flat_module_is_listed_twice() -> None:
-    """A module that is in its folder is no longer in the list of those that are not."""
-    assert set(FLAT) <= {label(PACKAGE, path) for path in modules(PACKAGE)}
 
 
 def test_pure_modules_load_nothing_of_the_system() -> None:
@@ -329,7 +302,7 @@ def test_no_module_runs_a_program(path: Path) -> None:
     ("library", "users"),
     [
         ("libvirt", {"virt/agents", "virt/connection", "virt/read"}),
-        ("nftables", {"nft"}),
+        ("nftables", {"kernel/nft"}),
         ("prometheus_client", {"service/metrics"}),
         ("pydantic", {"config/schema"}),
     ],

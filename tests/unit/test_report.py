@@ -8,13 +8,8 @@ from hypothesis import given
 from lab.addresses import external, guest_name, internal
 from reports import CONTRACT, DAY, PASSES, entry, report, reports
 from vm_onetoone_nat.errors import VmNatError
-from vm_onetoone_nat.model.state import (
-    AddressSource,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Unmapped,
-)
+from vm_onetoone_nat.model.mapping import AddressSource, Mapping
+from vm_onetoone_nat.model.status import MappingState, MappingStatus, Unmapped
 from vm_onetoone_nat.model.traffic import Counters, Traffic, parse_counters
 from vm_onetoone_nat.report.report import (
     Report,

@@ -15,8 +15,9 @@ from vm_onetoone_nat.kernel.messages.ruleset import (
     transaction_commands,
 )
 from vm_onetoone_nat.model import nat_table
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import Element, Table, element
-from vm_onetoone_nat.model.state import DEFAULT_FWMARK, AllowedService, Mapping
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK

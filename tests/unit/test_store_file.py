@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from lab.addresses import external
 from vm_onetoone_nat.errors import StoreError
-from vm_onetoone_nat.model.state import Allocation, Origin, Stored
+from vm_onetoone_nat.model.mapping import Origin
+from vm_onetoone_nat.model.store import Allocation, Stored
 from vm_onetoone_nat.store.file import FileStore, state_directory
 
 ONE = Allocation(external(1), "00000000-0000-4000-8000-000000000001", "default", Origin.POOL)

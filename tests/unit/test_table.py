@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.addresses import external, guest_name
 from reports import entry, report, reports
-from vm_onetoone_nat.model.state import MappingState
+from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.model.traffic import Traffic
 from vm_onetoone_nat.report.report import Entry, Report
 from vm_onetoone_nat.report.table import WIDTH, amount, duration, printable, render_report

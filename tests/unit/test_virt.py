@@ -10,7 +10,7 @@ import libvirt
 import pytest
 from lab import wait_for
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.model.state import Guests, Interface
+from vm_onetoone_nat.model.guests import Guests, Interface
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 from vm_onetoone_nat.service.runner import RESYNC_SECONDS
 from vm_onetoone_nat.virt import connection as libvirt_connection

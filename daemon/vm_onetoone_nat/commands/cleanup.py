@@ -36,7 +36,7 @@ def _fwmark(path: Path) -> int:
     """The configured mark; the default if the file is missing or bad: clean-up must work."""
     from vm_onetoone_nat.config.files import load
     from vm_onetoone_nat.errors import ConfigError
-    from vm_onetoone_nat.model.state import DEFAULT_FWMARK
+    from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
 
     try:
         return load(path).fwmark

@@ -13,7 +13,8 @@ from vm_onetoone_nat.diagnose.check import Diagnosis, failed
 from vm_onetoone_nat.diagnose.render import diagnoses_to_json, render_diagnosis
 from vm_onetoone_nat.diagnose.steps import diagnose
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.model.state import Cause, Mapping
+from vm_onetoone_nat.model.mapping import Mapping
+from vm_onetoone_nat.model.status import Cause
 from vm_onetoone_nat.service.instance import runtime_path
 from vm_onetoone_nat.service.status_socket import socket_path
 

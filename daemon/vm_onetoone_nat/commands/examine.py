@@ -17,15 +17,10 @@ from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.links import Link, links
 from vm_onetoone_nat.kernel.nft import read_counters, read_others
 from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
+from vm_onetoone_nat.model.guests import Interface, Network
+from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.nat_table import Translation
-from vm_onetoone_nat.model.state import (
-    AddressSource,
-    Interface,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Network,
-)
+from vm_onetoone_nat.model.status import MappingState, MappingStatus
 from vm_onetoone_nat.report.report import Report, report_from_json
 from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
 

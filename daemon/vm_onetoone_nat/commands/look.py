@@ -3,7 +3,7 @@
 from vm_onetoone_nat.commands.privileges import require_net_admin
 from vm_onetoone_nat.decide.reconcile import Look, look
 from vm_onetoone_nat.kernel.kernel import Kernel
-from vm_onetoone_nat.model.state import Configuration
+from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.service.instance import runtime_path
 from vm_onetoone_nat.store.file import FileStore
 from vm_onetoone_nat.virt.once import LibvirtOnce

@@ -20,7 +20,8 @@ from vm_onetoone_nat.config.schema import (
     parse_text,
 )
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.model.state import Address, Configuration, Pool, Range
+from vm_onetoone_nat.model.configuration import Configuration, Pool, Range
+from vm_onetoone_nat.model.host import Address
 
 DROP_INS = "conf.d"
 

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 
 from vm_onetoone_nat.config.schema import mapping_of, validated
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.model.state import Mapping, Origin
+from vm_onetoone_nat.model.mapping import Mapping, Origin
 
 NAMESPACE = "urn:vm-onetoone-nat:1"
 _FAMILY = "urn:vm-onetoone-nat"

@@ -20,14 +20,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vm_onetoone_nat.config import values
 from vm_onetoone_nat.errors import ConfigError
-from vm_onetoone_nat.model.state import (
-    DEFAULT_FWMARK,
-    AddressSource,
-    AllowedService,
-    Mapping,
-    Origin,
-    Range,
-)
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Range
+from vm_onetoone_nat.model.mapping import AddressSource, AllowedService, Mapping, Origin
 
 
 def _from_text(parse: Callable[[str], object]) -> BeforeValidator:

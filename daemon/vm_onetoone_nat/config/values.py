@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
-from vm_onetoone_nat.model.state import AllowedService, Range
+from vm_onetoone_nat.model.configuration import Range
+from vm_onetoone_nat.model.mapping import AllowedService
 
 _INTERFACE_MAX = 15  # IFNAMSIZ less the closing NUL
 

@@ -9,18 +9,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
 from vm_onetoone_nat.decide.locate import is_host, why_unknown
+from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.family import interface
-from vm_onetoone_nat.model.state import (
-    Cause,
-    Configuration,
-    DomainState,
-    Guests,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Observed,
-    Unavailable,
-)
+from vm_onetoone_nat.model.guests import DomainState, Guests
+from vm_onetoone_nat.model.host import Observed, Unavailable
+from vm_onetoone_nat.model.mapping import Mapping
+from vm_onetoone_nat.model.status import Cause, MappingState, MappingStatus
 
 ACTIVE, INACTIVE, PENDING, CONFLICT, ERROR = (
     MappingState.ACTIVE,

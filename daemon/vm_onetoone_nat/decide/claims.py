@@ -9,17 +9,12 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.locate import interfaces
-from vm_onetoone_nat.model.state import (
-    Allocation,
-    Configuration,
-    Domain,
-    Gathered,
-    Guests,
-    Mapping,
-    Origin,
-    Sides,
-    Unmapped,
-)
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.desired import Gathered, Sides
+from vm_onetoone_nat.model.guests import Domain, Guests
+from vm_onetoone_nat.model.mapping import Mapping, Origin
+from vm_onetoone_nat.model.status import Unmapped
+from vm_onetoone_nat.model.store import Allocation
 
 
 @dataclass(frozen=True, slots=True)

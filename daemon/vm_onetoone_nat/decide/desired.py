@@ -12,6 +12,11 @@ from ipaddress import IPv4Address, IPv4Network
 from vm_onetoone_nat.decide.checks import check, external_interface, if_available
 from vm_onetoone_nat.decide.gather import gather
 from vm_onetoone_nat.decide.locate import doubtful
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.guests import Guests
+from vm_onetoone_nat.model.host import Address, Observed
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import (
     ADMIT,
     ALLOWED,
@@ -25,19 +30,8 @@ from vm_onetoone_nat.model.nat_table import (
     Element,
     element,
 )
-from vm_onetoone_nat.model.state import (
-    Address,
-    AllowedService,
-    Cause,
-    Configuration,
-    Desired,
-    Guests,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Observed,
-    Stored,
-)
+from vm_onetoone_nat.model.status import Cause, MappingState, MappingStatus
+from vm_onetoone_nat.model.store import Stored
 
 Refused = ReadOnly[IPv4Address, str]
 

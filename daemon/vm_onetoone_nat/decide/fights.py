@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from vm_onetoone_nat.decide.plan import Plan
-from vm_onetoone_nat.model.state import Desired
+from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.trigger import Triggers
 
 REPAIRS = 5

@@ -12,16 +12,12 @@ from ipaddress import IPv4Address
 from vm_onetoone_nat.decide.claims import claims, faults, grant
 from vm_onetoone_nat.decide.locate import located
 from vm_onetoone_nat.decide.pools import assign, without_mapping
-from vm_onetoone_nat.model.state import (
-    AddressSource,
-    Configuration,
-    Gathered,
-    Guests,
-    Mapping,
-    Observed,
-    Sides,
-    Stored,
-)
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.desired import Gathered, Sides
+from vm_onetoone_nat.model.guests import Guests
+from vm_onetoone_nat.model.host import Observed
+from vm_onetoone_nat.model.mapping import AddressSource, Mapping
+from vm_onetoone_nat.model.store import Stored
 
 
 def gather(

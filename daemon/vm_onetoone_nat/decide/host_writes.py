@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.writes import About, Order, StoreWrite, Write
+from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.model.nat_table import HAIRPIN_REASON, Translation
-from vm_onetoone_nat.model.state import Address, Allocation, Cause
+from vm_onetoone_nat.model.status import Cause
+from vm_onetoone_nat.model.store import Allocation
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from vm_onetoone_nat.model.state import (
-    AddressSource,
-    Cause,
-    Domain,
-    DomainState,
-    Guests,
-    Interface,
-    Mapping,
-    Neighbour,
-    Network,
-    Observed,
-)
+from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Interface, Network
+from vm_onetoone_nat.model.host import Neighbour, Observed
+from vm_onetoone_nat.model.mapping import AddressSource, Mapping
+from vm_onetoone_nat.model.status import Cause
 
 
 def is_host(address: IPv4Address, network: IPv4Network) -> bool:

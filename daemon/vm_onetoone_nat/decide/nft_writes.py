@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from vm_onetoone_nat.decide.writes import About, NftWrite, Order, OurTable, Write
+from vm_onetoone_nat.model.host import ChainName
 from vm_onetoone_nat.model.nat_table import TABLE, Element
-from vm_onetoone_nat.model.state import Cause, ChainName
+from vm_onetoone_nat.model.status import Cause
 
 TABLE_KEY = f"table inet {TABLE}"
 """The key of writes that replace our table."""

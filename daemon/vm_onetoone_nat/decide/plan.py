@@ -29,6 +29,8 @@ from vm_onetoone_nat.decide.nft_writes import (
     accept_key,
 )
 from vm_onetoone_nat.decide.writes import Write
+from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.nat_table import (
     EXTERNAL,
     HAIRPIN,
@@ -38,7 +40,7 @@ from vm_onetoone_nat.model.nat_table import (
     in_order,
     translations,
 )
-from vm_onetoone_nat.model.state import Address, Allocation, Desired, Observed
+from vm_onetoone_nat.model.store import Allocation
 
 
 @dataclass(frozen=True, slots=True)

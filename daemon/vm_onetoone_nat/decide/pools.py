@@ -8,20 +8,13 @@ from ipaddress import IPv4Address
 from itertools import chain
 
 from vm_onetoone_nat.decide.locate import interfaces, is_host, located
-from vm_onetoone_nat.model.state import (
-    Allocation,
-    Configuration,
-    Domain,
-    DomainState,
-    Gathered,
-    Guests,
-    Mapping,
-    Observed,
-    Origin,
-    Pool,
-    Sides,
-    Unmapped,
-)
+from vm_onetoone_nat.model.configuration import Configuration, Pool
+from vm_onetoone_nat.model.desired import Gathered, Sides
+from vm_onetoone_nat.model.guests import Domain, DomainState, Guests
+from vm_onetoone_nat.model.host import Observed
+from vm_onetoone_nat.model.mapping import Mapping, Origin
+from vm_onetoone_nat.model.status import Unmapped
+from vm_onetoone_nat.model.store import Allocation
 
 
 def without_mapping(

@@ -11,19 +11,14 @@ from vm_onetoone_nat.decide.host_writes import RecordAllocations
 from vm_onetoone_nat.decide.plan import Plan, plan, removal
 from vm_onetoone_nat.decide.writes import About, StoreWrite
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.guests import Guests
+from vm_onetoone_nat.model.host import Address, Observed
+from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.nat_table import Translation
-from vm_onetoone_nat.model.state import (
-    Address,
-    Allocation,
-    Configuration,
-    Desired,
-    Guests,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Observed,
-    Stored,
-)
+from vm_onetoone_nat.model.status import MappingState, MappingStatus
+from vm_onetoone_nat.model.store import Allocation, Stored
 
 
 class KernelSide(Protocol):

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import ClassVar
 
+from vm_onetoone_nat.model.host import Address, ChainName
 from vm_onetoone_nat.model.nat_table import Element, Translation
-from vm_onetoone_nat.model.state import Address, Cause, ChainName
+from vm_onetoone_nat.model.status import Cause
 
 
 class Order(IntEnum):

@@ -5,7 +5,8 @@ from enum import StrEnum
 
 from vm_onetoone_nat.diagnose.evidence import Evidence
 from vm_onetoone_nat.diagnose.remedies import remedy
-from vm_onetoone_nat.model.state import Cause, Mapping
+from vm_onetoone_nat.model.mapping import Mapping
+from vm_onetoone_nat.model.status import Cause
 
 
 class Verdict(StrEnum):

@@ -6,7 +6,9 @@ from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.reconcile import Look
 from vm_onetoone_nat.diagnose.hooks import Obstruction
-from vm_onetoone_nat.model.state import Mapping, MappingStatus, Network
+from vm_onetoone_nat.model.guests import Network
+from vm_onetoone_nat.model.mapping import Mapping
+from vm_onetoone_nat.model.status import MappingStatus
 from vm_onetoone_nat.model.traffic import Tracked, Traffic
 
 

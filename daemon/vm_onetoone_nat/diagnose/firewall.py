@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Json, Rule, Ruleset
-from vm_onetoone_nat.model.state import ChainName
+from vm_onetoone_nat.model.host import ChainName
 
 
 @dataclass(frozen=True, slots=True)

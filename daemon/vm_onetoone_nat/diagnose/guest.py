@@ -2,7 +2,8 @@
 
 from vm_onetoone_nat.diagnose.check import Found, fault
 from vm_onetoone_nat.diagnose.evidence import Evidence
-from vm_onetoone_nat.model.state import Cause, DomainState
+from vm_onetoone_nat.model.guests import DomainState
+from vm_onetoone_nat.model.status import Cause
 
 
 def check_network(evidence: Evidence, _step: str) -> Found:

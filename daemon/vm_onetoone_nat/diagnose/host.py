@@ -3,7 +3,8 @@
 from vm_onetoone_nat.diagnose.check import Check, Found, Verdict, fault
 from vm_onetoone_nat.diagnose.evidence import Evidence
 from vm_onetoone_nat.diagnose.remedies import remedy
-from vm_onetoone_nat.model.state import AllowedService, Cause, Mapping, MappingState
+from vm_onetoone_nat.model.mapping import AllowedService, Mapping
+from vm_onetoone_nat.model.status import Cause, MappingState
 
 
 def check_uplink(evidence: Evidence, step: str) -> Found:

@@ -1,6 +1,7 @@
 """The remedy for each cause of an unreachable guest. Pure."""
 
-from vm_onetoone_nat.model.state import Cause, Mapping
+from vm_onetoone_nat.model.mapping import Mapping
+from vm_onetoone_nat.model.status import Cause
 
 _TEXTS = {
     Cause.CONFIGURATION: "correct the file, test it with 'vm-onetoone-nat check', and reload",

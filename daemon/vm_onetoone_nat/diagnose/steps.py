@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from vm_onetoone_nat.diagnose import guest, host
 from vm_onetoone_nat.diagnose.check import Check, Diagnosis, Found, Verdict, failed, fault
 from vm_onetoone_nat.diagnose.evidence import Daemon, Evidence
-from vm_onetoone_nat.model.state import Cause
+from vm_onetoone_nat.model.status import Cause
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:

@@ -20,7 +20,7 @@ from vm_onetoone_nat.decide.acd import JITTER_SECONDS, Announcement, ArpPacket, 
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel.links import Link
-from vm_onetoone_nat.model.state import Unavailable
+from vm_onetoone_nat.model.host import Unavailable
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 from vm_onetoone_nat.store.text import replace_text
 

@@ -12,7 +12,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import Link
-from vm_onetoone_nat.model.state import Neighbour
+from vm_onetoone_nat.model.host import Neighbour
 
 _CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _ENODEV = 19

@@ -27,8 +27,10 @@ from vm_onetoone_nat.kernel.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.kernel.legacy import has_legacy_filter
 from vm_onetoone_nat.kernel.links import Link, links
 from vm_onetoone_nat.kernel.nft import Nft
+from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.host import Address, Observed, Obstacle
 from vm_onetoone_nat.model.nat_table import Translation
-from vm_onetoone_nat.model.state import Address, Configuration, Desired, Observed, Obstacle
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 

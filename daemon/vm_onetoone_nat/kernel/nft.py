@@ -28,8 +28,8 @@ from vm_onetoone_nat.kernel.messages.nft_foreign import (
 )
 from vm_onetoone_nat.kernel.messages.nft_table import TABLE_JSON, parse_table
 from vm_onetoone_nat.kernel.messages.ruleset import Json, transaction_commands
+from vm_onetoone_nat.model.host import ChainName, ForeignChain, Obstacle
 from vm_onetoone_nat.model.nat_table import TABLE, Table
-from vm_onetoone_nat.model.state import ChainName, ForeignChain, Obstacle
 from vm_onetoone_nat.model.traffic import Counters, parse_counters
 
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
+from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.nat_table import (
     CONTAINERS,
     EXTERNAL,
@@ -17,7 +18,6 @@ from vm_onetoone_nat.model.nat_table import (
     OUTBOUND,
     Container,
 )
-from vm_onetoone_nat.model.state import Mapping
 
 _COUNTED = {container.name: container for container in CONTAINERS if container.counted}
 

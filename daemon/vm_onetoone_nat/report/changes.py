@@ -7,8 +7,9 @@ from functools import singledispatchmethod
 from vm_onetoone_nat.decide.reconcile import Look
 from vm_onetoone_nat.decide.writes import OurTable, Write
 from vm_onetoone_nat.model.family import address
+from vm_onetoone_nat.model.host import Address, ChainName
 from vm_onetoone_nat.model.nat_table import Element, Translation
-from vm_onetoone_nat.model.state import Address, ChainName, MappingState, MappingStatus
+from vm_onetoone_nat.model.status import MappingState, MappingStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vm_onetoone_nat.errors import VmNatError
-from vm_onetoone_nat.model.state import MappingState, MappingStatus, Unmapped
+from vm_onetoone_nat.model.status import MappingState, MappingStatus, Unmapped
 from vm_onetoone_nat.model.traffic import Counters, Traffic
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

@@ -3,7 +3,7 @@
 import textwrap
 from unicodedata import combining, east_asian_width
 
-from vm_onetoone_nat.model.state import MappingState
+from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.model.traffic import Traffic
 from vm_onetoone_nat.report.report import Entry, Report
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.reconcile import Outcome
-from vm_onetoone_nat.model.state import MappingState
+from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.model.traffic import Counters
 from vm_onetoone_nat.model.trigger import Triggers, kinds
 from vm_onetoone_nat.report.report import BOUNDS, Passes, Report, Running, mapped, unmapped

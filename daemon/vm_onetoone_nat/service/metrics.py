@@ -17,7 +17,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from vm_onetoone_nat.errors import VmNatError
-from vm_onetoone_nat.model.state import MappingState
+from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.report.report import BOUNDS, Entry, Passes, Report, Running
 
 PATH = "/metrics"

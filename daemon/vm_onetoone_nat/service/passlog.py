@@ -10,14 +10,9 @@ from vm_onetoone_nat.decide.plan import describe
 from vm_onetoone_nat.decide.reconcile import Outcome
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.model.state import (
-    AddressSource,
-    Mapping,
-    MappingState,
-    MappingStatus,
-    Obstacle,
-    Unmapped,
-)
+from vm_onetoone_nat.model.host import Obstacle
+from vm_onetoone_nat.model.mapping import AddressSource, Mapping
+from vm_onetoone_nat.model.status import MappingState, MappingStatus, Unmapped
 from vm_onetoone_nat.model.trigger import Triggers, texts
 
 log = logging.getLogger(__name__)

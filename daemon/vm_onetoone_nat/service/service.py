@@ -21,7 +21,7 @@ from vm_onetoone_nat.kernel.bridge import bridge_netfilter
 from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
 from vm_onetoone_nat.kernel.nft import read_counters
 from vm_onetoone_nat.kernel.watch import Watch
-from vm_onetoone_nat.model.state import Configuration
+from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds
 from vm_onetoone_nat.report.report import report_to_json
 from vm_onetoone_nat.service.history import History

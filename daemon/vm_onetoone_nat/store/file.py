@@ -9,7 +9,8 @@ from pathlib import Path
 from vm_onetoone_nat.errors import StoreError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.model.state import Allocation, Origin, Stored
+from vm_onetoone_nat.model.mapping import Origin
+from vm_onetoone_nat.model.store import Allocation, Stored
 from vm_onetoone_nat.store.text import replace_text
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import libvirt
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.model.state import Guests
+from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.answers import BoundedCalls, LibvirtHangs

@@ -3,7 +3,7 @@
 import threading
 from typing import Any
 
-from vm_onetoone_nat.model.state import Guests
+from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.answers import ANSWER_SECONDS, BoundedCalls
 from vm_onetoone_nat.virt.connection import connect, silence

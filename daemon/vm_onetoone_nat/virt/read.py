@@ -11,7 +11,7 @@ from typing import Any
 import libvirt
 
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.model.state import Domain, DomainState, Guests, Network
+from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Network
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.xml import Definition, parse_domain, parse_network
 

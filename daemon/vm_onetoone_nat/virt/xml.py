@@ -5,7 +5,8 @@ from ipaddress import IPv4Address, IPv4Interface
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from vm_onetoone_nat.config import metadata
-from vm_onetoone_nat.model.state import Interface, Mapping
+from vm_onetoone_nat.model.guests import Interface
+from vm_onetoone_nat.model.mapping import Mapping
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Pure. Schema: libnftables-json(5).
 from collections.abc import Sequence
 from typing import Any
 
-from vm_onetoone_nat.model.state import AcceptRule, ChainName, ForeignChain, Obstacle
+from vm_onetoone_nat.model.host import AcceptRule, ChainName, ForeignChain, Obstacle
 
 Json = dict[str, Any]
 

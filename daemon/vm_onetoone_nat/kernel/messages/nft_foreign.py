@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vm_onetoone_nat.model.state import ChainName
+from vm_onetoone_nat.model.host import ChainName
 
 Json = dict[str, Any]
 SetName = tuple[str, str, str]

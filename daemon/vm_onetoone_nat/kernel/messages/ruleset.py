@@ -18,8 +18,8 @@ from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.kernel.messages.nft_accept import accept_expression
 from vm_onetoone_nat.kernel.messages.nft_elements import element_json
 from vm_onetoone_nat.kernel.messages.nft_table import IN_TABLE, TABLE_JSON, table_commands
+from vm_onetoone_nat.model.host import ChainName
 from vm_onetoone_nat.model.nat_table import Container, Element
-from vm_onetoone_nat.model.state import ChainName
 
 Json = dict[str, Any]
 W = TypeVar("W", bound=NftWrite)

@@ -1,0 +1,104 @@
+"""Guests and networks, as libvirt has them. Pure."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Interface
+
+from vm_onetoone_nat.model.mapping import Mapping
+
+
+class DomainState(StrEnum):
+    """libvirt's domain states, reduced to what an address depends on.
+
+    `LEAVING`: paused for the last step of a migration to another host.
+    """
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    LEAVING = "leaving"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network interface of a guest, on a virtual network or directly on a bridge.
+
+    `addresses` are those that the guest agent reports. `plugged` is false while its link is set
+    down. `tap` is its end on the host while the guest runs.
+    """
+
+    mac: str
+    network: str | None = None
+    bridge: str | None = None
+    addresses: tuple[IPv4Address, ...] = ()
+    plugged: bool = True
+    tap: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A guest that libvirt knows.
+
+    `claims` are the mappings in its metadata; their `network` is empty if they name none. `fault`
+    is why its definition or metadata cannot be read, else empty.
+    """
+
+    name: str
+    uuid: str
+    state: DomainState
+    interfaces: tuple[Interface, ...] = ()
+    claims: tuple[Mapping, ...] = ()
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A virtual network that libvirt knows. `gateways` are the addresses of its bridge.
+
+    `reservations` and `leases` of its DHCP server are pairs of MAC and address; the latest lease
+    comes first.
+    """
+
+    name: str
+    active: bool
+    bridge: str | None
+    gateways: tuple[IPv4Interface, ...] = ()
+    reservations: tuple[tuple[str, IPv4Address], ...] = ()
+    leases: tuple[tuple[str, IPv4Address], ...] = ()
+
+    @cached_property
+    def given(self) -> dict[IPv4Address, str]:
+        """The MAC of each address that the DHCP server has reserved or leased."""
+        return {address: mac for mac, address in (*self.leases, *self.reservations)}
+
+
+@dataclass(frozen=True)
+class Guests:
+    """What libvirt has, read at once; `current` is false if libvirt has disconnected since."""
+
+    domains: tuple[Domain, ...] = ()
+    networks: tuple[Network, ...] = ()
+    current: bool = True
+
+    def network(self, name: str) -> Network | None:
+        """The network of that name."""
+        return self._networks.get(name)
+
+    def domain(self, reference: str | None) -> Domain | None:
+        """The domain of that name, or else the one with that UUID, as virsh resolves it."""
+        if reference is None:
+            return None
+        return self._by_name.get(reference) or self._by_uuid.get(reference.lower())
+
+    @cached_property
+    def _networks(self) -> dict[str, Network]:
+        return {network.name: network for network in self.networks}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Domain]:
+        return {domain.name: domain for domain in self.domains}
+
+    @cached_property
+    def _by_uuid(self) -> dict[str, Domain]:
+        return {domain.uuid: domain for domain in self.domains}

@@ -1,0 +1,165 @@
+"""The kernel's side: what a pass observes of this host.
+
+A class with its own `__hash__` hashes integers, since ipaddress hashes by way of text. Pure.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from vm_onetoone_nat.model.nat_table import Table, Translation
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An IPv4 address on an interface.
+
+    `owned`: the daemon added it. `primary`: the first on its interface that is not owned, which is
+    the host's own.
+    """
+
+    ifname: str
+    interface: IPv4Interface
+    broadcast: IPv4Address | None = None
+    owned: bool = False
+    primary: bool = False
+
+    def __hash__(self) -> int:
+        return hash((self.ifname, int(self.interface)))
+
+    def __str__(self) -> str:
+        return f"{self.interface} on {self.ifname}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ChainName:
+    """A chain in a foreign table."""
+
+    family: str
+    table: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.table} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptRule:
+    """A rule in a foreign chain that accepts packets with one mark bit."""
+
+    handle: int
+    fwmark: int
+    at_head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignChain:
+    """A foreign base chain that may reject guests, and its rules that accept a mark bit."""
+
+    name: ChainName
+    accepts: tuple[AcceptRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A foreign firewall that may reject guests and that the daemon does not write to."""
+
+    where: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """An external address not to add: in conflict with host `mac`, or, None, being probed."""
+
+    address: IPv4Address
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An entry of the neighbour table on a bridge; `age` is the time since confirmation, in s.
+
+    `fresh`: confirmed lately, or being probed by the kernel.
+    """
+
+    ifname: str
+    address: IPv4Address
+    mac: str
+    age: float = 0.0
+    fresh: bool = True
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the kernel has, read at once.
+
+    `uplink`: the interface for external addresses; None if there is none.
+    `ports`: pairs of guest address and the bridge port that it is behind.
+    `hairpins`: ports with the hairpin flag; `hairpins_set`: those whose flag this process set.
+    `bridge_netfilter`: bridged IPv4 frames pass the IP hooks.
+    `unavailable`: external addresses not to add on the uplink.
+    `probed`: addresses that are being or have been probed; any other has to be probed before it is
+    added. None: no probing.
+    `routers`: next hops of the default routes.
+    `neighbours`: entries of the neighbour table on bridges.
+    `flushed`: translations for which this process has flushed bypassing connections; None: this
+    process does not flush.
+    """
+
+    uplink: str | None
+    addresses: tuple[Address, ...] = ()
+    table: Table | None = None
+    foreign: tuple[ForeignChain, ...] = ()
+    ports: tuple[tuple[IPv4Address, str], ...] = ()
+    hairpins: frozenset[str] = frozenset()
+    hairpins_set: frozenset[str] = frozenset()
+    bridge_netfilter: bool = False
+    ip_forward: bool = True
+    unavailable: tuple[Unavailable, ...] = ()
+    probed: frozenset[IPv4Address] | None = None
+    routers: frozenset[IPv4Address] = frozenset()
+    neighbours: tuple[Neighbour, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
+    flushed: frozenset[Translation] | None = None
+
+    def translated(self, external: IPv4Address) -> IPv4Address | None:
+        """The internal address that the kernel translates an external address to."""
+        return self.table.translations.get(external) if self.table is not None else None
+
+    @cached_property
+    def unavailable_by_ip(self) -> dict[IPv4Address, Unavailable]:
+        """`unavailable`, by address."""
+        return {each.address: each for each in self.unavailable}
+
+    @cached_property
+    def host_addresses(self) -> tuple[Address, ...]:
+        """The addresses that are not ours."""
+        return tuple(a for a in self.addresses if not a.owned)
+
+    @cached_property
+    def host_addresses_by_ip(self) -> dict[IPv4Address, list[Address]]:
+        """The addresses that are not ours, by IP address."""
+        found: dict[IPv4Address, list[Address]] = {}
+        for address in self.host_addresses:
+            found.setdefault(address.interface.ip, []).append(address)
+        return found
+
+    @cached_property
+    def uplink_ips(self) -> frozenset[IPv4Address]:
+        """All addresses on the uplink, ours and others."""
+        return frozenset(a.interface.ip for a in self.addresses if a.ifname == self.uplink)
+
+    @cached_property
+    def uplink_subnets(self) -> tuple[IPv4Network, ...]:
+        """The subnets in which the uplink has an address that is not ours."""
+        on_uplink = (a.interface.network for a in self.host_addresses if a.ifname == self.uplink)
+        return tuple(subnet for subnet in on_uplink if subnet.prefixlen < 32)
+
+    @cached_property
+    def neighbours_by_mac(self) -> dict[str, list[Neighbour]]:
+        """The neighbours on bridges, by MAC."""
+        found: dict[str, list[Neighbour]] = {}
+        for neighbour in self.neighbours:
+            found.setdefault(neighbour.mac, []).append(neighbour)
+        return found

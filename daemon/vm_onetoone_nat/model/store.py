@@ -1,0 +1,27 @@
+"""What is remembered between runs. Pure."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from vm_onetoone_nat.model.mapping import Origin
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Allocation:
+    """An external address recorded for a guest, from a pool or its metadata; kept over restarts."""
+
+    external: IPv4Address
+    uuid: str
+    network: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is remembered between runs, read at once.
+
+    `recorded` is false while it is in memory only, so that a restart would lose it.
+    """
+
+    allocations: frozenset[Allocation] = frozenset()
+    recorded: bool = True
