@@ -24,7 +24,8 @@ work=$(mktemp -d)
 trap "rm -rf '$work'" EXIT
 tree=$work/vm-onetoone-nat
 mkdir "$tree"
-cp -r completion daemon docs scripts systemd pyproject.toml README.md config.example.toml "$tree"
+cp -r completion daemon docs scripts systemd pyproject.toml README.md LICENSE config.example.toml \
+    "$tree"
 find "$tree" -name __pycache__ -prune -exec rm -rf {} +
 
 say "the wheel"

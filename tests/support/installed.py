@@ -15,7 +15,7 @@ BASH_COMPLETION = "bash-completion/completions/vm-onetoone-nat"
 PACKAGE = CHECKOUT / "daemon" / "vm_onetoone_nat"
 
 _FOLDERS = ("completion", "daemon", "docs", "packaging", "scripts", "systemd")
-_FILES = ("pyproject.toml", "README.md", "config.example.toml")
+_FILES = ("pyproject.toml", "README.md", "LICENSE", "config.example.toml")
 
 
 def copy_sources(machine: Machine) -> None:
