@@ -14,7 +14,7 @@ from random import Random
 from typing import Protocol
 
 import pytest
-from fakes import FORWARD, FakeKernel, default_network, laptop, own_address
+from fakes import FORWARD, FakeKernel, default_network, laptop, of, own_address
 from lab.addresses import (
     HOST,
     LAN_CLIENT,
@@ -26,16 +26,35 @@ from lab.addresses import (
 )
 from own_network import in_own_network
 from vm_onetoone_nat.decide.desired import desire, mapping_elements
-from vm_onetoone_nat.decide.plan import Plan, Transaction, plan, removal
+from vm_onetoone_nat.decide.host_writes import (
+    AddAddress,
+    ClearHairpin,
+    DeleteAddress,
+    EnableIpForward,
+    FlushBypassing,
+    FlushTranslated,
+    SetHairpin,
+)
+from vm_onetoone_nat.decide.nft_writes import (
+    AddElement,
+    DeleteAccept,
+    DeleteElement,
+    InsertAccept,
+    InstallTable,
+    RemoveTable,
+)
+from vm_onetoone_nat.decide.plan import Plan, plan, removal
 from vm_onetoone_nat.decide.reconcile import KernelSide
+from vm_onetoone_nat.decide.writes import NftWrite, Write
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.kernel.arp import Arp
 from vm_onetoone_nat.kernel.kernel import Kernel
+from vm_onetoone_nat.model import nat_table
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.host import Address, ChainName, Observed
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
-from vm_onetoone_nat.model.nat_table import Element, Table, Translation
+from vm_onetoone_nat.model.nat_table import Element, Table, Translation, element
 from vm_onetoone_nat.model.store import Stored
 
 MARK = DEFAULT_FWMARK
@@ -213,20 +232,23 @@ def elements(*numbers: int) -> tuple[Element, ...]:
     return tuple(sorted(found))
 
 
-UPLINK_ELEMENT, HAIRPIN_ELEMENT = Element("uplink", UPLINK), Element("hairpin", PORT)
+UPLINK_ELEMENT = element(nat_table.UPLINK, (UPLINK,))
+HAIRPIN_ELEMENT = element(nat_table.HAIRPIN, (PORT,))
 BOTH = frozenset({*elements(1, 2), UPLINK_ELEMENT, HAIRPIN_ELEMENT})
 ONE_AND_TWO = (own_address(external(1)), own_address(external(2)))
 PAIRS = (Translation(external(1), internal(1)), Translation(external(2), internal(2)))
+OUTSIDE_NFT: tuple[Write, ...] = (
+    SetHairpin(PORT),
+    *map(AddAddress, ONE_AND_TWO),
+    *(FlushBypassing(pair, host_sources=frozenset({HOST.ip})) for pair in PAIRS),
+)
 INSTALLED = Plan(
-    transaction=Transaction(
-        install=MARK,
-        add_elements=tuple(sorted(BOTH)),
-        insert_accepts=((FORWARD, MARK),),
-    ),
-    set_hairpins=(PORT,),
-    add_addresses=ONE_AND_TWO,
-    flush_bypassing=PAIRS,
-    host_sources=(HOST.ip,),
+    (
+        InstallTable(MARK),
+        *map(AddElement, sorted(BOTH)),
+        InsertAccept(FORWARD, MARK),
+        *OUTSIDE_NFT,
+    )
 )
 INSTALLED_HOLDS = Holds(
     ONE_AND_TWO,
@@ -244,7 +266,7 @@ def contract_install_and_remove(world: World) -> None:
     assert holds(world) == NOTHING
     world.kernel.apply(INSTALLED)
     assert holds(world) == INSTALLED_HOLDS
-    world.kernel.apply(replace(INSTALLED, transaction=Transaction()))
+    world.kernel.apply(Plan(OUTSIDE_NFT))
     assert holds(world) == INSTALLED_HOLDS
     for _ in range(2):
         world.kernel.apply(removal(world.kernel.observe(UNPROBED), MARK))
@@ -257,10 +279,12 @@ def contract_change(world: World) -> None:
     gone = set(elements(1)) - set(elements(2))
     world.kernel.apply(
         Plan(
-            delete_addresses=ONE_AND_TWO[:1],
-            clear_hairpins=(PORT,),
-            transaction=Transaction(delete_elements=(*sorted(gone), HAIRPIN_ELEMENT)),
-            flush_translated=PAIRS[:1],
+            (
+                DeleteAddress(ONE_AND_TWO[0]),
+                ClearHairpin(PORT),
+                *map(DeleteElement, (*sorted(gone), HAIRPIN_ELEMENT)),
+                FlushTranslated(PAIRS[0]),
+            )
         )
     )
     left = frozenset({*elements(2), UPLINK_ELEMENT})
@@ -274,7 +298,7 @@ def contract_change(world: World) -> None:
     )
     assert holds(world) == changed
     # Installed anew, the table has what is added with it, and nothing of before.
-    world.kernel.apply(Plan(transaction=Transaction(install=OTHER_MARK, add_elements=elements(3))))
+    world.kernel.apply(Plan((InstallTable(OTHER_MARK), *map(AddElement, elements(3)))))
     table = Table(intact=True, elements=frozenset(elements(3)), fwmark=OTHER_MARK)
     assert holds(world) == replace(changed, table=table)
 
@@ -285,12 +309,9 @@ def contract_accept(world: World) -> None:
     world.insert_rule()
     buried = ((FORWARD, ((MARK, False),)),)
     assert holds(world) == replace(INSTALLED_HOLDS, accepts=buried)
-    moved = Transaction(
-        delete_accepts=((FORWARD, handle(world)),), insert_accepts=((FORWARD, MARK),)
-    )
-    world.kernel.apply(Plan(transaction=moved))
+    world.kernel.apply(Plan((DeleteAccept(FORWARD, handle(world)), InsertAccept(FORWARD, MARK))))
     assert holds(world) == INSTALLED_HOLDS
-    world.kernel.apply(Plan(transaction=Transaction(delete_accepts=((FORWARD, handle(world)),))))
+    world.kernel.apply(Plan((DeleteAccept(FORWARD, handle(world)),)))
     assert holds(world) == replace(INSTALLED_HOLDS, accepts=((FORWARD, ()),))
 
 
@@ -312,21 +333,23 @@ def contract_refused(world: World) -> None:
     world.kernel.apply(INSTALLED)
     world.forbid_forwarding()
     after = replace(INSTALLED_HOLDS, addresses=ONE_AND_TWO[1:], flushed=frozenset(PAIRS[1:]))
-    stray = Element("outbound", "203.0.113.9")
-    for transaction in (
-        Transaction(delete_elements=(stray,), add_elements=elements(3)),
-        Transaction(add_elements=(*elements(3), Element("external", str(external(1)), "10.1.1.1"))),
-        Transaction(remove_table=True, delete_accepts=((FORWARD, 4242),)),
-        Transaction(
-            install=OTHER_MARK, insert_accepts=((ChainName("ip", "filter", "NOWHERE"), MARK),)
-        ),
-    ):
+    stray = element(nat_table.OUTBOUND, ("203.0.113.9",))
+    second = element(nat_table.EXTERNAL, (str(external(1)),), "10.1.1.1")
+    transactions: tuple[tuple[NftWrite, ...], ...] = (
+        (DeleteElement(stray), *map(AddElement, elements(3))),
+        (*map(AddElement, elements(3)), AddElement(second)),
+        (RemoveTable(), DeleteAccept(FORWARD, 4242)),
+        (InstallTable(OTHER_MARK), InsertAccept(ChainName("ip", "filter", "NOWHERE"), MARK)),
+    )
+    for transaction in transactions:
         planned = Plan(
-            enable_ip_forward=True,
-            delete_addresses=ONE_AND_TWO[:1],
-            transaction=transaction,
-            add_addresses=(own_address(external(3)),),
-            flush_translated=PAIRS[:1],
+            (
+                EnableIpForward(),
+                DeleteAddress(ONE_AND_TWO[0]),
+                *transaction,
+                AddAddress(own_address(external(3))),
+                FlushTranslated(PAIRS[0]),
+            )
         )
         with pytest.raises(TransactionRefused):
             world.kernel.apply(planned)
@@ -337,16 +360,18 @@ def contract_failure(world: World) -> None:
     """An address that cannot be added is an error, and stops no other write."""
     lost = replace(own_address(external(9)), ifname="nowhere")
     with pytest.raises(KernelError, match="nowhere"):
-        world.kernel.apply(replace(INSTALLED, add_addresses=(lost, *ONE_AND_TWO)))
+        world.kernel.apply(Plan((AddAddress(lost), *INSTALLED.writes)))
     assert holds(world) == INSTALLED_HOLDS
 
 
 def contract_missing(world: World) -> None:
     """What is to be deleted and is gone already is no error."""
     gone = Plan(
-        delete_addresses=(*ONE_AND_TWO, replace(ONE_AND_TWO[0], ifname="nowhere")),
-        clear_hairpins=(PORT, "vnet9"),
-        flush_translated=PAIRS,
+        (
+            *map(DeleteAddress, (*ONE_AND_TWO, replace(ONE_AND_TWO[0], ifname="nowhere"))),
+            *map(ClearHairpin, (PORT, "vnet9")),
+            *map(FlushTranslated, PAIRS),
+        )
     )
     world.kernel.apply(gone)
     assert holds(world) == NOTHING
@@ -374,7 +399,7 @@ def contract_table_of_others(world: World) -> None:
     assert seen.table is not None
     assert not seen.table.intact
     assert seen.table.elements == BOTH
-    world.kernel.apply(Plan(transaction=Transaction(install=MARK, add_elements=tuple(BOTH))))
+    world.kernel.apply(Plan((InstallTable(MARK), *map(AddElement, BOTH))))
     assert holds(world) == INSTALLED_HOLDS
     world.delete_table()
     assert holds(world) == replace(INSTALLED_HOLDS, table=None)
@@ -384,7 +409,7 @@ def contract_forwarding(world: World) -> None:
     """net.ipv4.ip_forward is observed, and turned on by a plan that says so."""
     world.forbid_forwarding()
     assert holds(world) == replace(NOTHING, ip_forward=False)
-    world.kernel.apply(Plan(enable_ip_forward=True))
+    world.kernel.apply(Plan((EnableIpForward(),)))
     assert holds(world) == NOTHING
 
 
@@ -477,7 +502,7 @@ def child_cycles(seed: str) -> None:
                 removal(world.kernel.observe(configuration), configuration.fwmark)
                 for world in worlds
             )
-            assert fake_plan.delete_addresses == real_plan.delete_addresses
+            assert of(fake_plan, DeleteAddress) == of(real_plan, DeleteAddress)
 
 
 def test_fake_and_kernel_agree() -> None:

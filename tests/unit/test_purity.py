@@ -226,7 +226,7 @@ class TestFaults:
             ("kernel/a", "from vm_onetoone_nat.virt.read import f", "which is not below it"),
             (
                 "kernel/messages/a",
-                "from vm_onetoone_nat.kernel.kernel.nft import f",
+                "from vm_onetoone_nat.kernel.nft import f",
                 "not below it",
             ),
             (
@@ -234,7 +234,7 @@ class TestFaults:
                 "if TYPE_CHECKING:\n    from vm_onetoone_nat.service.runner import Runner",
                 "2: imports vm_onetoone_nat.service.runner.Runner, which is not below it",
             ),
-            ("report/a", "from vm_onetoone_nat.kernel.kernel.nft import f", "which is not pure"),
+            ("report/a", "from vm_onetoone_nat.kernel.nft import f", "which is not pure"),
             ("report/a", "from vm_onetoone_nat.config import files", "which is not pure"),
             ("helper", "", "is in no layer"),
             ("tools/a", "", "is in no layer"),
@@ -249,13 +249,13 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("module", "text"),
         [
-            ("decide/a", "from vm_onetoone_nat.model.state import Mapping"),
+            ("decide/a", "from vm_onetoone_nat.model.mapping import Mapping"),
             ("decide/a", "from vm_onetoone_nat.decide.plan import Plan"),
             ("decide/a", "from vm_onetoone_nat import __version__"),
             ("decide/a", "import json, collections.abc"),
             ("config/schema", "import pydantic"),
             ("config/files", "from pathlib import Path"),
-            ("kernel/a", "from vm_onetoone_nat.kernel.kernel.messages.nft import parse"),
+            ("kernel/a", "from vm_onetoone_nat.kernel.messages.nft import parse"),
             ("kernel/a", "import time"),
             ("cli", "from vm_onetoone_nat.commands import run"),
         ],
@@ -268,7 +268,13 @@ class TestFaults:
     def package(folder: Path, module: str, text: str) -> Path:
         """A package of sound modules, and one with this text."""
         package = folder / "vm_onetoone_nat"
-        sound = ("model/state", "decide/plan", "config/files", "kernel/nft", "kernel/messages/nft")
+        sound = (
+            "model/mapping",
+            "decide/plan",
+            "config/files",
+            "kernel/nft",
+            "kernel/messages/nft",
+        )
         for name in (*sound, "virt/read", "service/runner", "commands/run"):
             path = package / f"{name}.py"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from vm_onetoone_nat.model.store import Allocation, Stored
 
 
 class KernelSide(Protocol):
-    """What a pass needs of the kernel; the real one is `kernel.Kernel`."""
+    """What a pass needs of the kernel; the real one is in `kernel/kernel`."""
 
     def observe(self, configuration: Configuration) -> Observed: ...
     def apply(self, plan: Plan) -> None: ...
@@ -30,13 +30,13 @@ class KernelSide(Protocol):
 
 
 class GuestSide(Protocol):
-    """What a pass needs of libvirt; the real ones are in `libvirt_source`."""
+    """What a pass needs of libvirt; the real ones are in `virt/connection` and `virt/once`."""
 
     def observe(self) -> Guests: ...
 
 
 class StoreSide(Protocol):
-    """What a pass needs of what is remembered between runs; the real one is `store.FileStore`.
+    """What a pass needs of what is remembered between runs; the real one is in `store/file`.
 
     `observe` has what was recorded last, also if `record` raised StoreError: then it is in memory,
     and not `recorded`. What cannot be read counts as nothing.

@@ -146,7 +146,7 @@ class Kernel:
     def apply(self, plan: Plan) -> None:
         """Write the plan, in its order. Raises KernelError, and TransactionRefused.
 
-        `plan.allocations` is not the kernel's: the caller has recorded them in the store.
+        Writes to the store are not the kernel's: the caller has made them.
 
         If one part fails, the others are tried all the same. Only after a refused transaction
         nothing more is written.
