@@ -47,6 +47,21 @@ def _has_lab_tests(config: pytest.Config) -> bool:
     return not all(any(path.is_relative_to(folder) for folder in folders) for path in asked)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that in the end nobody waits for one process.
+
+    The machines, then the modules of the lab, the larger ones first.
+    """
+    tiers = {"machine": 0, "lab": 1}
+
+    def begin(item: pytest.Item) -> tuple[int, int, str]:
+        tier = tiers.get(item.path.parent.name, len(tiers))
+        return tier, -item.path.stat().st_size if tier == 1 else 0, item.path.parent.name
+
+    items.sort(key=begin)
+
+
 class ByMachineOrModule(LoadScopeScheduling):  # type: ignore[misc]
     """All tests of one machine, or of one module, are run by one process, in order."""
 
