@@ -4,7 +4,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from diagnosing import PORT, cause, diagnose, refusing
+from diagnosing import PORT, cause, diagnose, refusing, table
 from lab import (
     EchoServer,
     Host,
@@ -61,33 +61,28 @@ class TestHealthy:
     def test_other_rules_that_do_no_harm(self, host: Host, healthy: Daemon) -> None:
         """Rules of others that other packets meet, or that depend on the port, are no cause."""
         rules = """
-            table inet mine {
-                set bad { type ipv4_addr; elements = { 192.168.122.9, 192.168.122.77 }; }
-                chain before { type filter hook prerouting priority -300; tcp dport 25 drop; }
-                chain through {
-                    type filter hook forward priority 10; policy drop;
-                    ct state invalid drop
-                    ip daddr @bad drop
-                    ip6 daddr ::1 drop
-                    oifname "eth9" drop
-                    iifname vmap { "eth8" : drop, "eth9" : goto rest }
-                    tcp dport 22 accept
-                    ct status dnat accept
-                    ct state established,related accept
-                    iifname "virbr*" accept
-                }
-                chain rest { drop; }
-                chain after {
-                    type nat hook postrouting priority 100
-                    oifname "wlp0s20f3" masquerade
-                }
+            set bad { type ipv4_addr; elements = { 192.168.122.9, 192.168.122.77 }; }
+            chain before { type filter hook prerouting priority -300; tcp dport 25 drop; }
+            chain through {
+                type filter hook forward priority 10; policy drop;
+                ct state invalid drop
+                ip daddr @bad drop
+                ip6 daddr ::1 drop
+                oifname "eth9" drop
+                iifname vmap { "eth8" : drop, "eth9" : goto rest }
+                tcp dport 22 accept
+                ct status dnat accept
+                ct state established,related accept
+                iifname "virbr*" accept
+            }
+            chain rest { drop; }
+            chain after {
+                type nat hook postrouting priority 100
+                oifname "wlp0s20f3" masquerade
             }
         """
-        host.run("nft", "-f", "-", input=rules)
-        try:
+        with table(host, "inet mine", rules):
             assert cause(healthy, external(1)) is None
-        finally:
-            host.run("nft", "delete", "table", "inet", "mine")
 
     def test_for_a_person(self, healthy: Daemon) -> None:
         """On a pipe: a mark for each part of the path, plain, in 80 columns, and the outcome."""
@@ -230,36 +225,28 @@ class TestHost:
     def test_other_firewall(self, host: Host, healthy: Daemon, chain: str, rule: str) -> None:
         """A rule of somebody that refuses the guest is named: table, chain, and its own words."""
         body = "" if rule == "policy drop" else rule
-        rules = f"table inet mine {{\n chain theirs {{\n {chain}\n {body}\n }}\n}}\n"
-        host.run("nft", "-f", "-", input=rules)
-        try:
+        rules = f"chain theirs {{\n {chain}\n {body}\n }}"
+        with table(host, "inet mine", rules):
             found = diagnose(healthy, external(1))
             assert found["cause"] == "firewall"
             assert "chain inet mine theirs" in found["text"]
             assert rule in found["text"]
-        finally:
-            host.run("nft", "delete", "table", "inet", "mine")
 
     def test_other_firewall_by_jumps(self, host: Host, healthy: Daemon) -> None:
         """The rule is found behind jumps, maps and sets."""
         rules = f"""
-            table ip mine {{
-                set guests {{ type ipv4_addr; flags interval; elements = {{ 192.168.122.0/24 }}; }}
-                chain refuse {{ counter reject; }}
-                chain check {{ ip daddr @guests goto refuse; }}
-                chain theirs {{
-                    type filter hook forward priority 10; policy accept;
-                    iifname vmap {{ "{UPLINK}" : jump check, "eth9" : accept }}
-                }}
+            set guests {{ type ipv4_addr; flags interval; elements = {{ 192.168.122.0/24 }}; }}
+            chain refuse {{ counter reject; }}
+            chain check {{ ip daddr @guests goto refuse; }}
+            chain theirs {{
+                type filter hook forward priority 10; policy accept;
+                iifname vmap {{ "{UPLINK}" : jump check, "eth9" : accept }}
             }}
         """
-        host.run("nft", "-f", "-", input=rules)
-        try:
+        with table(host, "ip mine", rules):
             found = diagnose(healthy, external(1))
             assert found["cause"] == "firewall"
             assert "chain ip mine refuse" in found["text"]
-        finally:
-            host.run("nft", "delete", "table", "ip", "mine")
 
     def test_iptables_of_another_table(self, host: Host, healthy: Daemon) -> None:
         """A rule by iptables in a chain ahead of ours is named as well."""
@@ -275,20 +262,15 @@ class TestHost:
     def test_other_nat(self, host: Host, healthy: Daemon) -> None:
         """Somebody's destination NAT comes before ours."""
         rules = f"""
-            table ip mine {{
-                chain theirs {{
-                    type nat hook prerouting priority -150;
-                    ip daddr {external(1)} dnat to 192.168.122.250
-                }}
+            chain theirs {{
+                type nat hook prerouting priority -150;
+                ip daddr {external(1)} dnat to 192.168.122.250
             }}
         """
-        host.run("nft", "-f", "-", input=rules)
-        try:
+        with table(host, "ip mine", rules):
             found = diagnose(healthy, external(1))
             assert found["cause"] == "other-nat"
             assert "dnat to 192.168.122.250" in found["text"]
-        finally:
-            host.run("nft", "delete", "table", "ip", "mine")
 
     def test_flow_from_before(self, lan: Lan, host: Host, healthy: Daemon) -> None:
         """A flow that goes past the mapping, and would for as long as it lives."""

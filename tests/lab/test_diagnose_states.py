@@ -46,13 +46,8 @@ def guest(host: Host) -> Iterator[NamespaceGuest]:
 @pytest.fixture
 def domain(host: Host) -> Iterator[IdleDomain]:
     """A guest that runs, with one silent interface on `default`."""
-    domain = IdleDomain(host, DOMAIN, interfaces=[(MAC, "default")])
-    domain.define()
-    domain.start()
-    yield domain
-    if domain.state() != "shut off":
-        domain.destroy()
-    domain.undefine()
+    with IdleDomain(host, DOMAIN, interfaces=[(MAC, "default")]).running() as domain:
+        yield domain
 
 
 def start(daemon: Daemon, *mappings: Mapping[str, object], state: str, **settings: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import count
 
@@ -58,16 +58,9 @@ def domain(host: Host) -> Iterator[IdleDomain]:
         yield domain
 
 
-@contextmanager
-def running_domain(host: Host, n: int) -> Iterator[IdleDomain]:
+def running_domain(host: Host, n: int) -> AbstractContextManager[IdleDomain]:
     """A guest with one silent interface on `default`, which runs."""
-    domain = IdleDomain(host, f"guest{n}", interfaces=[(mac_of(internal(n)), "default")])
-    domain.define()
-    domain.start()
-    yield domain
-    if domain.state() != "shut off":
-        domain.destroy()
-    domain.undefine()
+    return IdleDomain(host, f"guest{n}", interfaces=[(mac_of(internal(n)), "default")]).running()
 
 
 @contextmanager

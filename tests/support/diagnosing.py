@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from lab import Namespace
@@ -32,13 +32,18 @@ def cause(daemon: Daemon, target: object) -> str | None:
 
 
 @contextmanager
-def refusing(guest: Namespace, what: str = "meta l4proto { tcp, udp, icmp }") -> Iterator[None]:
-    """The guest drops that."""
-    chain = "type filter hook input priority 0;"
-    guest.run(
-        "nft", "-f", "-", input=f"table ip own {{\n chain in {{\n {chain}\n {what} drop\n }}\n}}"
-    )
+def table(namespace: Namespace, name: str, body: str) -> Iterator[None]:
+    """A table of somebody, such as `ip mine`, with these chains and sets."""
+    namespace.run("nft", "-f", "-", input=f"table {name} {{\n{body}\n}}\n")
     try:
         yield
     finally:
-        guest.run("nft", "delete", "table", "ip", "own")
+        namespace.run("nft", "delete", "table", *name.split())
+
+
+def refusing(
+    guest: Namespace, what: str = "meta l4proto { tcp, udp, icmp }"
+) -> AbstractContextManager[None]:
+    """The guest drops that."""
+    chain = "type filter hook input priority 0;"
+    return table(guest, "ip own", f"chain in {{\n {chain}\n {what} drop\n }}")

@@ -1,7 +1,9 @@
 """Real libvirt domains, under software emulation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface
+from typing import Self
 from xml.sax.saxutils import escape
 
 from .addresses import (
@@ -74,6 +76,18 @@ class Domain:
     def start(self) -> None:
         """Start it; it has its tap device when this returns."""
         self.host.virsh("start", self.name)
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Define and start it; at the end destroy it, unless it is shut off, and undefine it."""
+        self.define()
+        self.start()
+        try:
+            yield self
+        finally:
+            if self.state() != "shut off":
+                self.destroy()
+            self.undefine()
 
     def destroy(self) -> None:
         """Pull its plug."""

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from ipaddress import IPv4Interface
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from .waiting import wait_for
@@ -104,12 +103,7 @@ class Namespace:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from .addresses import RECORDER_PORT, control_wire
@@ -104,12 +103,7 @@ class _Program:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def lines(self) -> list[str]:
