@@ -14,10 +14,11 @@ from vm_onetoone_nat.decide.reconcile import Look
 from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.kernel import conntrack
-from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.nft import read_counters, read_others
 from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
 from vm_onetoone_nat.model.guests import Interface, Network
+from vm_onetoone_nat.model.links import Link
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.nat_table import Translation
 from vm_onetoone_nat.model.status import MappingState, MappingStatus

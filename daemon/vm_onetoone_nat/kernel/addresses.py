@@ -15,10 +15,10 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
-from vm_onetoone_nat.kernel.messages.routes import DefaultRoute
 from vm_onetoone_nat.model.host import Address
+from vm_onetoone_nat.model.links import DefaultRoute, Link
 from vm_onetoone_nat.store.text import replace_text
 
 T = TypeVar("T")

@@ -25,11 +25,12 @@ from vm_onetoone_nat.kernel.addresses import Addresses
 from vm_onetoone_nat.kernel.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
 from vm_onetoone_nat.kernel.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.kernel.legacy import has_legacy_filter
-from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.nft import Nft
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.host import Address, Observed, Obstacle
+from vm_onetoone_nat.model.links import Link, gateways
 from vm_onetoone_nat.model.nat_table import Translation
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -99,7 +100,7 @@ class Kernel:
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
             unavailable=detected.unavailable,
             probed=detected.probed,
-            routers=frozenset(h.gateway for r in routes for h in r.hops if h.gateway is not None),
+            routers=gateways(routes),
             neighbours=neighbours,
             obstacles=obstacles,
             flushed=None if self._arp is None else frozenset(self._flushed),
