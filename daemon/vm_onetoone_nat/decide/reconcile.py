@@ -60,6 +60,11 @@ class Look:
         """Whether libvirt answers."""
         return self.guests is not None and self.guests.current
 
+    @property
+    def uplink_name(self) -> str:
+        """The uplink's name; empty if there is none."""
+        return self.observed.uplink.name if self.observed.uplink is not None else ""
+
 
 @dataclass(frozen=True)
 class Outcome:
