@@ -1,12 +1,13 @@
 """Which interface is the uplink, and what is known about it."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 from fakes import observed_on, own_address
 from lab.addresses import HOST, LAN_CLIENT, LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, UPLINK, external
 from vm_onetoone_nat.decide import uplink as decide_uplink
-from vm_onetoone_nat.decide.uplink import carrier, choose
+from vm_onetoone_nat.decide.uplink import carrier, choose, host_sources, shown
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.host import Address, Uplink
 from vm_onetoone_nat.model.links import DefaultRoute, Hop, Link
@@ -92,6 +93,21 @@ def test_carrier() -> None:
     observed = observed_on(UPLINK, HOST_ADDRESS)
     assert carrier(mapping, observed) is observed.uplink
     assert observed.uplink is not None
+    assert carrier(mapping, replace(observed, uplink=None)) is None
+
+
+def test_host_sources() -> None:
+    """Guests without a mapping leave with the host's own addresses on the uplink, no other."""
+    observed = observed_on(UPLINK, HOST_ADDRESS, OURS, BRIDGE_ADDRESS)
+    assert host_sources(observed) == {HOST.ip}
+    assert host_sources(replace(observed, uplink=None)) == frozenset()
+
+
+def test_shown() -> None:
+    """People see the name, and an empty one without an uplink."""
+    observed = observed_on(UPLINK, HOST_ADDRESS)
+    assert shown(observed) == UPLINK
+    assert shown(replace(observed, uplink=None)) == ""
 
 
 def test_own_address() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
 from vm_onetoone_nat.decide.locate import is_host, why_unknown
-from vm_onetoone_nat.decide.uplink import carrier, own_address
+from vm_onetoone_nat.decide.uplink import carrier, own_address, why_none
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.family import interface
 from vm_onetoone_nat.model.guests import DomainState, Guests
@@ -190,11 +190,7 @@ def _external_state(
     """Why the uplink cannot carry the external address."""
     external, uplink = mapping.external, carrier(mapping, observed)
     if uplink is None:
-        if configuration.uplink is None:
-            reason = "there is no uplink: the host has no IPv4 default route"
-        else:
-            reason = f"there is no uplink: interface '{configuration.uplink}' does not exist"
-        return _Finding(ERROR, reason, Cause.NO_UPLINK)
+        return _Finding(ERROR, why_none(mapping, configuration), Cause.NO_UPLINK)
     for network in guests.networks if guests is not None else ():
         for gateway in network.gateways:
             if external in gateway.network:

@@ -28,6 +28,7 @@ from vm_onetoone_nat.decide.nft_writes import (
     RemoveTable,
     accept_key,
 )
+from vm_onetoone_nat.decide.uplink import host_sources
 from vm_onetoone_nat.decide.writes import Write
 from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.host import Address, Observed
@@ -134,8 +135,7 @@ def _table(observed: Observed, desired: Desired, elements: frozenset[Element]) -
     if observed.flushed is not None:
         # The previous process may have ended after it wrote the elements, before it flushed.
         to_flush = new | (translations(elements) - observed.flushed)
-    # The source of guests that have no mapping.
-    hosts = observed.uplink.host_ips if to_flush and observed.uplink is not None else frozenset()
+    hosts = host_sources(observed) if to_flush else frozenset()
     for pair in _by_external(to_flush):
         part_of = (whole or _key(pair)) if pair in new else None
         yield FlushBypassing(pair, part_of, hosts)

@@ -36,6 +36,23 @@ def carrier_of_pool(_pool: Pool, observed: Observed) -> Uplink | None:
     return observed.uplink
 
 
+def why_none(_mapping: Mapping, configuration: Configuration) -> str:
+    """The reason of a mapping that no uplink carries."""
+    if configuration.uplink is None:
+        return "there is no uplink: the host has no IPv4 default route"
+    return f"there is no uplink: interface '{configuration.uplink}' does not exist"
+
+
+def shown(observed: Observed) -> str:
+    """The uplink's name for people; empty if there is none."""
+    return observed.uplink.name if observed.uplink is not None else ""
+
+
+def host_sources(observed: Observed) -> frozenset[IPv4Address]:
+    """The source addresses, on the LAN, of connections of guests that have no mapping."""
+    return observed.uplink.host_ips if observed.uplink is not None else frozenset()
+
+
 def own_address(external: IPv4Address, uplink: Uplink, observed: Observed) -> Address | None:
     """The host's own address that equals an external one; that cannot be given to a guest.
 
