@@ -417,7 +417,8 @@ def contract_uplink(world: World) -> None:
     """The uplink is the configured interface, or that of the default route, or of our addresses."""
 
     def uplink(configured: str | None = None) -> str | None:
-        return world.kernel.observe(replace(UNPROBED, uplink=configured)).uplink
+        found = world.kernel.observe(replace(UNPROBED, uplink=configured)).uplink
+        return found.name if found is not None else None
 
     assert uplink() == UPLINK
     assert uplink(LIBVIRT_BRIDGE) == LIBVIRT_BRIDGE

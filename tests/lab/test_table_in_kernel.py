@@ -304,7 +304,7 @@ def child_foreign_element(change: str) -> None:
     _run("nft", f"add element inet vm_onetoone_nat {change}")
     table, _, _ = nft.observe(MARK)
     assert table is not None
-    observed = Observed(UPLINK, table=table)
+    observed = Observed(None, table=table)
     planned = plan(observed, desire(Configuration(), Guests(), observed, Stored()))
     writes = [write for write in planned.writes if isinstance(write, NftWrite)]
     assert writes

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import groupby
+from typing import Any
 
 from lab.addresses import HOST, LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, UPLINK, guest_name
 from vm_onetoone_nat.decide.host_writes import (
@@ -28,6 +29,7 @@ from vm_onetoone_nat.decide.nft_writes import (
     RemoveTable,
 )
 from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.uplink import choose
 from vm_onetoone_nat.decide.writes import About, NftWrite, StoreWrite, Write
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
 from vm_onetoone_nat.model.configuration import Configuration
@@ -42,6 +44,7 @@ from vm_onetoone_nat.model.host import (
     Observed,
     Unavailable,
 )
+from vm_onetoone_nat.model.links import DefaultRoute, Hop, Link
 from vm_onetoone_nat.model.nat_table import CONTAINERS, HAIRPIN, Element, Table, Translation
 from vm_onetoone_nat.model.store import Allocation, Stored
 
@@ -103,13 +106,11 @@ class FakeKernel:
         self._handle = 1000
 
     def observe(self, configuration: Configuration) -> Observed:
-        wanted = self.default_route if configuration.uplink is None else configuration.uplink
-        if configuration.uplink is None and wanted is None:
-            wanted = next((a.ifname for a in self.addresses if a.owned), None)
+        addresses, (links, routes) = self._addresses_listed(), self._links_and_routes()
         ports = self.ports if self.bridge_netfilter else {}
         return Observed(
-            uplink=wanted if wanted in self.links else None,
-            addresses=self._addresses_listed(),
+            uplink=choose(configuration, links, routes, addresses),
+            addresses=addresses,
             table=self.table,
             foreign=tuple(self._chain_listed(name) for name in sorted(self.chains)),
             ports=tuple(ports.items()),
@@ -121,7 +122,8 @@ class FakeKernel:
                 Unavailable(a, mac if a in self.probed else None)
                 for a, mac in sorted(self.squatters.items())
             ),
-            routers=frozenset(self.routers),
+            links=links,
+            routes=routes,
             neighbours=tuple(self.neighbours),
             flushed=frozenset(self.flushed),
         )
@@ -289,6 +291,16 @@ class FakeKernel:
                 with_primary.add(address.ifname)
         return tuple(listed)
 
+    def _links_and_routes(self) -> tuple[tuple[Link, ...], tuple[DefaultRoute, ...]]:
+        """The interface of the default route has number 1, whether it exists or not."""
+        names = sorted(self.links, key=lambda name: (name != self.default_route, name))
+        first = 1 if self.default_route in self.links else 2
+        links = tuple(Link(number, name) for number, name in enumerate(names, first))
+        if self.default_route is None:
+            return links, ()
+        hops = tuple(Hop(1, router) for router in sorted(self.routers)) or (Hop(1, None),)
+        return links, (DefaultRoute(0, hops),)
+
     def _chain_listed(self, name: ChainName) -> ForeignChain:
         return ForeignChain(
             name,
@@ -405,6 +417,15 @@ def running_guests(*numbers: int) -> FakeLibvirt:
     for number in numbers:
         libvirt.set_domain(guest_name(number), DomainState.RUNNING)
     return libvirt
+
+
+def observed_on(ifname: str, *addresses: Address, **more: Any) -> Observed:
+    """These addresses, on a host whose default route is through that interface; and more facts."""
+    others = sorted({address.ifname for address in addresses} - {ifname})
+    links = tuple(Link(number, name) for number, name in enumerate((ifname, *others), 1))
+    routes = (DefaultRoute(0, (Hop(1, None),)),)
+    uplink = choose(Configuration(), links, routes, addresses)
+    return Observed(uplink, addresses, links=links, routes=routes, **more)
 
 
 def own_address(ip: IPv4Address, prefixlen: int = 24, ifname: str = UPLINK) -> Address:

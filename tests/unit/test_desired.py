@@ -4,7 +4,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
-from fakes import default_network, domain, own_address
+from fakes import default_network, domain, observed_on, own_address
 from lab.addresses import (
     HOST,
     LIBVIRT_BRIDGE,
@@ -35,12 +35,12 @@ GUEST = Mapping(external(1), "default", internal=internal(1), domain=guest_name(
 GUESTS = Guests((domain(guest_name(1)),), (default_network(),))
 HOST_ADDRESS = Address(UPLINK, HOST, HOST.network.broadcast_address, primary=True)
 BRIDGE_ADDRESS = Address(LIBVIRT_BRIDGE, LIBVIRT_GATEWAY, primary=True)
-OBSERVED = Observed(uplink=UPLINK, addresses=(HOST_ADDRESS, BRIDGE_ADDRESS))
+OBSERVED = observed_on(UPLINK, HOST_ADDRESS, BRIDGE_ADDRESS)
 TRANSLATING = replace(OBSERVED, table=Table(True, frozenset(mapping_elements(GUEST))))
 
 
 def with_addresses(*addresses: Address) -> Observed:
-    return replace(OBSERVED, addresses=addresses)
+    return observed_on(UPLINK, *addresses)
 
 
 def with_domain(state: DomainState) -> Guests:
@@ -403,7 +403,7 @@ def test_secondary_address_that_was_there_before(prefixlen: int) -> None:
 
 def test_configured_uplink_is_used() -> None:
     """Addresses and the uplink's element are of the interface that carries them."""
-    observed = Observed("wlan9", (replace(HOST_ADDRESS, ifname="wlan9"),))
+    observed = observed_on("wlan9", replace(HOST_ADDRESS, ifname="wlan9"))
     desired = desire(Configuration((GUEST,), uplink="wlan9"), GUESTS, observed, Stored())
     assert desired.addresses == (own_address(external(1), ifname="wlan9"),)
     assert element(nat_table.UPLINK, ("wlan9",)) in desired.elements

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import FORWARD, LIBVIRT_FORWARD, own_address
-from lab.addresses import UPLINK, external
+from lab.addresses import external
 from vm_onetoone_nat.decide.fights import REPAIRS, WITHIN_SECONDS, Fight, Fights
 from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
@@ -30,7 +30,7 @@ from vm_onetoone_nat.model.trigger import Kind, Trigger, Triggers
 MARK = 0x100000
 ADDRESS = own_address(external(1))
 ELEMENT = element(nat_table.OUTBOUND, ("192.168.122.101",))
-DESIRED = Desired((), UPLINK, (ADDRESS,), frozenset(), MARK, frozenset())
+DESIRED = Desired((), (ADDRESS,), frozenset(), MARK, frozenset())
 WRITER = "puppet (process 4711)"
 RIVAL = Trigger(Kind.NFTABLES, f"nftables: written by {WRITER}", WRITER)
 NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")

@@ -2,8 +2,9 @@
 
 from ipaddress import IPv4Address
 
-from vm_onetoone_nat.kernel.messages.routes import DefaultRoute, Hop, default_routes
+from vm_onetoone_nat.kernel.messages.routes import default_routes
 from vm_onetoone_nat.kernel.messages.rtnetlink import parse_answer
+from vm_onetoone_nat.model.links import DefaultRoute, Hop
 
 GATEWAY, OTHER = IPv4Address("192.168.1.1"), IPv4Address("192.168.1.2")
 

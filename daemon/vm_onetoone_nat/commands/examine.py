@@ -11,13 +11,16 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.decide.locate import interfaces
 from vm_onetoone_nat.decide.reconcile import Look
+from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.kernel import conntrack
-from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.nft import read_counters, read_others
 from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
 from vm_onetoone_nat.model.guests import Interface, Network
+from vm_onetoone_nat.model.host import Uplink
+from vm_onetoone_nat.model.links import Link
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.nat_table import Translation
 from vm_onetoone_nat.model.status import MappingState, MappingStatus
@@ -79,11 +82,13 @@ class _Examination:
         self._daemon = daemon
         self._fwmark = fwmark
         self._links = {link.name: link for link in links(netlink).values()}
+        self._uplink = carrier(self._mapping, look.observed)
         guests = look.guests
         self._network = guests.network(self._mapping.network) if guests is not None else None
 
     def evidence(self) -> Evidence:
         uplink, bridge = self._uplink, self._bridge
+        link = self._links.get(uplink.name) if uplink is not None else None
         nics = self._interfaces()
         found = Evidence(
             look=self._look,
@@ -94,19 +99,20 @@ class _Examination:
             plugged=not nics or any(nic.plugged for nic in nics),
             off_bridge=self._off_bridge(nics),
             elsewhere=self._elsewhere(nics),
-            uplink_runs=uplink is not None and uplink.running,
-            wireless=uplink is not None and _is_wireless(uplink),
-            sysctls=_sysctls([link.name for link in (uplink, bridge) if link is not None]),
+            uplink_runs=link is not None and link.running,
+            wireless=link is not None and _is_wireless(link),
+            sysctls=_sysctls([each.name for each in (link, bridge) if each is not None]),
         )
         internal, network = self._mapping.internal, self._network
         # In state error the kernel may lack one part only: the others are checked all the same.
         checked = self._status.state in (MappingState.ACTIVE, MappingState.ERROR)
-        if not checked or internal is None or network is None or uplink is None or bridge is None:
+        if not checked or internal is None or network is None:
+            return found
+        if uplink is None or link is None or bridge is None:
             return found
         routes = self._routes(internal, uplink)
         pair = Translation(self._mapping.external, internal)
-        hosts = [a.interface for a in self._observed.addresses if a.ifname == uplink.name]
-        own = [interface for interface in hosts if interface.ip != pair.external]
+        own = [a.interface for a in uplink.addresses if a.interface.ip != pair.external]
         counters = read_counters()
         lan = next((i.network for i in own if pair.external in i.network), _ANYWHERE)
         endpoints = Endpoints(uplink.name, bridge.name, lan, pair.external, internal, self._fwmark)
@@ -118,10 +124,6 @@ class _Examination:
             tracked=conntrack.track(pair, tuple(i.ip for i in own)),
             traffic=counters.of(self._mapping) if counters is not None else None,
         )
-
-    @property
-    def _uplink(self) -> Link | None:
-        return self._links.get(self._observed.uplink or "")
 
     @property
     def _bridge(self) -> Link | None:
@@ -152,9 +154,9 @@ class _Examination:
         known |= {n.address for mac in macs for n in self._observed.neighbours_by_mac.get(mac, ())}
         return tuple(sorted(known - {self._mapping.internal}))
 
-    def _routes(self, internal: IPv4Address, uplink: Link) -> Routes:
-        on_link = [a.interface.network for a in self._observed.addresses if a.ifname == uplink.name]
-        hosts = (*sorted(self._observed.routers), *self._lan_hosts(uplink))
+    def _routes(self, internal: IPv4Address, uplink: Uplink) -> Routes:
+        on_link = [a.interface.network for a in uplink.addresses]
+        hosts = (*sorted(uplink.routers), *self._lan_hosts(uplink))
         lan_host = next((h for h in hosts if any(h in network for network in on_link)), None)
         return Routes(
             to_guest=self._output(internal),
@@ -171,27 +173,28 @@ class _Examination:
         index = route.get_attr("RTA_OIF")
         return next((link.name for link in self._links.values() if link.index == index), None)
 
-    def _lan_hosts(self, uplink: Link) -> tuple[IPv4Address, ...]:
+    def _lan_hosts(self, uplink: Uplink) -> tuple[IPv4Address, ...]:
         """Hosts of the LAN in the neighbour table."""
-        entries: Any = self._netlink.get_neighbours(family=AF_INET, ifindex=uplink.index)
+        entries: Any = self._netlink.get_neighbours(family=AF_INET, ifindex=uplink.link.index)
         found = {IPv4Address(entry.get_attr("NDA_DST")) for entry in entries}
         ours = {a.interface.ip for a in self._observed.addresses}
-        found = {a for a in found - ours - self._observed.routers if not a.is_multicast}
+        found = {a for a in found - ours - uplink.routers if not a.is_multicast}
         return tuple(sorted(found))[:_SOME_HOSTS]
 
     def _answers(
-        self, internal: IPv4Address, network: Network, uplink: Link, bridge: Link
+        self, internal: IPv4Address, network: Network, uplink: Uplink, bridge: Link
     ) -> Answers:
         external = self._mapping.external
-        own = [a.interface for a in self._observed.addresses if a.ifname == uplink.name]
+        own = [a.interface for a in uplink.addresses]
+        link = uplink.link
         host = next((i.ip for i in own if i.ip != external), _NO_ADDRESS)
         gateway = next((g.ip for g in network.gateways if internal in g.network), _NO_ADDRESS)
-        conflicts = who_has(uplink, [external], _NO_ADDRESS)[external] if uplink.has_arp else set()
+        conflicts = who_has(link, [external], _NO_ADDRESS)[external] if link.has_arp else set()
         guest = who_has(bridge, [internal], gateway)[internal] if bridge.running else set()
         near = bool(guest) and self._reached(gateway, internal)
-        routers = [r for r in self._observed.routers if any(r in i.network for i in own)]
-        hosts = self._lan_hosts(uplink) if _is_wireless(uplink) else ()
-        answered = who_has(uplink, [*routers, *hosts], host) if hosts else {}
+        routers = [r for r in uplink.routers if any(r in i.network for i in own)]
+        hosts = self._lan_hosts(uplink) if _is_wireless(link) else ()
+        answered = who_has(link, [*routers, *hosts], host) if hosts else {}
         return Answers(
             conflicts=frozenset(conflicts),
             guest=frozenset(guest),

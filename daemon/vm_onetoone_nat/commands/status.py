@@ -73,4 +73,4 @@ def _report_of_kernel(path: Path) -> Report:
     counters = read_counters()
     entries = [mapped(status, None, counters) for status in settled(seen)]
     entries += [unmapped(guest) for guest in seen.desired.unmapped]
-    return Report(seen.observed.uplink or "", seen.libvirt, tuple(entries))
+    return Report(seen.uplink_name, seen.libvirt, tuple(entries))

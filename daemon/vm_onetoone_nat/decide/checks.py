@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
 from vm_onetoone_nat.decide.locate import is_host, why_unknown
+from vm_onetoone_nat.decide.uplink import carrier, own_address, why_none
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.family import interface
 from vm_onetoone_nat.model.guests import DomainState, Guests
-from vm_onetoone_nat.model.host import Observed, Unavailable
+from vm_onetoone_nat.model.host import Observed, Unavailable, Uplink
 from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.status import Cause, MappingState, MappingStatus
 
@@ -54,14 +55,16 @@ def if_available(
     return tuple(_if_available(status, observed) for status in statuses)
 
 
-def external_interface(mapping: Mapping, observed: Observed) -> IPv4Interface:
+def external_interface(mapping: Mapping, uplink: Uplink) -> IPv4Interface:
     """The external address with its own prefix length, or else that of its subnet.
 
     The uplink must have that subnet: see `Mapping.needs_subnet`.
     """
     prefixlen = mapping.prefixlen
     if prefixlen is None:
-        prefixlen = next(s.prefixlen for s in observed.uplink_subnets if mapping.external in s)
+        subnet = uplink.subnet_of(mapping.external)
+        assert subnet is not None, "the uplink has the mapping's subnet"
+        prefixlen = subnet.prefixlen
     return interface(mapping.external.packed, prefixlen)
 
 
@@ -107,16 +110,17 @@ def _unambiguous(statuses: Iterable[MappingStatus]) -> tuple[MappingStatus, ...]
 def _if_available(status: MappingStatus, observed: Observed) -> MappingStatus:
     if status.state is not ACTIVE:
         return status
-    external, uplink = status.mapping.external, observed.uplink
+    external, uplink = status.mapping.external, carrier(status.mapping, observed)
+    assert uplink is not None, "an active mapping has an uplink"
     found = observed.unavailable_by_ip.get(external)
     if found is None and observed.probed is not None and external not in observed.probed:
-        found = None if external in observed.uplink_ips else Unavailable(external)
+        found = None if external in uplink.ips else Unavailable(external)
     if found is None:
         return status
     if found.mac is None:
-        reason = f"probing on {uplink} whether another host has the address"
+        reason = f"probing on {uplink.name} whether another host has the address"
         return MappingStatus(status.mapping, PENDING, reason, Cause.ASKING)
-    reason = f"the host with MAC {found.mac} on {uplink} has the address"
+    reason = f"the host with MAC {found.mac} on {uplink.name} has the address"
     return MappingStatus(status.mapping, CONFLICT, reason, Cause.CONFLICT)
 
 
@@ -184,41 +188,37 @@ def _external_state(
     mapping: Mapping, configuration: Configuration, guests: Guests | None, observed: Observed
 ) -> _Finding | None:
     """Why the uplink cannot carry the external address."""
-    external = mapping.external
-    if observed.uplink is None:
-        if configuration.uplink is None:
-            reason = "there is no uplink: the host has no IPv4 default route"
-        else:
-            reason = f"there is no uplink: interface '{configuration.uplink}' does not exist"
-        return _Finding(ERROR, reason, Cause.NO_UPLINK)
+    external, uplink = mapping.external, carrier(mapping, observed)
+    if uplink is None:
+        return _Finding(ERROR, why_none(mapping, configuration), Cause.NO_UPLINK)
     for network in guests.networks if guests is not None else ():
         for gateway in network.gateways:
             if external in gateway.network:
                 where = f"{gateway.network}, the subnet of libvirt network '{network.name}'"
                 reason = f"external {external} lies in {where}"
                 return _Finding(ERROR, reason, Cause.EXTERNAL_IN_GUESTS_SUBNET)
-    if external in observed.routers:
+    if external in uplink.routers:
         reason = f"external {external} is the router of the LAN"
         return _Finding(ERROR, reason, Cause.EXTERNAL_IS_ROUTER)
-    for address in observed.host_addresses_by_ip.get(external, ()):
-        if address.primary or address.ifname != observed.uplink:
-            reason = f"external {external} is the host's own address on {address.ifname}"
-            return _Finding(ERROR, reason, Cause.EXTERNAL_IS_OWN)
-    return _subnet_state(mapping, observed) if mapping.needs_subnet else None
+    own = own_address(external, uplink, observed)
+    if own is not None:
+        reason = f"external {external} is the host's own address on {own.ifname}"
+        return _Finding(ERROR, reason, Cause.EXTERNAL_IS_OWN)
+    return _subnet_state(mapping, uplink) if mapping.needs_subnet else None
 
 
-def _subnet_state(mapping: Mapping, observed: Observed) -> _Finding | None:
+def _subnet_state(mapping: Mapping, uplink: Uplink) -> _Finding | None:
     """Why the external address is not one of a host in the uplink's subnet."""
     external = mapping.external
-    subnets = observed.uplink_subnets
-    if not subnets:
-        reason = f"uplink {observed.uplink} has no IPv4 address"
+    if not uplink.subnets:
+        reason = f"uplink {uplink.name} has no IPv4 address"
         return _Finding(ERROR, reason, Cause.UPLINK_WITHOUT_ADDRESS)
-    if not any(external in subnet for subnet in subnets):
-        listed = ", ".join(map(str, subnets))
+    subnet = uplink.subnet_of(external)
+    if subnet is None:
+        listed = ", ".join(map(str, uplink.subnets))
         reason = f"external {external} is outside the uplink's subnet {listed}"
         return _Finding(ERROR, reason, Cause.EXTERNAL_OUTSIDE_SUBNET)
-    lan = external_interface(mapping, observed).network
+    lan = subnet if mapping.prefixlen is None else external_interface(mapping, uplink).network
     if not is_host(external, lan):
         reason = f"external {external} is no host address of {lan}"
         return _Finding(ERROR, reason, Cause.EXTERNAL_IS_NO_HOST)

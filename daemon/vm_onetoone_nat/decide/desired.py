@@ -12,10 +12,11 @@ from ipaddress import IPv4Address, IPv4Network
 from vm_onetoone_nat.decide.checks import check, external_interface, if_available
 from vm_onetoone_nat.decide.gather import gather
 from vm_onetoone_nat.decide.locate import doubtful
+from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.guests import Guests
-from vm_onetoone_nat.model.host import Address, Observed
+from vm_onetoone_nat.model.host import Address, Observed, Uplink
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import (
     ADMIT,
@@ -89,14 +90,13 @@ def _desired(
     wanted: frozenset[IPv4Address],
 ) -> Desired:
     active = [s.mapping for s in statuses if s.state is MappingState.ACTIVE]
+    uplinks = [_carrier(m, observed) for m in active]
     elements = [e for m in active if not m.remembered for e in mapping_elements(m)]
     elements += _remembered([m for m in active if m.remembered], observed)
-    if active and observed.uplink is not None:
-        elements.append(element(UPLINK, (observed.uplink,)))
+    elements += (element(UPLINK, (name,)) for name in {uplink.name for uplink in uplinks})
     return Desired(
         statuses=statuses,
-        uplink=observed.uplink,
-        addresses=tuple(_address(m, observed) for m in active),
+        addresses=tuple(map(_address, active, uplinks)),
         elements=frozenset(elements),
         fwmark=fwmark,
         hairpins=_hairpins(active, observed),
@@ -141,12 +141,17 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
     )
 
 
-def _address(mapping: Mapping, observed: Observed) -> Address:
-    assert observed.uplink is not None, "an active mapping has an uplink"
-    external = external_interface(mapping, observed)
+def _carrier(mapping: Mapping, observed: Observed) -> Uplink:
+    uplink = carrier(mapping, observed)
+    assert uplink is not None, "an active mapping has an uplink"
+    return uplink
+
+
+def _address(mapping: Mapping, uplink: Uplink) -> Address:
+    external = external_interface(mapping, uplink)
     network = external.network
     broadcast = network.broadcast_address if network.prefixlen < 31 else None
-    return Address(observed.uplink, external, broadcast, owned=True)
+    return Address(uplink.name, external, broadcast, owned=True)
 
 
 def _hairpins(active: list[Mapping], observed: Observed) -> frozenset[str]:

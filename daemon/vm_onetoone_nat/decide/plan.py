@@ -5,7 +5,7 @@ Pure. An empty plan means that the kernel has converged: nothing is written.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from operator import attrgetter
 
 from vm_onetoone_nat.decide.host_writes import (
@@ -28,6 +28,7 @@ from vm_onetoone_nat.decide.nft_writes import (
     RemoveTable,
     accept_key,
 )
+from vm_onetoone_nat.decide.uplink import host_sources
 from vm_onetoone_nat.decide.writes import Write
 from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.host import Address, Observed
@@ -134,7 +135,7 @@ def _table(observed: Observed, desired: Desired, elements: frozenset[Element]) -
     if observed.flushed is not None:
         # The previous process may have ended after it wrote the elements, before it flushed.
         to_flush = new | (translations(elements) - observed.flushed)
-    hosts = _uplink_hosts(observed) if to_flush else frozenset()
+    hosts = host_sources(observed) if to_flush else frozenset()
     for pair in _by_external(to_flush):
         part_of = (whole or _key(pair)) if pair in new else None
         yield FlushBypassing(pair, part_of, hosts)
@@ -219,10 +220,3 @@ def _displacing(observed: Observed) -> set[Address]:
         if first.owned and not address.owned:
             displacing.add(first)
     return displacing
-
-
-def _uplink_hosts(observed: Observed) -> frozenset[IPv4Address]:
-    """The host's own addresses on the uplink: the source of guests that have no mapping."""
-    return frozenset(
-        a.interface.ip for a in observed.addresses if a.ifname == observed.uplink and not a.owned
-    )

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from itertools import chain
 
 from vm_onetoone_nat.decide.locate import interfaces, is_host, located
+from vm_onetoone_nat.decide.uplink import carrier_of_pool
 from vm_onetoone_nat.model.configuration import Configuration, Pool
 from vm_onetoone_nat.model.desired import Gathered, Sides
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests
@@ -94,11 +95,8 @@ def _exhausted(domain: Domain, pool: Pool) -> Unmapped:
 
 def _free(pool: Pool, observed: Observed, used: Set[IPv4Address]) -> Iterator[IPv4Address]:
     """The addresses of the pool that are not used, each once, in its order."""
-    subnets = [
-        a.interface.network
-        for a in observed.addresses
-        if a.ifname == observed.uplink and not a.owned
-    ]
+    uplink = carrier_of_pool(pool, observed)
+    subnets = uplink.subnets if uplink is not None else ()
     seen = set(used)
     for address in chain.from_iterable(pool.ranges):
         if address in seen:

@@ -9,6 +9,7 @@ from typing import Protocol
 from vm_onetoone_nat.decide.desired import Refused, desire, mapping_elements, without
 from vm_onetoone_nat.decide.host_writes import RecordAllocations
 from vm_onetoone_nat.decide.plan import Plan, plan, removal
+from vm_onetoone_nat.decide.uplink import shown
 from vm_onetoone_nat.decide.writes import About, StoreWrite
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
 from vm_onetoone_nat.model.configuration import Configuration
@@ -59,6 +60,11 @@ class Look:
     def libvirt(self) -> bool:
         """Whether libvirt answers."""
         return self.guests is not None and self.guests.current
+
+    @property
+    def uplink_name(self) -> str:
+        """The uplink's name; empty if there is none."""
+        return shown(self.observed)
 
 
 @dataclass(frozen=True)

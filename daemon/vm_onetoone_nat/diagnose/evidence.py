@@ -5,8 +5,10 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.reconcile import Look
+from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.diagnose.hooks import Obstruction
 from vm_onetoone_nat.model.guests import Network
+from vm_onetoone_nat.model.host import Uplink
 from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.status import MappingStatus
 from vm_onetoone_nat.model.traffic import Tracked, Traffic
@@ -89,6 +91,11 @@ class Evidence:
     def mapping(self) -> Mapping:
         """The mapping."""
         return self.status.mapping
+
+    @property
+    def uplink(self) -> Uplink | None:
+        """The uplink that carries its external address."""
+        return carrier(self.mapping, self.look.observed)
 
     @property
     def network(self) -> Network | None:

@@ -8,38 +8,38 @@ from vm_onetoone_nat.model.status import Cause, MappingState
 
 
 def check_uplink(evidence: Evidence, step: str) -> Found:
-    uplink = evidence.look.observed.uplink
+    uplink = evidence.uplink
     if uplink is None:
         return None
     if not evidence.uplink_runs:
-        text = f"{uplink} is down, or has no carrier"
+        text = f"{uplink.name} is down, or has no carrier"
         return fault(evidence, step, Cause.UPLINK_DOWN, text)
-    return f"{uplink} is up"
+    return f"{uplink.name} is up"
 
 
 def check_external(evidence: Evidence, _step: str) -> Found:
-    if evidence.look.observed.uplink is None:
+    if evidence.uplink is None:
         return None
     return f"{evidence.mapping.external} can be an address of the uplink"
 
 
 def check_route(evidence: Evidence, step: str) -> Found:
     routes, network = evidence.routes, evidence.network
-    if routes is None or network is None:
+    uplink, internal = evidence.uplink, evidence.mapping.internal
+    if routes is None or network is None or uplink is None:
         return None
-    internal, uplink = evidence.mapping.internal, evidence.look.observed.uplink
     if routes.to_guest != network.bridge:
         way = f"through {routes.to_guest}" if routes.to_guest else "nowhere"
         text = f"the host sends to {internal} {way}, not through bridge {network.bridge}"
         return fault(evidence, step, Cause.ROUTE_TO_GUEST, text)
     if (
         routes.lan_host is not None
-        and routes.to_lan != uplink
-        and uplink in evidence.sysctls.strict
+        and routes.to_lan != uplink.name
+        and uplink.name in evidence.sysctls.strict
     ):
         text = (
-            f"rp_filter of {uplink} is strict, and the host sends to {routes.lan_host} through "
-            f"{routes.to_lan or 'no interface'}: packets from the LAN to guests are dropped"
+            f"rp_filter of {uplink.name} is strict, and the host sends to {routes.lan_host} "
+            f"through {routes.to_lan or 'no interface'}: packets from the LAN to guests are dropped"
         )
         return fault(evidence, step, Cause.REVERSE_PATH, text)
     return f"to {internal} through {network.bridge}"
@@ -67,17 +67,16 @@ def check_conflict(evidence: Evidence, step: str) -> Found:
 
 
 def check_address_on_uplink(evidence: Evidence, step: str) -> Found:
-    observed, external = evidence.look.observed, evidence.mapping.external
-    if not _active(evidence):
+    uplink, external = evidence.uplink, evidence.mapping.external
+    if uplink is None or not _active(evidence):
         return None
-    uplink = observed.uplink
-    if all((a.ifname, a.interface.ip) != (uplink, external) for a in observed.addresses):
-        text = f"{external} is not on {uplink}"
+    if external not in uplink.ips:
+        text = f"{external} is not on {uplink.name}"
         return fault(evidence, step, Cause.EXTERNAL_MISSING, text)
     if evidence.sysctls.arp_ignore > _HARMLESS_ARP_IGNORE:
-        text = f"arp_ignore of {uplink} is {evidence.sysctls.arp_ignore}: ARP is not answered"
+        text = f"arp_ignore of {uplink.name} is {evidence.sysctls.arp_ignore}: ARP is not answered"
         return fault(evidence, step, Cause.ARP_IGNORED, text)
-    return f"{external} is on {uplink}"
+    return f"{external} is on {uplink.name}"
 
 
 _HARMLESS_ARP_IGNORE = 2

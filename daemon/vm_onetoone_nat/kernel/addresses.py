@@ -1,4 +1,4 @@
-"""The host's IPv4 addresses and its uplink, by rtnetlink."""
+"""The host's IPv4 addresses and default routes, by rtnetlink."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
-from vm_onetoone_nat.kernel.messages.routes import DefaultRoute
 from vm_onetoone_nat.model.host import Address
+from vm_onetoone_nat.model.links import DefaultRoute, Link
 from vm_onetoone_nat.store.text import replace_text
 
 T = TypeVar("T")
@@ -97,27 +97,6 @@ class Addresses:
     def default_routes(self) -> tuple[DefaultRoute, ...]:
         """The IPv4 default routes of the main table."""
         return self._list(routes.LISTING, routes.default_routes)
-
-    @staticmethod
-    def uplink(
-        configured: str | None,
-        interfaces: Mapping[int, Link],
-        addresses: tuple[Address, ...],
-        defaults: tuple[DefaultRoute, ...],
-    ) -> str | None:
-        """The configured interface, or that of the best IPv4 default route; None without one.
-
-        Without a default route, the interface with our addresses stays the uplink: connections
-        survive a route that disappears for a moment, as when Wi-Fi roams.
-        """
-        if configured is not None:
-            names = {link.name for link in interfaces.values()}
-            return configured if configured in names else None
-        outputs = [(route.priority, route.hops[0].ifindex) for route in defaults if route.hops]
-        if outputs:
-            link = interfaces.get(min(outputs)[1])
-            return None if link is None else link.name
-        return next((a.ifname for a in addresses if a.owned), None)
 
     def add(self, addresses: Iterable[Address]) -> None:
         """Add addresses as ours, in this order; one that exists already is not an error.

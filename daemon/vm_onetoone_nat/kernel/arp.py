@@ -19,8 +19,8 @@ from pathlib import Path
 from vm_onetoone_nat.decide.acd import JITTER_SECONDS, Announcement, ArpPacket, Detector, Message
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.kernel.links import Link
 from vm_onetoone_nat.model.host import Unavailable
+from vm_onetoone_nat.model.links import Link
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 from vm_onetoone_nat.store.text import replace_text
 

@@ -11,8 +11,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.kernel.links import Link
 from vm_onetoone_nat.model.host import Neighbour
+from vm_onetoone_nat.model.links import Link
 
 _CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _ENODEV = 19

@@ -18,6 +18,7 @@ from vm_onetoone_nat.decide.host_writes import (
     SetHairpin,
 )
 from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.uplink import choose
 from vm_onetoone_nat.decide.writes import NftWrite, StoreWrite, Write
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.kernel import conntrack
@@ -25,11 +26,11 @@ from vm_onetoone_nat.kernel.addresses import Addresses
 from vm_onetoone_nat.kernel.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
 from vm_onetoone_nat.kernel.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.kernel.legacy import has_legacy_filter
-from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.nft import Nft
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
-from vm_onetoone_nat.model.host import Address, Observed, Obstacle
+from vm_onetoone_nat.model.host import Observed, Obstacle, Uplink
 from vm_onetoone_nat.model.nat_table import Translation
 
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -46,7 +47,6 @@ class Kernel:
         self._netlink = IPRoute()
         self._arp = arp
         self._detection = arp or RecordedConflicts(conflicts_path(runtime))
-        self._links: dict[int, Link] = {}
         self._addresses = Addresses(runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
         self._nft = Nft()
@@ -81,25 +81,27 @@ class Kernel:
         if has_legacy_filter():
             obstacles = (*obstacles, _legacy_obstacle(configuration.fwmark))
         filtered = bridge_netfilter()
-        found = self._links = links(self._netlink)
+        found = links(self._netlink)
+        interfaces = tuple(found.values())
         addresses = self._addresses.observe(found)
         routes = self._addresses.default_routes()
-        uplink = self._addresses.uplink(configuration.uplink, found, addresses, routes)
+        uplink = choose(configuration, interfaces, routes, addresses)
         neighbours = self._bridge.neighbours(found)
-        detected = self._detected(configuration, uplink, addresses)
+        detected = self._detected(configuration, uplink)
         return Observed(
             uplink=uplink,
             addresses=addresses,
             table=table,
             foreign=foreign,
             ports=self._bridge.ports(found, neighbours) if filtered else (),
-            hairpins=frozenset(link.name for link in found.values() if link.hairpin),
+            hairpins=frozenset(link.name for link in interfaces if link.hairpin),
             hairpins_set=frozenset(self._bridge.hairpins_set),
             bridge_netfilter=filtered,
             ip_forward=_IP_FORWARD.read_text().strip() != "0",
             unavailable=detected.unavailable,
             probed=detected.probed,
-            routers=frozenset(h.gateway for r in routes for h in r.hops if h.gateway is not None),
+            links=interfaces,
+            routes=routes,
             neighbours=neighbours,
             obstacles=obstacles,
             flushed=None if self._arp is None else frozenset(self._flushed),
@@ -113,35 +115,31 @@ class Kernel:
         """
         if self._arp is None:
             return
+        bridges = {link.name: link for link in seen.links if link.is_bridge}
         for neighbour in desired.doubtful:
-            if (link := self._link(neighbour.ifname)) is not None:
-                self._bridge.probe(link, neighbour)
+            if (bridge := bridges.get(neighbour.ifname)) is not None:
+                self._bridge.probe(bridge, neighbour)
         foreign = {a.interface.ip for a in seen.addresses if not a.owned}
-        on_uplink = (a for a in seen.addresses if a.ifname == seen.uplink and a.owned)
+        uplink = seen.uplink
         self._arp.update(
-            self._link(seen.uplink),
+            uplink.link if uplink is not None else None,
             wanted=desired.wanted - foreign if configuration.conflict_detection else frozenset(),
-            held=frozenset(a.interface.ip for a in on_uplink),
-            own=frozenset(link.mac for link in self._links.values()),
+            held=uplink.held_ips if uplink is not None else frozenset(),
+            own=frozenset(link.mac for link in seen.links),
         )
 
-    def _detected(
-        self, configuration: Configuration, uplink: str | None, addresses: tuple[Address, ...]
-    ) -> Detection:
+    def _detected(self, configuration: Configuration, uplink: Uplink | None) -> Detection:
         """What is unavailable. An address that is on the uplink stays until it is given up."""
-        if not configuration.conflict_detection:
+        if not configuration.conflict_detection or uplink is None:
             return NOT_PROBING
-        ours = {a.interface.ip: a.owned for a in addresses if a.ifname == uplink}
-        found = self._detection.observe(self._link(uplink))
+        ours = {a.interface.ip: a.owned for a in uplink.addresses}
+        found = self._detection.observe(uplink.link)
         unavailable = tuple(
             each
             for each in found.unavailable
             if each.address not in ours or (ours[each.address] and each.mac is not None)
         )
         return Detection(unavailable, found.probed)
-
-    def _link(self, name: str | None) -> Link | None:
-        return next((link for link in self._links.values() if link.name == name), None)
 
     def apply(self, plan: Plan) -> None:
         """Write the plan, in its order. Raises KernelError, and TransactionRefused.

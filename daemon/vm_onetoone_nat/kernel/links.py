@@ -1,29 +1,11 @@
 """The host's network interfaces, in one dump (pyroute2)."""
 
-from dataclasses import dataclass
-
 from pyroute2 import IPRoute
+
+from vm_onetoone_nat.model.links import Link
 
 _LOOPBACK, _POINTOPOINT, _NOARP, _UP, _LOWER_UP = 0x8, 0x10, 0x80, 0x1, 0x10000  # linux/if.h
 _ETHERNET = 1  # linux/if_arp.h; also Wi-Fi
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One interface. `running`: up, with a carrier. `has_arp`: it resolves neighbours by ARP.
-
-    `master` is the index of the bridge or other device of which it is a port.
-    """
-
-    index: int
-    name: str
-    mac: str
-    running: bool
-    has_arp: bool
-    is_bridge: bool
-    is_bridge_port: bool
-    hairpin: bool
-    master: int | None = None
 
 
 def links(netlink: IPRoute) -> dict[int, Link]:
@@ -44,7 +26,7 @@ def links(netlink: IPRoute) -> dict[int, Link]:
             running=bool(flags & _UP and flags & _LOWER_UP),
             has_arp=message["ifi_type"] == _ETHERNET
             and not flags & (_LOOPBACK | _POINTOPOINT | _NOARP),
-            is_bridge=info is not None and info.get_attr("IFLA_INFO_KIND") == "bridge",
+            kind=info.get_attr("IFLA_INFO_KIND") if info is not None else None,
             is_bridge_port=is_port,
             hairpin=hairpin,
             master=message.get_attr("IFLA_MASTER"),

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.arp import ARP_PROTOCOL, BROADCAST, parse_packet, request
-from vm_onetoone_nat.kernel.links import Link
+from vm_onetoone_nat.model.links import Link
 
 _TIMES = 3
 _ECHO, _ECHO_REPLY = 8, 0  # RFC 792

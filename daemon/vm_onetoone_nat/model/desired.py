@@ -38,7 +38,6 @@ class Desired:
     """
 
     statuses: tuple[MappingStatus, ...]
-    uplink: str | None
     addresses: tuple[Address, ...]
     elements: frozenset[Element]
     fwmark: int

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from vm_onetoone_nat.model.links import DefaultRoute, Link, gateways
 from vm_onetoone_nat.model.nat_table import Table, Translation
 
 
@@ -29,6 +30,49 @@ class Address:
 
     def __str__(self) -> str:
         return f"{self.interface} on {self.ifname}"
+
+
+@dataclass(frozen=True)
+class Uplink:
+    """An interface that carries external addresses, as `decide.uplink` has chosen it.
+
+    `addresses`: all on it, ours and others, in the kernel's order. `routers`: the routers of the
+    host's default routes.
+    """
+
+    link: Link
+    addresses: tuple[Address, ...] = ()
+    routers: frozenset[IPv4Address] = frozenset()
+
+    @cached_property
+    def name(self) -> str:
+        """The interface's name."""
+        return self.link.name
+
+    @cached_property
+    def host_ips(self) -> frozenset[IPv4Address]:
+        """The host's own addresses on it: those that are not ours."""
+        return frozenset(a.interface.ip for a in self.addresses if not a.owned)
+
+    @cached_property
+    def held_ips(self) -> frozenset[IPv4Address]:
+        """Our addresses on it."""
+        return frozenset(a.interface.ip for a in self.addresses if a.owned)
+
+    @cached_property
+    def ips(self) -> frozenset[IPv4Address]:
+        """All addresses on it."""
+        return self.host_ips | self.held_ips
+
+    @cached_property
+    def subnets(self) -> tuple[IPv4Network, ...]:
+        """The subnets in which it has an address that is not ours."""
+        networks = (a.interface.network for a in self.addresses if not a.owned)
+        return tuple(network for network in networks if network.prefixlen < 32)
+
+    def subnet_of(self, address: IPv4Address) -> IPv4Network | None:
+        """The first of its subnets that contains an address."""
+        return next((subnet for subnet in self.subnets if address in subnet), None)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -94,20 +138,20 @@ class Neighbour:
 class Observed:
     """What the kernel has, read at once.
 
-    `uplink`: the interface for external addresses; None if there is none.
+    `uplink`: what `decide.uplink` chose from `links`, `routes` and `addresses`, if any.
     `ports`: pairs of guest address and the bridge port that it is behind.
     `hairpins`: ports with the hairpin flag; `hairpins_set`: those whose flag this process set.
     `bridge_netfilter`: bridged IPv4 frames pass the IP hooks.
     `unavailable`: external addresses not to add on the uplink.
     `probed`: addresses that are being or have been probed; any other has to be probed before it is
     added. None: no probing.
-    `routers`: next hops of the default routes.
+    `links`: all interfaces. `routes`: the default routes.
     `neighbours`: entries of the neighbour table on bridges.
     `flushed`: translations for which this process has flushed bypassing connections; None: this
     process does not flush.
     """
 
-    uplink: str | None
+    uplink: Uplink | None
     addresses: tuple[Address, ...] = ()
     table: Table | None = None
     foreign: tuple[ForeignChain, ...] = ()
@@ -118,7 +162,8 @@ class Observed:
     ip_forward: bool = True
     unavailable: tuple[Unavailable, ...] = ()
     probed: frozenset[IPv4Address] | None = None
-    routers: frozenset[IPv4Address] = frozenset()
+    links: tuple[Link, ...] = ()
+    routes: tuple[DefaultRoute, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
     flushed: frozenset[Translation] | None = None
@@ -146,15 +191,9 @@ class Observed:
         return found
 
     @cached_property
-    def uplink_ips(self) -> frozenset[IPv4Address]:
-        """All addresses on the uplink, ours and others."""
-        return frozenset(a.interface.ip for a in self.addresses if a.ifname == self.uplink)
-
-    @cached_property
-    def uplink_subnets(self) -> tuple[IPv4Network, ...]:
-        """The subnets in which the uplink has an address that is not ours."""
-        on_uplink = (a.interface.network for a in self.host_addresses if a.ifname == self.uplink)
-        return tuple(subnet for subnet in on_uplink if subnet.prefixlen < 32)
+    def routers(self) -> frozenset[IPv4Address]:
+        """The routers of all default routes."""
+        return gateways(self.routes)
 
     @cached_property
     def neighbours_by_mac(self) -> dict[str, list[Neighbour]]:

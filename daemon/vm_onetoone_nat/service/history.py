@@ -70,7 +70,7 @@ class History:
             for status, (_, _, at) in zip(moment.outcome.statuses, moment.since, strict=True)
         ]
         entries += [unmapped(guest) for guest in look.desired.unmapped]
-        return Report(look.observed.uplink or "", look.libvirt, tuple(entries), running)
+        return Report(look.uplink_name, look.libvirt, tuple(entries), running)
 
     def _timed(self, seconds: float, *, failed: bool) -> Passes:
         passes = self._moment.passes

@@ -8,9 +8,10 @@ from vm_onetoone_nat.decide.fights import Fight
 from vm_onetoone_nat.decide.host_writes import EnableIpForward
 from vm_onetoone_nat.decide.plan import describe
 from vm_onetoone_nat.decide.reconcile import Outcome
+from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.model.host import Obstacle
+from vm_onetoone_nat.model.host import Obstacle, Uplink
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.status import MappingState, MappingStatus, Unmapped
 from vm_onetoone_nat.model.trigger import Triggers, texts
@@ -25,7 +26,7 @@ class PassLog:
         self._obstacles = Obstacles()
         self._logged: dict[object, MappingStatus] = {}
         self._unmapped: tuple[Unmapped, ...] = ()
-        self._uplink: str | None = None
+        self._uplink = ""
         self._failures: tuple[str, ...] = ()
 
     def passed(self, now: float, outcome: Outcome, triggers: Triggers) -> None:
@@ -46,17 +47,17 @@ class PassLog:
                 obstacle.remedy,
                 extra=entry(Event.FIREWALL_REFUSES, reason=obstacle.where),
             )
-        uplink = outcome.look.observed.uplink
+        uplink = outcome.look.uplink_name
         if uplink != self._uplink:
             log.info(
                 "the uplink is %s",
                 uplink or "gone",
-                extra=entry(Event.UPLINK_CHANGED, uplink=uplink),
+                extra=entry(Event.UPLINK_CHANGED, uplink=uplink or None),
             )
             self._uplink = uplink
         for status in outcome.statuses:
             if self._logged.get(status.mapping) != status:
-                _log_status(status, uplink)
+                _log_status(status, carrier(status.mapping, outcome.look.observed))
         self._logged = {status.mapping: status for status in outcome.statuses}
         for unmapped in outcome.look.desired.unmapped:
             if unmapped not in self._unmapped:
@@ -142,7 +143,7 @@ def _log_unmapped(unmapped: Unmapped) -> None:
     )
 
 
-def _log_status(status: MappingStatus, uplink: str | None) -> None:
+def _log_status(status: MappingStatus, uplink: Uplink | None) -> None:
     mapping = status.mapping
     level, event = _EVENTS[status.state]
     log.log(
@@ -153,7 +154,7 @@ def _log_status(status: MappingStatus, uplink: str | None) -> None:
         mapping.subject,
         status.state.value,
         f": {status.reason}" if status.reason else "",
-        extra=entry(event, uplink=uplink, **_fields(status)),
+        extra=entry(event, uplink=uplink and uplink.name, **_fields(status)),
     )
 
 

@@ -2,11 +2,11 @@
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from vm_onetoone_nat.kernel.messages import rtnetlink
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attributes
+from vm_onetoone_nat.model.links import DefaultRoute, Hop
 
 # rtmsg: family, lengths of destination and source, tos, table, protocol, scope, type; flags
 _MESSAGE = struct.Struct("=BBBBBBBBI")
@@ -19,22 +19,6 @@ _OUTPUT, _GATEWAY, _PRIORITY, _MULTIPATH = 4, 5, 6, 9  # RTA_*
 LISTING = rtnetlink.listing(_GET, _MESSAGE.pack(_AF_INET, 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0))
 """The request for the routes of the main table. On a socket without NETLINK_GET_STRICT_CHK the
 kernel dumps the local table too, which has one route for each address."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """A next hop: the index of its interface, and its router, if any."""
-
-    ifindex: int
-    gateway: IPv4Address | None
-
-
-@dataclass(frozen=True, slots=True)
-class DefaultRoute:
-    """A default route; the lowest `priority` wins. A multipath route has several hops."""
-
-    priority: int
-    hops: tuple[Hop, ...]
 
 
 def default_routes(answer: Answer) -> Iterator[DefaultRoute]:
