@@ -1,7 +1,6 @@
 """Gathers the evidence for `diagnose` from libvirt, the kernel, the daemon, guest and LAN."""
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from socket import AF_INET
 from typing import Any
@@ -17,6 +16,7 @@ from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.links import Link, links
 from vm_onetoone_nat.kernel.nft import read_counters, read_others
 from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.guests import Interface, Network
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.nat_table import Translation
@@ -24,8 +24,8 @@ from vm_onetoone_nat.model.status import MappingState, MappingStatus
 from vm_onetoone_nat.report.report import Report, report_from_json
 from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
 
-_NO_ADDRESS = IPv4Address(0)
-_ANYWHERE = IPv4Network("0.0.0.0/0")
+_NO_ADDRESS = IPAddress(0)
+_ANYWHERE = IPNetwork("0.0.0.0/0")
 _SOME_HOSTS = 8
 """At most this many hosts of the LAN are probed."""
 _USUAL_PORTS = (22, 80, 443, 3389)
@@ -142,7 +142,7 @@ class _Examination:
             return None
         return taps[0].name
 
-    def _elsewhere(self, nics: tuple[Interface, ...]) -> tuple[IPv4Address, ...]:
+    def _elsewhere(self, nics: tuple[Interface, ...]) -> tuple[IPAddress, ...]:
         """Other known addresses of the guest."""
         if self._network is None:
             return ()
@@ -152,7 +152,7 @@ class _Examination:
         known |= {n.address for mac in macs for n in self._observed.neighbours_by_mac.get(mac, ())}
         return tuple(sorted(known - {self._mapping.internal}))
 
-    def _routes(self, internal: IPv4Address, uplink: Link) -> Routes:
+    def _routes(self, internal: IPAddress, uplink: Link) -> Routes:
         on_link = [a.interface.network for a in self._observed.addresses if a.ifname == uplink.name]
         hosts = (*sorted(self._observed.routers), *self._lan_hosts(uplink))
         lan_host = next((h for h in hosts if any(h in network for network in on_link)), None)
@@ -162,7 +162,7 @@ class _Examination:
             to_lan=self._output(lan_host) if lan_host is not None else None,
         )
 
-    def _output(self, destination: IPv4Address) -> str | None:
+    def _output(self, destination: IPAddress) -> str | None:
         """The interface through which this host sends to an address."""
         try:
             (route, *_) = self._netlink.route("get", dst=str(destination))
@@ -171,16 +171,16 @@ class _Examination:
         index = route.get_attr("RTA_OIF")
         return next((link.name for link in self._links.values() if link.index == index), None)
 
-    def _lan_hosts(self, uplink: Link) -> tuple[IPv4Address, ...]:
+    def _lan_hosts(self, uplink: Link) -> tuple[IPAddress, ...]:
         """Hosts of the LAN in the neighbour table."""
         entries: Any = self._netlink.get_neighbours(family=AF_INET, ifindex=uplink.index)
-        found = {IPv4Address(entry.get_attr("NDA_DST")) for entry in entries}
+        found = {IPAddress(entry.get_attr("NDA_DST")) for entry in entries}
         ours = {a.interface.ip for a in self._observed.addresses}
         found = {a for a in found - ours - self._observed.routers if not a.is_multicast}
         return tuple(sorted(found))[:_SOME_HOSTS]
 
     def _answers(
-        self, internal: IPv4Address, network: Network, uplink: Link, bridge: Link
+        self, internal: IPAddress, network: Network, uplink: Link, bridge: Link
     ) -> Answers:
         external = self._mapping.external
         own = [a.interface for a in self._observed.addresses if a.ifname == uplink.name]
@@ -201,7 +201,7 @@ class _Examination:
             neighbours=tuple((h, bool(answered[h])) for h in hosts),
         )
 
-    def _reached(self, source: IPv4Address, internal: IPv4Address) -> bool:
+    def _reached(self, source: IPAddress, internal: IPAddress) -> bool:
         """Whether the guest answers an echo request or a connection from this source address."""
         tcp = [s.first for s in self._mapping.allow or () if s.protocol == "tcp"]
         return echoes(source, internal) or connects(source, internal, tcp or _USUAL_PORTS)

@@ -5,9 +5,10 @@ The text of a ValueError says what to write instead.
 
 import re
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import AddressValueError, NetmaskValueError
 
 from vm_onetoone_nat.model.configuration import Range
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.mapping import AllowedService
 
 _INTERFACE_MAX = 15  # IFNAMSIZ less the closing NUL
@@ -57,7 +58,7 @@ def fwmark(value: str) -> int:
     return mark
 
 
-def _usable(ip: IPv4Address) -> None:
+def _usable(ip: IPAddress) -> None:
     if (
         ip.is_multicast
         or ip.is_loopback
@@ -68,10 +69,10 @@ def _usable(ip: IPv4Address) -> None:
         raise ValueError("no host can have this address; write an address of the LAN")
 
 
-def address(value: str) -> IPv4Address:
+def address(value: str) -> IPAddress:
     """A guest's address. Raises ValueError."""
     try:
-        found = IPv4Address(value)
+        found = IPAddress(value)
     except AddressValueError as error:
         raise ValueError('write an IPv4 address such as "192.168.122.101"') from error
     _usable(found)
@@ -82,14 +83,14 @@ def address(value: str) -> IPv4Address:
 class External:
     """An external address as written; `prefixlen` None where there is no prefix."""
 
-    ip: IPv4Address
+    ip: IPAddress
     prefixlen: int | None
 
     @property
-    def lan(self) -> IPv4Network:
+    def lan(self) -> IPNetwork:
         """Its LAN; with a prefix of 24 bits if none is written, as nearly all LANs have."""
         length = 24 if self.prefixlen is None else self.prefixlen
-        return IPv4Network((self.ip, length), strict=False)
+        return IPNetwork((self.ip, length), strict=False)
 
     def __str__(self) -> str:
         return str(self.ip) if self.prefixlen is None else f"{self.ip}/{self.prefixlen}"
@@ -103,7 +104,7 @@ def external(value: str) -> External:
     if slash and not (digits and 8 <= int(prefix) <= 32):
         raise ValueError(f"a LAN's prefix is a number from 8 to 32; {advice}")
     try:
-        found = External(IPv4Address(ip), int(prefix) if slash else None)
+        found = External(IPAddress(ip), int(prefix) if slash else None)
     except AddressValueError as error:
         raise ValueError(advice) from error
     _usable(found.ip)
@@ -143,16 +144,16 @@ def service(value: str) -> AllowedService:
     return AllowedService(protocol, low, high)
 
 
-def source(value: str) -> IPv4Network:
+def source(value: str) -> IPNetwork:
     """A prefix that `allowed_sources` names. Raises ValueError."""
     try:
-        return IPv4Network(value)
+        return IPNetwork(value)
     except NetmaskValueError as error:
         raise ValueError('write a prefix such as "192.168.1.0/24"') from error
     except AddressValueError as error:
         raise ValueError('write an IPv4 prefix such as "192.168.1.0/24"') from error
     except ValueError as error:
-        network = IPv4Network(value, strict=False)
+        network = IPNetwork(value, strict=False)
         raise ValueError(f'has bits set past its prefix; write "{network}"') from error
 
 
@@ -171,7 +172,7 @@ def address_range(value: str) -> Range:
     advice = 'write addresses such as "192.168.1.200-192.168.1.220"'
     first, dash, last = (part.strip() for part in value.partition("-"))
     try:
-        found = Range(IPv4Address(first), IPv4Address(last if dash else first))
+        found = Range(IPAddress(first), IPAddress(last if dash else first))
     except AddressValueError as error:
         raise ValueError(advice) from error
     if found.first > found.last:

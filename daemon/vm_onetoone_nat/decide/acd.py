@@ -5,8 +5,9 @@ Times and the jitter of probes are arguments, packets are return values. `arp` h
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from math import inf
+
+from vm_onetoone_nat.model.family import IPAddress
 
 PROBES = 3
 PROBE_SECONDS = 0.2
@@ -32,27 +33,27 @@ class ArpPacket:
     """A received ARP packet; `sender` is 0.0.0.0 in a probe."""
 
     mac: str
-    sender: IPv4Address
-    target: IPv4Address
+    sender: IPAddress
+    target: IPAddress
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """Probe whether another host has the address."""
 
-    address: IPv4Address
+    address: IPAddress
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
     """Announce the address as ours, by a gratuitous request and reply."""
 
-    address: IPv4Address
+    address: IPAddress
 
 
 Message = Probe | Announcement
 
-_NOBODY = IPv4Address(0)
+_NOBODY = IPAddress(0)
 
 
 class _Record:
@@ -95,16 +96,16 @@ class Detector:
 
     def __init__(self, jitter: Callable[[], float]) -> None:
         self._jitter = jitter
-        self._records: dict[IPv4Address, _Record] = {}
+        self._records: dict[IPAddress, _Record] = {}
         self._own: Set[str] = frozenset()
 
     @property
-    def addresses(self) -> Set[IPv4Address]:
+    def addresses(self) -> Set[IPAddress]:
         """The addresses that are wanted or held."""
         return self._records.keys()
 
     def update(
-        self, now: float, wanted: Set[IPv4Address], held: Set[IPv4Address], own: Set[str]
+        self, now: float, wanted: Set[IPAddress], held: Set[IPAddress], own: Set[str]
     ) -> None:
         """Set the addresses that are `wanted` and those that are `held`; `own` are our MACs.
 
@@ -172,6 +173,6 @@ class Detector:
             default=inf,
         )
 
-    def unavailable(self) -> dict[IPv4Address, str | None]:
+    def unavailable(self) -> dict[IPAddress, str | None]:
         """Addresses not to add, with the MAC of the host in conflict, or None while probing."""
         return {a: r.mac for a, r in self._records.items() if not r.clear}

@@ -6,11 +6,10 @@ then against the other mappings, and last whether another host has its external 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
 
 from vm_onetoone_nat.decide.locate import is_host, why_unknown
 from vm_onetoone_nat.model.configuration import Configuration
-from vm_onetoone_nat.model.family import interface
+from vm_onetoone_nat.model.family import IPAddress, IPInterface, interface
 from vm_onetoone_nat.model.guests import DomainState, Guests
 from vm_onetoone_nat.model.host import Observed, Unavailable
 from vm_onetoone_nat.model.mapping import Mapping
@@ -54,7 +53,7 @@ def if_available(
     return tuple(_if_available(status, observed) for status in statuses)
 
 
-def external_interface(mapping: Mapping, observed: Observed) -> IPv4Interface:
+def external_interface(mapping: Mapping, observed: Observed) -> IPInterface:
     """The external address with its own prefix length, or else that of its subnet.
 
     The uplink must have that subnet: see `Mapping.needs_subnet`.
@@ -87,7 +86,7 @@ def _status(
 
 def _unambiguous(statuses: Iterable[MappingStatus]) -> tuple[MappingStatus, ...]:
     """The same statuses, with an error for each mapping whose internal address has one already."""
-    first: dict[IPv4Address | None, IPv4Address] = {}
+    first: dict[IPAddress | None, IPAddress] = {}
     checked = []
     for status in statuses:
         mapping = status.mapping

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as ReadOnly
 from dataclasses import replace
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.decide.checks import check, external_interface, if_available
 from vm_onetoone_nat.decide.gather import gather
 from vm_onetoone_nat.decide.locate import doubtful
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
@@ -33,7 +33,7 @@ from vm_onetoone_nat.model.nat_table import (
 from vm_onetoone_nat.model.status import Cause, MappingState, MappingStatus
 from vm_onetoone_nat.model.store import Stored
 
-Refused = ReadOnly[IPv4Address, str]
+Refused = ReadOnly[IPAddress, str]
 
 
 def desire(
@@ -86,7 +86,7 @@ def _desired(
     statuses: tuple[MappingStatus, ...],
     observed: Observed,
     fwmark: int,
-    wanted: frozenset[IPv4Address],
+    wanted: frozenset[IPAddress],
 ) -> Desired:
     active = [s.mapping for s in statuses if s.state is MappingState.ACTIVE]
     elements = [e for m in active if not m.remembered for e in mapping_elements(m)]
@@ -130,7 +130,7 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
     )
     sources = mapping.allowed_sources
     if sources is None:
-        sources = (IPv4Network("0.0.0.0/0"),)
+        sources = (IPNetwork("0.0.0.0/0"),)
     return translation + tuple(
         element(
             ALLOWED,

@@ -1,9 +1,9 @@
 """The kinds of writes outside nftables: addresses, hairpin flags, settings, connections. Pure."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.writes import About, Order, StoreWrite, Write
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.model.nat_table import HAIRPIN_REASON, Translation
 from vm_onetoone_nat.model.status import Cause
@@ -154,7 +154,7 @@ class FlushBypassing(_FlushWrite):
     The guest's own leave with one of `host_sources`.
     """
 
-    host_sources: frozenset[IPv4Address] = frozenset()
+    host_sources: frozenset[IPAddress] = frozenset()
     order = Order.FLUSH_BYPASSING
     shown = False
 

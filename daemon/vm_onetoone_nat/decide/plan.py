@@ -5,7 +5,6 @@ Pure. An empty plan means that the kernel has converged: nothing is written.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from operator import attrgetter
 
 from vm_onetoone_nat.decide.host_writes import (
@@ -30,6 +29,7 @@ from vm_onetoone_nat.decide.nft_writes import (
 )
 from vm_onetoone_nat.decide.writes import Write
 from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.nat_table import (
     EXTERNAL,
@@ -212,7 +212,7 @@ def _displacing(observed: Observed) -> set[Address]:
     for that one only. A DHCP client may delete the host's own address and add it again, which makes
     it secondary to a guest's. Ours is then deleted and added again after it.
     """
-    leading: dict[tuple[str, IPv4Network], Address] = {}
+    leading: dict[tuple[str, IPNetwork], Address] = {}
     displacing = set()
     for address in observed.addresses:
         first = leading.setdefault((address.ifname, address.interface.network), address)
@@ -221,7 +221,7 @@ def _displacing(observed: Observed) -> set[Address]:
     return displacing
 
 
-def _uplink_hosts(observed: Observed) -> frozenset[IPv4Address]:
+def _uplink_hosts(observed: Observed) -> frozenset[IPAddress]:
     """The host's own addresses on the uplink: the source of guests that have no mapping."""
     return frozenset(
         a.interface.ip for a in observed.addresses if a.ifname == observed.uplink and not a.owned

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.diagnose.firewall import ChainVerdict, Packet, judge
 from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Ruleset
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.nat_table import DNAT_PRIORITY, MARK_PRIORITY, SNAT_PRIORITY
 
-_ANYWHERE = IPv4Network("0.0.0.0/0")
+_ANYWHERE = IPNetwork("0.0.0.0/0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,9 @@ class Endpoints:
 
     uplink: str
     bridge: str
-    lan: IPv4Network
-    external: IPv4Address
-    internal: IPv4Address
+    lan: IPNetwork
+    external: IPAddress
+    internal: IPAddress
     fwmark: int
 
 
@@ -75,7 +75,7 @@ def _at(ruleset: Ruleset, family: str, hook: str) -> list[Chain]:
 
 def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
     """The packet as that chain sees it."""
-    external, internal = IPv4Network(endpoints.external), IPv4Network(endpoints.internal)
+    external, internal = IPNetwork(endpoints.external), IPNetwork(endpoints.internal)
     translated = frozenset({"dnat"}) if way != _OUTBOUND else frozenset()
     marked = hook == "postrouting" or (hook == "forward" and chain.priority > MARK_PRIORITY)
     mark = endpoints.fwmark if marked else 0

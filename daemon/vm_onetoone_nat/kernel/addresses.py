@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from errno import EADDRNOTAVAIL, EEXIST, ENOBUFS, ENODEV, ENOENT
-from ipaddress import IPv4Interface
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +17,7 @@ from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import Link, links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
 from vm_onetoone_nat.kernel.messages.routes import DefaultRoute
+from vm_onetoone_nat.model.family import IPInterface
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.store.text import replace_text
 
@@ -209,7 +209,7 @@ class Addresses:
             raise KernelError(f"rtnetlink cannot be read: {failure.strerror}") from failure
         raise KernelError("addresses and routes cannot be listed: they change during each attempt")
 
-    def _recorded(self) -> set[tuple[str, IPv4Interface]]:
+    def _recorded(self) -> set[tuple[str, IPInterface]]:
         try:
             entries = json.loads(self._record.read_text())
         except FileNotFoundError:
@@ -219,9 +219,9 @@ class Addresses:
                 f"{self._record}: cannot be read: {error}",
                 hint="remove the file, and by hand the addresses that the daemon has added",
             ) from error
-        return {(ifname, IPv4Interface(interface)) for ifname, interface in entries}
+        return {(ifname, IPInterface(interface)) for ifname, interface in entries}
 
-    def _write_record(self, entries: set[tuple[str, IPv4Interface]]) -> None:
+    def _write_record(self, entries: set[tuple[str, IPInterface]]) -> None:
         text = json.dumps(sorted((ifname, str(interface)) for ifname, interface in entries))
         try:
             replace_text(self._record, text)
@@ -264,7 +264,7 @@ def _raise_any(failures: list[str]) -> None:
         raise KernelError("; ".join(failures))
 
 
-def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPv4Interface]]:
+def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPInterface]]:
     return {(a.ifname, a.interface) for a in addresses}
 
 

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
 from pathlib import Path
 from socket import AF_BRIDGE, AF_INET
 
@@ -12,6 +11,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import Link
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.host import Neighbour
 
 _CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
@@ -50,7 +50,7 @@ class Bridge:
             if link is None or not link.is_bridge or not mac or not entry["state"] & _VALID:
                 continue
             age = min(times["ndm_confirmed"], times["ndm_updated"]) / _TICKS if times else 0.0
-            address = IPv4Address(entry.get_attr("NDA_DST"))
+            address = IPAddress(entry.get_attr("NDA_DST"))
             found.append(Neighbour(link.name, address, mac, age, bool(entry["state"] & _FRESH)))
         return tuple(found)
 
@@ -69,7 +69,7 @@ class Bridge:
 
     def ports(
         self, links: Mapping[int, Link], neighbours: Iterable[Neighbour]
-    ) -> tuple[tuple[IPv4Address, str], ...]:
+    ) -> tuple[tuple[IPAddress, str], ...]:
         """The port behind each neighbour on a bridge, if the bridge has learned it.
 
         The neighbour table has the guest's MAC, the forwarding database the MAC's port. The kernel

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from socket import IPPROTO_TCP
 
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.nat_table import Translation
 from vm_onetoone_nat.model.traffic import Tracked
 
@@ -41,7 +41,7 @@ def flush_translated(translations: tuple[Translation, ...]) -> None:
 
 
 def flush_bypassing(
-    translations: tuple[Translation, ...], host_sources: Collection[IPv4Address]
+    translations: tuple[Translation, ...], host_sources: Collection[IPAddress]
 ) -> None:
     """Delete every entry by which a flow bypasses one of these translations. Raises KernelError.
 
@@ -52,7 +52,7 @@ def flush_bypassing(
     _delete(translations, _bypasses(host_sources))
 
 
-def track(translation: Translation, host_sources: Collection[IPv4Address]) -> Tracked:
+def track(translation: Translation, host_sources: Collection[IPAddress]) -> Tracked:
     """Count the entries of one translation, and those that bypass it. Raises KernelError."""
     bypasses = _bypasses(host_sources)
     with NFCTSocket() as netlink:
@@ -63,7 +63,7 @@ def track(translation: Translation, host_sources: Collection[IPv4Address]) -> Tr
     return Tracked(len(found), sum(found.values()))
 
 
-def _bypasses(host_sources: Collection[IPv4Address]) -> Callable[[_Flow, Translation], bool]:
+def _bypasses(host_sources: Collection[IPAddress]) -> Callable[[_Flow, Translation], bool]:
     sources = {str(host) for host in host_sources}
 
     def bypasses(entry: _Flow, pair: Translation) -> bool:

@@ -6,11 +6,11 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.arp import ARP_PROTOCOL, BROADCAST, parse_packet, request
 from vm_onetoone_nat.kernel.links import Link
+from vm_onetoone_nat.model.family import IPAddress
 
 _TIMES = 3
 _ECHO, _ECHO_REPLY = 8, 0  # RFC 792
@@ -18,14 +18,14 @@ _ICMP = struct.Struct("!BBHHH")
 
 
 def who_has(
-    link: Link, addresses: Iterable[IPv4Address], sender: IPv4Address, seconds: float = 0.6
-) -> dict[IPv4Address, frozenset[str]]:
+    link: Link, addresses: Iterable[IPAddress], sender: IPAddress, seconds: float = 0.6
+) -> dict[IPAddress, frozenset[str]]:
     """Send ARP requests on a link; return the MACs that answered for each address in that time.
 
     With `sender` 0.0.0.0 they are probes, which do not change other hosts' ARP tables. Raises
     KernelError if the link cannot be used.
     """
-    found: dict[IPv4Address, set[str]] = {address: set() for address in addresses}
+    found: dict[IPAddress, set[str]] = {address: set() for address in addresses}
     if not found:
         return {}
     with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as packets:
@@ -46,14 +46,14 @@ def who_has(
     return {address: frozenset(macs - {link.mac}) for address, macs in found.items()}
 
 
-def _collect(packets: socket.socket, found: dict[IPv4Address, set[str]], until: float) -> None:
+def _collect(packets: socket.socket, found: dict[IPAddress, set[str]], until: float) -> None:
     while (left := until - time.monotonic()) > 0 and select.select([packets], [], [], left)[0]:
         packet = parse_packet(packets.recv(128))
         if packet is not None and packet.sender in found:
             found[packet.sender].add(packet.mac)
 
 
-def echoes(source: IPv4Address, destination: IPv4Address, seconds: float = 1.0) -> bool:
+def echoes(source: IPAddress, destination: IPAddress, seconds: float = 1.0) -> bool:
     """Whether an address answers an echo request from an address of this host."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
@@ -75,7 +75,7 @@ def echoes(source: IPv4Address, destination: IPv4Address, seconds: float = 1.0) 
 
 
 def connects(
-    source: IPv4Address, destination: IPv4Address, ports: Iterable[int], seconds: float = 1.0
+    source: IPAddress, destination: IPAddress, ports: Iterable[int], seconds: float = 1.0
 ) -> bool:
     """Whether any of these TCP ports accepts or refuses: either is an answer of the guest."""
     for port in ports:

@@ -5,8 +5,8 @@ A class with its own `__hash__` hashes integers, since ipaddress hashes by way o
 
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from vm_onetoone_nat.model.family import IPAddress, IPInterface, IPNetwork
 from vm_onetoone_nat.model.nat_table import Table, Translation
 
 
@@ -19,8 +19,8 @@ class Address:
     """
 
     ifname: str
-    interface: IPv4Interface
-    broadcast: IPv4Address | None = None
+    interface: IPInterface
+    broadcast: IPAddress | None = None
     owned: bool = False
     primary: bool = False
 
@@ -72,7 +72,7 @@ class Obstacle:
 class Unavailable:
     """An external address not to add: in conflict with host `mac`, or, None, being probed."""
 
-    address: IPv4Address
+    address: IPAddress
     mac: str | None = None
 
 
@@ -84,7 +84,7 @@ class Neighbour:
     """
 
     ifname: str
-    address: IPv4Address
+    address: IPAddress
     mac: str
     age: float = 0.0
     fresh: bool = True
@@ -111,24 +111,24 @@ class Observed:
     addresses: tuple[Address, ...] = ()
     table: Table | None = None
     foreign: tuple[ForeignChain, ...] = ()
-    ports: tuple[tuple[IPv4Address, str], ...] = ()
+    ports: tuple[tuple[IPAddress, str], ...] = ()
     hairpins: frozenset[str] = frozenset()
     hairpins_set: frozenset[str] = frozenset()
     bridge_netfilter: bool = False
     ip_forward: bool = True
     unavailable: tuple[Unavailable, ...] = ()
-    probed: frozenset[IPv4Address] | None = None
-    routers: frozenset[IPv4Address] = frozenset()
+    probed: frozenset[IPAddress] | None = None
+    routers: frozenset[IPAddress] = frozenset()
     neighbours: tuple[Neighbour, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
     flushed: frozenset[Translation] | None = None
 
-    def translated(self, external: IPv4Address) -> IPv4Address | None:
+    def translated(self, external: IPAddress) -> IPAddress | None:
         """The internal address that the kernel translates an external address to."""
         return self.table.translations.get(external) if self.table is not None else None
 
     @cached_property
-    def unavailable_by_ip(self) -> dict[IPv4Address, Unavailable]:
+    def unavailable_by_ip(self) -> dict[IPAddress, Unavailable]:
         """`unavailable`, by address."""
         return {each.address: each for each in self.unavailable}
 
@@ -138,20 +138,20 @@ class Observed:
         return tuple(a for a in self.addresses if not a.owned)
 
     @cached_property
-    def host_addresses_by_ip(self) -> dict[IPv4Address, list[Address]]:
+    def host_addresses_by_ip(self) -> dict[IPAddress, list[Address]]:
         """The addresses that are not ours, by IP address."""
-        found: dict[IPv4Address, list[Address]] = {}
+        found: dict[IPAddress, list[Address]] = {}
         for address in self.host_addresses:
             found.setdefault(address.interface.ip, []).append(address)
         return found
 
     @cached_property
-    def uplink_ips(self) -> frozenset[IPv4Address]:
+    def uplink_ips(self) -> frozenset[IPAddress]:
         """All addresses on the uplink, ours and others."""
         return frozenset(a.interface.ip for a in self.addresses if a.ifname == self.uplink)
 
     @cached_property
-    def uplink_subnets(self) -> tuple[IPv4Network, ...]:
+    def uplink_subnets(self) -> tuple[IPNetwork, ...]:
         """The subnets in which the uplink has an address that is not ours."""
         on_uplink = (a.interface.network for a in self.host_addresses if a.ifname == self.uplink)
         return tuple(subnet for subnet in on_uplink if subnet.prefixlen < 32)

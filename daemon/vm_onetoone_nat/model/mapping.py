@@ -5,7 +5,8 @@ A class with its own `__hash__` hashes integers, since ipaddress hashes by way o
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,14 +52,14 @@ class Mapping:
     None: anyone. Entries of both are merged, so that no two overlap.
     """
 
-    external: IPv4Address
+    external: IPAddress
     network: str
     prefixlen: int | None = None
-    internal: IPv4Address | None = None
+    internal: IPAddress | None = None
     domain: str | None = None
     mac: str | None = None
     allow: tuple[AllowedService, ...] | None = None
-    allowed_sources: tuple[IPv4Network, ...] | None = None
+    allowed_sources: tuple[IPNetwork, ...] | None = None
     origin: Origin = Origin.CONFIGURATION
     source: AddressSource | None = None
     remembered: bool = False

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
-from ipaddress import IPv4Address
 from operator import attrgetter
 
-from vm_onetoone_nat.model.family import PARSED, address
+from vm_onetoone_nat.model.family import PARSED, IPAddress, address
 
 TABLE = "vm_onetoone_nat"
 
@@ -170,8 +169,8 @@ def in_order(elements: Iterable[Element]) -> tuple[Element, ...]:
 class Translation:
     """A pair of addresses that the kernel translates into each other."""
 
-    external: IPv4Address
-    internal: IPv4Address
+    external: IPAddress
+    internal: IPAddress
 
     def __hash__(self) -> int:
         return hash((int(self.external), int(self.internal)))
@@ -198,6 +197,6 @@ class Table:
     fwmark: int | None = None
 
     @cached_property
-    def translations(self) -> dict[IPv4Address, IPv4Address]:
+    def translations(self) -> dict[IPAddress, IPAddress]:
         """Internal addresses by external ones."""
         return {t.external: t.internal for t in translations(self.elements)}

@@ -1,8 +1,8 @@
 """What is remembered between runs. Pure."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.mapping import Origin
 
 
@@ -10,7 +10,7 @@ from vm_onetoone_nat.model.mapping import Origin
 class Allocation:
     """An external address recorded for a guest, from a pool or its metadata; kept over restarts."""
 
-    external: IPv4Address
+    external: IPAddress
     uuid: str
     network: str
     origin: Origin

@@ -7,13 +7,14 @@ opened only if the configuration enables it.
 import logging
 import threading
 from collections.abc import Callable
-from ipaddress import IPv4Address
 
 import libvirt
 
+from vm_onetoone_nat.model.family import IPAddress
+
 log = logging.getLogger(__name__)
 
-AddressesByMac = dict[str, tuple[IPv4Address, ...]]
+AddressesByMac = dict[str, tuple[IPAddress, ...]]
 """A guest's IPv4 addresses by MAC."""
 
 
@@ -65,7 +66,7 @@ class Agents:
             return
         found = {
             interface["hwaddr"].lower(): tuple(
-                IPv4Address(each["addr"])
+                IPAddress(each["addr"])
                 for each in interface["addrs"] or ()
                 if each["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4
             )

@@ -1,10 +1,10 @@
 """libvirt's XML of domains and networks, as values. Pure."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from vm_onetoone_nat.config import metadata
+from vm_onetoone_nat.model.family import IPAddress, IPInterface
 from vm_onetoone_nat.model.guests import Interface
 from vm_onetoone_nat.model.mapping import Mapping
 
@@ -53,8 +53,8 @@ class NetworkDefinition:
     """The parts of a network's XML that are used. The gateways and reservations are IPv4."""
 
     bridge: str | None
-    gateways: tuple[IPv4Interface, ...]
-    reservations: tuple[tuple[str, IPv4Address], ...]
+    gateways: tuple[IPInterface, ...]
+    reservations: tuple[tuple[str, IPAddress], ...]
 
 
 def parse_network(text: str) -> NetworkDefinition:
@@ -63,12 +63,12 @@ def parse_network(text: str) -> NetworkDefinition:
     bridge = root.find("bridge")
     subnets = [e for e in root.findall("ip") if e.get("family", "ipv4") == "ipv4"]
     gateways = tuple(
-        IPv4Interface((address, element.get("prefix") or element.get("netmask") or 32))
+        IPInterface((address, element.get("prefix") or element.get("netmask") or 32))
         for element in subnets
         if (address := element.get("address"))
     )
     reservations = tuple(
-        (mac.lower(), IPv4Address(address))
+        (mac.lower(), IPAddress(address))
         for element in subnets
         for host in element.iterfind("dhcp/host")
         if (mac := host.get("mac")) and (address := host.get("ip"))

@@ -5,10 +5,9 @@ Pure. Schema: libnftables-json(5).
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from typing import Any
 
-from vm_onetoone_nat.model.family import address
+from vm_onetoone_nat.model.family import IPNetwork, address
 from vm_onetoone_nat.model.nat_table import ANY_PROTOCOL, Container, Element, Part, element
 
 
@@ -121,7 +120,7 @@ def _text(listed: Any) -> str | None:
 
 
 def _network_json(network: str) -> Any:
-    parsed = IPv4Network(network)
+    parsed = IPNetwork(network)
     return {"prefix": {"addr": str(parsed.network_address), "len": parsed.prefixlen}}
 
 

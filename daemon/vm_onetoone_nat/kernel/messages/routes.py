@@ -3,10 +3,10 @@
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.kernel.messages import rtnetlink
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attributes
+from vm_onetoone_nat.model.family import IPAddress
 
 # rtmsg: family, lengths of destination and source, tos, table, protocol, scope, type; flags
 _MESSAGE = struct.Struct("=BBBBBBBBI")
@@ -26,7 +26,7 @@ class Hop:
     """A next hop: the index of its interface, and its router, if any."""
 
     ifindex: int
-    gateway: IPv4Address | None
+    gateway: IPAddress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,5 +69,5 @@ def _hop(data: bytes, offset: int, end: int, index: int) -> tuple[Hop, ...]:
         if kind == _OUTPUT:
             (index,) = _NUMBER.unpack_from(data, at)
         elif kind == _GATEWAY:
-            gateway = IPv4Address(data[at:until])
+            gateway = IPAddress(data[at:until])
     return (Hop(index, gateway),) if index else ()
