@@ -13,10 +13,10 @@ from vm_onetoone_nat.decide.gather import gather
 from vm_onetoone_nat.decide.locate import doubtful
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
-from vm_onetoone_nat.model.family import IPAddress, IPNetwork
+from vm_onetoone_nat.model.family import Family, IPAddress, family_of
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.host import Address, Observed
-from vm_onetoone_nat.model.mapping import AllowedService, Mapping
+from vm_onetoone_nat.model.mapping import ICMP, AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import (
     ADMIT,
     ALLOWED,
@@ -128,24 +128,29 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
     services: Iterable[AllowedService] = (
         (AllowedService(ANY_PROTOCOL),) if mapping.allow is None else mapping.allow
     )
-    sources = mapping.allowed_sources
+    family, sources = family_of(mapping.external), mapping.allowed_sources
     if sources is None:
-        sources = (IPNetwork("0.0.0.0/0"),)
+        sources = (family.anywhere,)
     return translation + tuple(
         element(
             ALLOWED,
-            (external, str(source), service.protocol, f"{service.first}-{service.last}"),
+            (external, str(source), _protocol(service, family), f"{service.first}-{service.last}"),
         )
         for service in services
         for source in sources
     )
 
 
+def _protocol(service: AllowedService, family: Family) -> str:
+    return family.icmp if service.protocol == ICMP else service.protocol
+
+
 def _address(mapping: Mapping, observed: Observed) -> Address:
     assert observed.uplink is not None, "an active mapping has an uplink"
     external = external_interface(mapping, observed)
-    network = external.network
-    broadcast = network.broadcast_address if network.prefixlen < 31 else None
+    family, network = family_of(external), external.network
+    several = network.prefixlen < family.bits - 1
+    broadcast = network.broadcast_address if family.has_broadcast and several else None
     return Address(observed.uplink, external, broadcast, owned=True)
 
 

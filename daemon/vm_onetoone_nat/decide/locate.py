@@ -17,10 +17,10 @@ from vm_onetoone_nat.model.status import Cause
 def is_host(address: IPAddress, network: IPNetwork) -> bool:
     """Whether it is a host address: neither the network address nor the broadcast address.
 
-    Networks of 31 and 32 bits have neither (RFC 3021).
+    Networks of one or two addresses have neither (RFC 3021).
     """
     return address in network and (
-        network.prefixlen >= 31
+        network.prefixlen >= network.max_prefixlen - 1
         or address not in (network.network_address, network.broadcast_address)
     )
 

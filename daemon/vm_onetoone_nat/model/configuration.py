@@ -20,7 +20,7 @@ class Range:
         return self.first <= address <= self.last
 
     def __iter__(self) -> Iterator[IPAddress]:
-        return (IPAddress(n) for n in range(int(self.first), int(self.last) + 1))
+        return (type(self.first)(n) for n in range(int(self.first), int(self.last) + 1))
 
 
 @dataclass(frozen=True, slots=True)

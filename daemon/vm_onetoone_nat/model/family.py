@@ -24,6 +24,7 @@ class Family:
     `title`: in messages.
     `version`: as the objects of ipaddress have it.
     `number`: AF_* (linux/socket.h).
+    `bits`: the length of an address.
     `address`, `interface`, `network`: the types of ipaddress.
     `separator`: the character that marks a written address.
     `usual_prefixlen`, `shortest_prefixlen`: of a LAN.
@@ -44,6 +45,7 @@ class Family:
     title: str
     version: int
     number: int
+    bits: int
     address: type[IPAddress]
     interface: type[IPInterface]
     network: type[IPNetwork]
@@ -65,11 +67,6 @@ class Family:
     groups: int
 
     @property
-    def bits(self) -> int:
-        """The length of an address."""
-        return self.anywhere.max_prefixlen
-
-    @property
     def anywhere(self) -> IPNetwork:
         """The network of all addresses."""
         return self.network((0, 0))
@@ -89,6 +86,7 @@ IPV4 = Family(
     title="IPv4",
     version=4,
     number=2,
+    bits=32,
     address=IPv4Address,
     interface=IPv4Interface,
     network=IPv4Network,

@@ -12,7 +12,7 @@ from vm_onetoone_nat.model.nat_table import Table, Translation
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An IPv4 address on an interface.
+    """An address on an interface.
 
     `owned`: the daemon added it. `primary`: the first on its interface that is not owned, which is
     the host's own.
@@ -97,7 +97,7 @@ class Observed:
     `uplink`: the interface for external addresses; None if there is none.
     `ports`: pairs of guest address and the bridge port that it is behind.
     `hairpins`: ports with the hairpin flag; `hairpins_set`: those whose flag this process set.
-    `bridge_netfilter`: bridged IPv4 frames pass the IP hooks.
+    `bridge_netfilter`: bridged frames pass the IP hooks.
     `unavailable`: external addresses not to add on the uplink.
     `probed`: addresses that are being or have been probed; any other has to be probed before it is
     added. None: no probing.
@@ -154,7 +154,7 @@ class Observed:
     def uplink_subnets(self) -> tuple[IPNetwork, ...]:
         """The subnets in which the uplink has an address that is not ours."""
         on_uplink = (a.interface.network for a in self.host_addresses if a.ifname == self.uplink)
-        return tuple(subnet for subnet in on_uplink if subnet.prefixlen < 32)
+        return tuple(subnet for subnet in on_uplink if subnet.prefixlen < subnet.max_prefixlen)
 
     @cached_property
     def neighbours_by_mac(self) -> dict[str, list[Neighbour]]:

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 
+ICMP = "icmp"
+"""The protocol of a service: ICMP of the mapping's family."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class AllowedService:
@@ -73,10 +76,10 @@ class Mapping:
     def needs_subnet(self) -> bool:
         """Whether the external address must be that of a host in a subnet of the uplink.
 
-        An address that is written as /32 is a subnet of its own, and is added as such: it lies
-        anywhere, as at hosters that route further addresses to a server.
+        An address that is written with a prefix of all its bits is a subnet of its own, and is
+        added as such: it lies anywhere, as at hosters that route further addresses to a server.
         """
-        return self.prefixlen != 32
+        return self.prefixlen != self.external.max_prefixlen
 
     def __hash__(self) -> int:
         return hash((int(self.external), self.network, self.domain))

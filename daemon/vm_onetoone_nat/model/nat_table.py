@@ -9,7 +9,7 @@ from enum import Enum
 from functools import cached_property, lru_cache
 from operator import attrgetter
 
-from vm_onetoone_nat.model.family import PARSED, IPAddress, address
+from vm_onetoone_nat.model.family import IPV4, PARSED, Family, IPAddress, address
 
 TABLE = "vm_onetoone_nat"
 
@@ -46,7 +46,8 @@ class Container:
 
     `words` says what an element does, from its key and value. `counted`: each element has a
     counter. `by_external`: the key begins with a mapping's external address, else with an internal
-    one. `why`: the reason for each element, if it is for no single mapping.
+    one. `why`: the reason for each element, if it is for no single mapping. `family`: that of its
+    addresses, if it has any.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Container:
     counted: bool = False
     by_external: bool = False
     why: str = ""
+    family: Family = IPV4
 
     def __lt__(self, other: "Container") -> bool:
         return self.name < other.name

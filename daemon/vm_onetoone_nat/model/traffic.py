@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vm_onetoone_nat.model.family import IPAddress
+from vm_onetoone_nat.model.family import IPAddress, address
 from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.nat_table import (
     CONTAINERS,
@@ -75,7 +75,7 @@ def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
                         "elem": {"val": str(key), "counter": {"packets": packets, "bytes": size}}
                     }:
                         by_address = counted.setdefault(container, {})
-                        by_address[IPAddress(key)] = packets, size
+                        by_address[address(key)] = packets, size
     return Counters(
         _joined(counted.get(EXTERNAL, {}), counted.get(INBOUND, {})),
         _joined(counted.get(INTERNAL, {}), counted.get(OUTBOUND, {})),
@@ -87,6 +87,6 @@ def _joined(
 ) -> dict[IPAddress, Traffic]:
     """NAT maps count connections: they are looked up for the first packet of each only."""
     return {
-        address: Traffic(translated.get(address, (0, 0))[0], packets, size)
-        for address, (packets, size) in forwarded.items()
+        each: Traffic(translated.get(each, (0, 0))[0], packets, size)
+        for each, (packets, size) in forwarded.items()
     }
