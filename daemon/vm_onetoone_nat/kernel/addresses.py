@@ -1,4 +1,4 @@
-"""The host's IPv4 addresses and its uplink, by rtnetlink."""
+"""The host's addresses and its uplink, by rtnetlink."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import Link, links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
 from vm_onetoone_nat.kernel.messages.routes import DefaultRoute
-from vm_onetoone_nat.model.family import IPInterface
+from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.store.text import replace_text
 
@@ -71,11 +71,11 @@ class Addresses:
         return port
 
     def observe(self, interfaces: Mapping[int, Link]) -> tuple[Address, ...]:
-        """All IPv4 addresses on these interfaces, in the kernel's order."""
+        """All addresses on these interfaces, in the kernel's order."""
         recorded = set() if self._protocol_kept else self._recorded()
         found: list[Address] = []
         with_primary: set[str] = set()
-        for entry in self._list(ifaddr.LISTING, ifaddr.listed_addresses):
+        for entry in self._list(ifaddr.listing, ifaddr.listed_addresses):
             link = interfaces.get(entry.ifindex)
             if link is None:
                 continue
@@ -95,8 +95,8 @@ class Addresses:
         return tuple(found)
 
     def default_routes(self) -> tuple[DefaultRoute, ...]:
-        """The IPv4 default routes of the main table."""
-        return self._list(routes.LISTING, routes.default_routes)
+        """The default routes of the main table."""
+        return self._list(routes.listing, routes.default_routes)
 
     @staticmethod
     def uplink(
@@ -105,7 +105,7 @@ class Addresses:
         addresses: tuple[Address, ...],
         defaults: tuple[DefaultRoute, ...],
     ) -> str | None:
-        """The configured interface, or that of the best IPv4 default route; None without one.
+        """The configured interface, or that of the best default route; None without one.
 
         Without a default route, the interface with our addresses stays the uplink: connections
         survive a route that disappears for a moment, as when Wi-Fi roams.
@@ -191,8 +191,15 @@ class Addresses:
         self._socket.send(request)
 
     def _list(
-        self, request: bytes, read: Callable[[rtnetlink.Answer], Iterator[T]]
+        self,
+        request: Callable[[Family], bytes],
+        read: Callable[[rtnetlink.Answer], Iterator[T]],
     ) -> tuple[T, ...]:
+        """A dump of each family. Raises KernelError."""
+        dumps = (self._dump(request(family)) for family in FAMILIES)
+        return tuple(found for dump in dumps for answer in dump for found in read(answer))
+
+    def _dump(self, request: bytes) -> list[rtnetlink.Answer]:
         """One consistent dump. Raises KernelError."""
         try:
             for _ in range(_ATTEMPTS):
@@ -204,7 +211,7 @@ class Addresses:
                     for error in set(answers[-1].results.values()) - {0, ENOENT}:
                         raise OSError(error, os.strerror(error))
                 if not any(answer.interrupted for answer in answers):
-                    return tuple(found for answer in answers for found in read(answer))
+                    return answers
         except OSError as failure:
             raise KernelError(f"rtnetlink cannot be read: {failure.strerror}") from failure
         raise KernelError("addresses and routes cannot be listed: they change during each attempt")
@@ -233,9 +240,10 @@ class Addresses:
 def _promote_secondaries(ifname: str) -> Iterator[None]:
     """Set promote_secondaries: without it, deleting the primary address deletes its whole subnet.
 
-    systemd sets it permanently; where it was off, it is restored.
+    systemd sets it permanently; where it was off, it is restored. IPv4 only: a subnet of IPv6 has
+    no primary address.
     """
-    setting = Path("/proc/sys/net/ipv4/conf", ifname, "promote_secondaries")
+    setting = Path("/proc/sys", IPV4.setting(ifname, "promote_secondaries"))
     try:
         off = setting.read_text().strip() == "0"
         if off:

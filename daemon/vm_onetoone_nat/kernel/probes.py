@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.arp import ARP_PROTOCOL, BROADCAST, parse_packet, request
 from vm_onetoone_nat.kernel.links import Link
-from vm_onetoone_nat.model.family import IPAddress
+from vm_onetoone_nat.model.family import Family, IPAddress, family_of
 
 _TIMES = 3
-_ECHO, _ECHO_REPLY = 8, 0  # RFC 792
 _ICMP = struct.Struct("!BBHHH")
 
 
@@ -55,18 +54,19 @@ def _collect(packets: socket.socket, found: dict[IPAddress, set[str]], until: fl
 
 def echoes(source: IPAddress, destination: IPAddress, seconds: float = 1.0) -> bool:
     """Whether an address answers an echo request from an address of this host."""
+    family = family_of(destination)
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
+        with socket.socket(family.number, socket.SOCK_RAW, family.icmp_number) as icmp:
             icmp.bind((str(source), 0))
             icmp.connect((str(destination), 0))
             ident, began = os.getpid() & 0xFFFF, time.monotonic()
             for turn in range(_TIMES):
-                icmp.send(_echo(ident, turn))
+                icmp.send(_echo(family, ident, turn))
                 until = began + seconds * (turn + 1) / _TIMES
                 while (left := until - time.monotonic()) > 0:
                     if not select.select([icmp], [], [], left)[0]:
                         break
-                    if _is_reply(icmp.recv(2048), ident):
+                    if _is_reply(family, icmp.recv(2048), ident):
                         return True
     except OSError:
         # No route, or the source address has been deleted.
@@ -79,7 +79,7 @@ def connects(
 ) -> bool:
     """Whether any of these TCP ports accepts or refuses: either is an answer of the guest."""
     for port in ports:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
+        with socket.socket(family_of(destination).number, socket.SOCK_STREAM) as stream:
             stream.settimeout(seconds)
             try:
                 stream.bind((str(source), 0))
@@ -92,16 +92,16 @@ def connects(
     return False
 
 
-def _echo(ident: int, sequence: int) -> bytes:
-    packet = _ICMP.pack(_ECHO, 0, 0, ident, sequence)
+def _echo(family: Family, ident: int, sequence: int) -> bytes:
+    packet = _ICMP.pack(family.echo_request, 0, 0, ident, sequence)
     total = sum(struct.unpack("!4H", packet))
     checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    return _ICMP.pack(_ECHO, 0, checksum, ident, sequence)
+    return _ICMP.pack(family.echo_request, 0, checksum, ident, sequence)
 
 
-def _is_reply(packet: bytes, ident: int) -> bool:
-    header = (packet[0] & 0x0F) * 4
+def _is_reply(family: Family, packet: bytes, ident: int) -> bool:
+    header = (packet[0] & 0x0F) * 4 if family.header_received else 0
     if len(packet) < header + _ICMP.size:
         return False
     kind, _, _, found, _ = _ICMP.unpack_from(packet, header)
-    return (kind, found) == (_ECHO_REPLY, ident)
+    return (kind, found) == (family.echo_reply, ident)

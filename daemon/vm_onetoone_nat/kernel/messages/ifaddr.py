@@ -6,18 +6,21 @@ from typing import NamedTuple
 
 from vm_onetoone_nat.kernel.messages import rtnetlink
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attribute, attributes
-from vm_onetoone_nat.model.family import IPAddress, IPInterface, interface
+from vm_onetoone_nat.model.family import (
+    Family,
+    IPAddress,
+    IPInterface,
+    family_of,
+    interface,
+    unpacked,
+)
 
 _MESSAGE = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 
-_AF_INET = 2
 _NEW, _DELETE, _GET = 20, 21, 22
 _EXCLUSIVE, _CREATE = 0x200, 0x400
 _LOCAL, _BROADCAST, _FLAGS, _PROTOCOL = 2, 4, 8, 11  # IFA_*
 _NOPREFIXROUTE = 0x200  # IFA_F_NOPREFIXROUTE: the uplink has a route to the subnet already
-
-LISTING = rtnetlink.listing(_GET, _MESSAGE.pack(_AF_INET, 0, 0, 0, 0))
-"""The request for all IPv4 addresses."""
 
 
 class ListedAddress(NamedTuple):
@@ -27,6 +30,11 @@ class ListedAddress(NamedTuple):
     interface: IPInterface
     broadcast: IPAddress | None
     protocol: int
+
+
+def listing(family: Family) -> bytes:
+    """The request for all addresses of a family."""
+    return rtnetlink.listing(_GET, _MESSAGE.pack(family.number, 0, 0, 0, 0))
 
 
 def additions(
@@ -58,7 +66,7 @@ def listed_addresses(answer: Answer) -> Iterator[ListedAddress]:
             if kind == _LOCAL:
                 local = data[at:until]
             elif kind == _BROADCAST:
-                broadcast = IPAddress(data[at:until])
+                broadcast = unpacked(data[at:until])
             elif kind == _PROTOCOL:
                 protocol = data[at]
         if local is not None:
@@ -66,5 +74,5 @@ def listed_addresses(answer: Answer) -> Iterator[ListedAddress]:
 
 
 def _body(index: int, each: IPInterface) -> bytes:
-    header = _MESSAGE.pack(_AF_INET, each.network.prefixlen, 0, 0, index)
+    header = _MESSAGE.pack(family_of(each).number, each.network.prefixlen, 0, 0, index)
     return header + attribute(_LOCAL, each.packed)
