@@ -1,5 +1,6 @@
 """The families of addresses, and that another one would be written in its own words."""
 
+import socket
 from dataclasses import replace
 from ipaddress import (
     AddressValueError,
@@ -11,7 +12,9 @@ from ipaddress import (
 )
 from typing import Any
 
+import libvirt
 import pytest
+from pyroute2.netlink import rtnl
 from vm_onetoone_nat.kernel.messages import nft_table
 from vm_onetoone_nat.kernel.messages.nft_elements import element_json, parse_elements
 from vm_onetoone_nat.model.family import (
@@ -55,6 +58,13 @@ def test_no_address(text: str) -> None:
     """An address of no family is refused."""
     with pytest.raises(AddressValueError):
         address(text)
+
+
+def test_numbers() -> None:
+    """The numbers are those of the C libraries, which a pure module cannot import."""
+    assert (IPV4.number, IPV4.icmp_number) == (socket.AF_INET, socket.IPPROTO_ICMP)
+    assert IPV4.libvirt_type == libvirt.VIR_IP_ADDR_TYPE_IPV4
+    assert IPV4.groups == rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | 1 << (24 - 1)
 
 
 def test_each_family_has_its_own_words() -> None:

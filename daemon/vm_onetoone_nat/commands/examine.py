@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from socket import AF_INET
-from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -14,9 +12,10 @@ from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes,
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.links import Link, links
+from vm_onetoone_nat.kernel.neighbours import neighbours
 from vm_onetoone_nat.kernel.nft import read_counters, read_others
 from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
-from vm_onetoone_nat.model.family import IPAddress, IPNetwork
+from vm_onetoone_nat.model.family import Family, IPAddress, address, family_of
 from vm_onetoone_nat.model.guests import Interface, Network
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.nat_table import Translation
@@ -24,8 +23,6 @@ from vm_onetoone_nat.model.status import MappingState, MappingStatus
 from vm_onetoone_nat.report.report import Report, report_from_json
 from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
 
-_NO_ADDRESS = IPAddress(0)
-_ANYWHERE = IPNetwork("0.0.0.0/0")
 _SOME_HOSTS = 8
 """At most this many hosts of the LAN are probed."""
 _USUAL_PORTS = (22, 80, 443, 3389)
@@ -96,19 +93,22 @@ class _Examination:
             elsewhere=self._elsewhere(nics),
             uplink_runs=uplink is not None and uplink.running,
             wireless=uplink is not None and _is_wireless(uplink),
-            sysctls=_sysctls([link.name for link in (uplink, bridge) if link is not None]),
+            sysctls=_sysctls(
+                family_of(self._mapping.external),
+                [link.name for link in (uplink, bridge) if link is not None],
+            ),
         )
         internal, network = self._mapping.internal, self._network
         # In state error the kernel may lack one part only: the others are checked all the same.
         checked = self._status.state in (MappingState.ACTIVE, MappingState.ERROR)
         if not checked or internal is None or network is None or uplink is None or bridge is None:
             return found
-        routes = self._routes(internal, uplink)
+        routes, family = self._routes(internal, uplink), family_of(internal)
         pair = Translation(self._mapping.external, internal)
         hosts = [a.interface for a in self._observed.addresses if a.ifname == uplink.name]
         own = [interface for interface in hosts if interface.ip != pair.external]
         counters = read_counters()
-        lan = next((i.network for i in own if pair.external in i.network), _ANYWHERE)
+        lan = next((i.network for i in own if pair.external in i.network), family.anywhere)
         endpoints = Endpoints(uplink.name, bridge.name, lan, pair.external, internal, self._fwmark)
         return replace(
             found,
@@ -173,8 +173,8 @@ class _Examination:
 
     def _lan_hosts(self, uplink: Link) -> tuple[IPAddress, ...]:
         """Hosts of the LAN in the neighbour table."""
-        entries: Any = self._netlink.get_neighbours(family=AF_INET, ifindex=uplink.index)
-        found = {IPAddress(entry.get_attr("NDA_DST")) for entry in entries}
+        entries = neighbours(self._netlink, ifindex=uplink.index)
+        found = {address(entry.get_attr("NDA_DST")) for entry in entries}
         ours = {a.interface.ip for a in self._observed.addresses}
         found = {a for a in found - ours - self._observed.routers if not a.is_multicast}
         return tuple(sorted(found))[:_SOME_HOSTS]
@@ -183,10 +183,11 @@ class _Examination:
         self, internal: IPAddress, network: Network, uplink: Link, bridge: Link
     ) -> Answers:
         external = self._mapping.external
+        nobody = family_of(external).unspecified
         own = [a.interface for a in self._observed.addresses if a.ifname == uplink.name]
-        host = next((i.ip for i in own if i.ip != external), _NO_ADDRESS)
-        gateway = next((g.ip for g in network.gateways if internal in g.network), _NO_ADDRESS)
-        conflicts = who_has(uplink, [external], _NO_ADDRESS)[external] if uplink.has_arp else set()
+        host = next((i.ip for i in own if i.ip != external), nobody)
+        gateway = next((g.ip for g in network.gateways if internal in g.network), nobody)
+        conflicts = who_has(uplink, [external], nobody)[external] if uplink.has_arp else set()
         guest = who_has(bridge, [internal], gateway)[internal] if bridge.running else set()
         near = bool(guest) and self._reached(gateway, internal)
         routers = [r for r in self._observed.routers if any(r in i.network for i in own)]
@@ -211,10 +212,10 @@ def _is_wireless(link: Link) -> bool:
     return Path("/sys/class/net", link.name, "phy80211").exists()
 
 
-def _sysctls(names: list[str]) -> Sysctls:
+def _sysctls(family: Family, names: list[str]) -> Sysctls:
     def of(name: str, key: str) -> int:
         try:
-            return int((_SYSCTL / "ipv4/conf" / name / key).read_text())
+            return int(Path("/proc/sys", family.setting(name, key)).read_text())
         except OSError:
             return 0
 

@@ -1,4 +1,4 @@
-"""Address conflict detection for IPv4 (RFC 5227): when to probe, announce, defend and give up.
+"""Address conflict detection (RFC 5227): when to probe, announce, defend and give up.
 
 Times and the jitter of probes are arguments, packets are return values. `arp` has the socket.
 """
@@ -30,7 +30,7 @@ _RETRY_SECONDS = (1.0, 2.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 60.0)  # RFC
 
 @dataclass(frozen=True, slots=True)
 class ArpPacket:
-    """A received ARP packet; `sender` is 0.0.0.0 in a probe."""
+    """A received ARP packet; `sender` is unspecified in a probe."""
 
     mac: str
     sender: IPAddress
@@ -52,8 +52,6 @@ class Announcement:
 
 
 Message = Probe | Announcement
-
-_NOBODY = IPAddress(0)
 
 
 class _Record:
@@ -135,7 +133,7 @@ class Detector:
         """Handle a received packet, return what to send; `unavailable` may change."""
         if packet.mac in self._own:
             return ()
-        probing_too = packet.sender == _NOBODY
+        probing_too = packet.sender.is_unspecified
         record = self._records.get(packet.target if probing_too else packet.sender)
         if record is None or (probing_too and record.clear):
             return ()

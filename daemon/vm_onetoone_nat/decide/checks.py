@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vm_onetoone_nat.decide.locate import is_host, why_unknown
 from vm_onetoone_nat.model.configuration import Configuration
-from vm_onetoone_nat.model.family import IPAddress, IPInterface, interface
+from vm_onetoone_nat.model.family import IPAddress, IPInterface, family_of, interface
 from vm_onetoone_nat.model.guests import DomainState, Guests
 from vm_onetoone_nat.model.host import Observed, Unavailable
 from vm_onetoone_nat.model.mapping import Mapping
@@ -166,7 +166,9 @@ def _internal_state(mapping: Mapping, guests: Guests | None) -> _Finding | None:
     if network is None:
         return None
     if not network.gateways:
-        reason = f"network '{network.name}' has no IPv4 address of its own to route from"
+        reason = (
+            f"network '{network.name}' has no {_title(mapping)} address of its own to route from"
+        )
         return _Finding(ERROR, reason, Cause.NETWORK_UNROUTED)
     for gateway in network.gateways:
         if mapping.internal == gateway.ip:
@@ -186,7 +188,7 @@ def _external_state(
     external = mapping.external
     if observed.uplink is None:
         if configuration.uplink is None:
-            reason = "there is no uplink: the host has no IPv4 default route"
+            reason = f"there is no uplink: the host has no {_title(mapping)} default route"
         else:
             reason = f"there is no uplink: interface '{configuration.uplink}' does not exist"
         return _Finding(ERROR, reason, Cause.NO_UPLINK)
@@ -211,7 +213,7 @@ def _subnet_state(mapping: Mapping, observed: Observed) -> _Finding | None:
     external = mapping.external
     subnets = observed.uplink_subnets
     if not subnets:
-        reason = f"uplink {observed.uplink} has no IPv4 address"
+        reason = f"uplink {observed.uplink} has no {_title(mapping)} address"
         return _Finding(ERROR, reason, Cause.UPLINK_WITHOUT_ADDRESS)
     if not any(external in subnet for subnet in subnets):
         listed = ", ".join(map(str, subnets))
@@ -222,6 +224,10 @@ def _subnet_state(mapping: Mapping, observed: Observed) -> _Finding | None:
         reason = f"external {external} is no host address of {lan}"
         return _Finding(ERROR, reason, Cause.EXTERNAL_IS_NO_HOST)
     return None
+
+
+def _title(mapping: Mapping) -> str:
+    return family_of(mapping.external).title
 
 
 def _was_active(mapping: Mapping, observed: Observed) -> bool:

@@ -9,7 +9,7 @@ from itertools import chain
 from vm_onetoone_nat.decide.locate import interfaces, is_host, located
 from vm_onetoone_nat.model.configuration import Configuration, Pool
 from vm_onetoone_nat.model.desired import Gathered, Sides
-from vm_onetoone_nat.model.family import IPAddress
+from vm_onetoone_nat.model.family import FAMILIES, IPAddress
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests
 from vm_onetoone_nat.model.host import Observed
 from vm_onetoone_nat.model.mapping import Mapping, Origin
@@ -27,12 +27,13 @@ def without_mapping(
     network = sides.guests.network(pool.network)
     if network is None:
         return ()
+    unspecified = FAMILIES[0].unspecified
     written = {m.internal for m in configuration.mappings if m.internal is not None}
     found = []
     for domain in sorted(sides.guests.domains, key=lambda d: d.name):
         if (domain.uuid, pool.network) in mapped or domain.fault:
             continue
-        probe = Mapping(IPAddress(0), pool.network, domain=domain.name)
+        probe = Mapping(unspecified, pool.network, domain=domain.name)
         # The configuration may map a guest by its internal address, without `domain`.
         by_address = located(probe, sides.guests, sides.observed).internal in written
         if interfaces(domain, network) and not by_address:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Json, Rule, Ruleset
-from vm_onetoone_nat.model.family import IPAddress, IPNetwork
+from vm_onetoone_nat.model.family import IPV4, Family, IPAddress, IPNetwork, address, family_of
 from vm_onetoone_nat.model.host import ChainName
 
 
@@ -27,6 +27,7 @@ class Packet:
     mark: int = 0
     state: str = "new"
     status: frozenset[str] = frozenset()
+    family: Family = IPV4
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +188,15 @@ def _known(left: Any, packet: Packet) -> Any:
         case {"&": [{"meta": {"key": "mark"}}, int(mask)]}:
             return packet.mark & mask
         case {"meta": {"key": "nfproto"}}:
-            return "ipv4"
+            return packet.family.name
         case {"meta": {"key": "protocol"}}:
-            return "ip"
-        case {"payload": {"protocol": "ip", "field": "saddr"}}:
-            return packet.saddr
-        case {"payload": {"protocol": "ip", "field": "daddr"}}:
-            return packet.daddr
-        case {"payload": {"protocol": "ip6" | "arp"}}:
+            return packet.family.nft
+        case {"payload": {"protocol": "ip" | "ip6" | "arp" as other}} if other != packet.family.nft:
             return _NEVER
+        case {"payload": {"protocol": packet.family.nft, "field": "saddr"}}:
+            return packet.saddr
+        case {"payload": {"protocol": packet.family.nft, "field": "daddr"}}:
+            return packet.daddr
         case {"ct": {"key": "state"}}:
             return frozenset({packet.state})
         case {"ct": {"key": "status"}}:
@@ -244,16 +245,16 @@ def _any(answers: Iterable[bool | None]) -> bool | None:
 
 def _covers(right: Any, known: IPNetwork) -> bool | None:
     match right:
-        case {"prefix": {"addr": str(address), "len": int(length)}}:
-            text = f"{address}/{length}"
+        case {"prefix": {"addr": str(first), "len": int(length)}}:
+            text = f"{first}/{length}"
         case {"range": [str(start), str(end)]}:
-            return _inside(known, IPAddress(start), IPAddress(end))
+            return _inside(known, address(start), address(end))
         case str(text):
             pass
         case _:
             return None
     try:
-        network = IPNetwork(text, strict=False)
+        network = family_of(known).network(text, strict=False)
     except ValueError:
         return None
     return _inside(known, network.network_address, network.broadcast_address)

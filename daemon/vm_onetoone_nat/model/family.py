@@ -113,6 +113,8 @@ FAMILIES = (IPV4,)
 
 TITLES = " or ".join(family.title for family in FAMILIES)
 
+LIBVIRT_TYPES = frozenset(family.libvirt_type for family in FAMILIES)
+
 _BY_VERSION = {family.version: family for family in FAMILIES}
 _BY_SIZE = {family.bits // 8: family for family in FAMILIES}
 

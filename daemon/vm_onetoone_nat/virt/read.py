@@ -10,7 +10,7 @@ from typing import Any
 import libvirt
 
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.model.family import IPAddress
+from vm_onetoone_nat.model.family import LIBVIRT_TYPES, IPAddress, address
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Network
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.xml import Definition, parse_domain, parse_network
@@ -163,7 +163,7 @@ def _leases(network: Any) -> tuple[tuple[str, IPAddress], ...]:
         return ()
     leases.sort(key=lambda lease: lease["expirytime"], reverse=True)
     return tuple(
-        (lease["mac"].lower(), IPAddress(lease["ipaddr"]))
+        (lease["mac"].lower(), address(lease["ipaddr"]))
         for lease in leases
-        if lease["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4 and lease["mac"]
+        if lease["type"] in LIBVIRT_TYPES and lease["mac"]
     )
