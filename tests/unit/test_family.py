@@ -17,6 +17,7 @@ import pytest
 from pyroute2.netlink import rtnl
 from vm_onetoone_nat.kernel.messages import nft_table
 from vm_onetoone_nat.kernel.messages.nft_elements import element_json, parse_elements
+from vm_onetoone_nat.model.configuration import Range
 from vm_onetoone_nat.model.family import (
     FAMILIES,
     IPV4,
@@ -27,7 +28,9 @@ from vm_onetoone_nat.model.family import (
     network,
     unpacked,
 )
+from vm_onetoone_nat.model.mapping import Origin
 from vm_onetoone_nat.model.nat_table import ALLOWED, EXTERNAL, Container, element
+from vm_onetoone_nat.model.store import Allocation
 
 GUEST = IPv4Address("192.168.1.101")
 
@@ -109,3 +112,11 @@ def test_table_of_another_family(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     key = {"payload": {"protocol": "ip6", "field": "daddr"}}
     assert dnat == {"family": "ip6", "addr": {"map": {"key": key, "data": "@external"}}}
+
+
+def test_order_of_two_families() -> None:
+    """Allocations of two families can be sorted, and a range has no address of another family."""
+    other: Any = IPv6Address("2001:db8::1")
+    mixed = [Allocation(each, "a", "default", Origin.POOL) for each in (other, GUEST)]
+    assert [each.external for each in sorted(mixed)] == [GUEST, other]
+    assert other not in Range(GUEST, GUEST)

@@ -150,11 +150,11 @@ class _Examination:
         given = (*self._network.reservations, *self._network.leases)
         known = {address for mac, address in given if mac in macs}
         known |= {n.address for mac in macs for n in self._observed.neighbours_by_mac.get(mac, ())}
-        return tuple(sorted(known - {self._mapping.internal}))
+        return tuple(sorted(known - {self._mapping.internal}, key=int))
 
     def _routes(self, internal: IPAddress, uplink: Link) -> Routes:
         on_link = [a.interface.network for a in self._observed.addresses if a.ifname == uplink.name]
-        hosts = (*sorted(self._observed.routers), *self._lan_hosts(uplink))
+        hosts = (*sorted(self._observed.routers, key=int), *self._lan_hosts(uplink))
         lan_host = next((h for h in hosts if any(h in network for network in on_link)), None)
         return Routes(
             to_guest=self._output(internal),
@@ -177,7 +177,7 @@ class _Examination:
         found = {address(entry.get_attr("NDA_DST")) for entry in entries}
         ours = {a.interface.ip for a in self._observed.addresses}
         found = {a for a in found - ours - self._observed.routers if not a.is_multicast}
-        return tuple(sorted(found))[:_SOME_HOSTS]
+        return tuple(sorted(found, key=int))[:_SOME_HOSTS]
 
     def _answers(
         self, internal: IPAddress, network: Network, uplink: Link, bridge: Link

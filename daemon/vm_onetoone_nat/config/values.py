@@ -184,7 +184,7 @@ def address_range(value: str) -> Range:
         found = Range(family.address(first), family.address(last if dash else first))
     except AddressValueError as error:
         raise ValueError(advice) from error
-    if found.first > found.last:
+    if int(found.first) > int(found.last):
         raise ValueError(f"the lower address comes first; {advice}")
     if int(found.last) - int(found.first) >= _RANGE_MAX:
         raise ValueError(f"a pool has {_RANGE_MAX:,} addresses at most; {advice}")

@@ -224,7 +224,7 @@ def _install_singly(configuration: Configuration, kernel: KernelSide, before: Lo
     connections meanwhile.
     """
     attempt = partial(_attempt, configuration, kernel, before)
-    lacking = tuple(sorted(m.external for m in _lacking(before)))
+    lacking = tuple(sorted((m.external for m in _lacking(before)), key=int))
     try:
         written = attempt(frozenset(lacking), {})
     except KernelError as error:

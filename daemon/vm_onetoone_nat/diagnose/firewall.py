@@ -261,7 +261,7 @@ def _covers(right: Any, known: IPNetwork) -> bool | None:
 
 
 def _inside(known: IPNetwork, first: IPAddress, last: IPAddress) -> bool | None:
-    start, end = known.network_address, known.broadcast_address
-    if first <= start and end <= last:
+    start, end = int(known.network_address), int(known.broadcast_address)
+    if int(first) <= start and end <= int(last):
         return True
-    return False if end < first or last < start else None
+    return False if end < int(first) or int(last) < start else None

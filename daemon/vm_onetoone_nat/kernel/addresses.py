@@ -17,7 +17,7 @@ from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import Link, links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
 from vm_onetoone_nat.kernel.messages.routes import DefaultRoute
-from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface
+from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface, family_of_text
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.store.text import replace_text
 
@@ -226,7 +226,7 @@ class Addresses:
                 f"{self._record}: cannot be read: {error}",
                 hint="remove the file, and by hand the addresses that the daemon has added",
             ) from error
-        return {(ifname, IPInterface(interface)) for ifname, interface in entries}
+        return {(ifname, family_of_text(written).interface(written)) for ifname, written in entries}
 
     def _write_record(self, entries: set[tuple[str, IPInterface]]) -> None:
         text = json.dumps(sorted((ifname, str(interface)) for ifname, interface in entries))

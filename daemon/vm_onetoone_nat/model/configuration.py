@@ -17,7 +17,7 @@ class Range:
     last: IPAddress
 
     def __contains__(self, address: IPAddress) -> bool:
-        return self.first <= address <= self.last
+        return int(self.first) <= int(address) <= int(self.last)
 
     def __iter__(self) -> Iterator[IPAddress]:
         return (type(self.first)(n) for n in range(int(self.first), int(self.last) + 1))
