@@ -20,8 +20,8 @@ def is_host(address: IPAddress, network: IPNetwork) -> bool:
     Networks of one or two addresses have neither (RFC 3021).
     """
     return address in network and (
-        network.prefixlen >= network.max_prefixlen - 1
-        or address not in (network.network_address, network.broadcast_address)
+        address not in (network.network_address, network.broadcast_address)
+        or network.prefixlen >= network.max_prefixlen - 1
     )
 
 

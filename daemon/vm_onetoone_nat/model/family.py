@@ -135,6 +135,7 @@ def address(text: str) -> IPAddress:
     return family_of_text(text).address(text)
 
 
+@lru_cache(PARSED)
 def unpacked(packed: bytes) -> IPAddress:
     """The address in these bytes."""
     return _BY_SIZE[len(packed)].address(packed)

@@ -79,7 +79,7 @@ class Mapping:
         An address that is written with a prefix of all its bits is a subnet of its own, and is
         added as such: it lies anywhere, as at hosters that route further addresses to a server.
         """
-        return self.prefixlen != self.external.max_prefixlen
+        return self.prefixlen is None or self.prefixlen != self.external.max_prefixlen
 
     def __hash__(self) -> int:
         return hash((int(self.external), self.network, self.domain))
