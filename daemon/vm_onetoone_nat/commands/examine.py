@@ -1,10 +1,7 @@
 """Gathers the evidence for `diagnose` from libvirt, the kernel, the daemon, guest and LAN."""
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from socket import AF_INET
-from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -16,8 +13,10 @@ from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes,
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.links import links
+from vm_onetoone_nat.kernel.neighbours import neighbours
 from vm_onetoone_nat.kernel.nft import read_counters, read_others
 from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
+from vm_onetoone_nat.model.family import Family, IPAddress, address, family_of
 from vm_onetoone_nat.model.guests import Interface, Network
 from vm_onetoone_nat.model.host import Uplink
 from vm_onetoone_nat.model.links import Link
@@ -27,8 +26,6 @@ from vm_onetoone_nat.model.status import MappingState, MappingStatus
 from vm_onetoone_nat.report.report import Report, report_from_json
 from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
 
-_NO_ADDRESS = IPv4Address(0)
-_ANYWHERE = IPv4Network("0.0.0.0/0")
 _SOME_HOSTS = 8
 """At most this many hosts of the LAN are probed."""
 _USUAL_PORTS = (22, 80, 443, 3389)
@@ -101,7 +98,10 @@ class _Examination:
             elsewhere=self._elsewhere(nics),
             uplink_runs=link is not None and link.running,
             wireless=link is not None and _is_wireless(link),
-            sysctls=_sysctls([each.name for each in (link, bridge) if each is not None]),
+            sysctls=_sysctls(
+                family_of(self._mapping.external),
+                [each.name for each in (link, bridge) if each is not None],
+            ),
         )
         internal, network = self._mapping.internal, self._network
         # In state error the kernel may lack one part only: the others are checked all the same.
@@ -110,11 +110,11 @@ class _Examination:
             return found
         if uplink is None or link is None or bridge is None:
             return found
-        routes = self._routes(internal, uplink)
+        routes, family = self._routes(internal, uplink), family_of(internal)
         pair = Translation(self._mapping.external, internal)
         own = [a.interface for a in uplink.addresses if a.interface.ip != pair.external]
         counters = read_counters()
-        lan = next((i.network for i in own if pair.external in i.network), _ANYWHERE)
+        lan = next((i.network for i in own if pair.external in i.network), family.anywhere)
         endpoints = Endpoints(uplink.name, bridge.name, lan, pair.external, internal, self._fwmark)
         return replace(
             found,
@@ -144,7 +144,7 @@ class _Examination:
             return None
         return taps[0].name
 
-    def _elsewhere(self, nics: tuple[Interface, ...]) -> tuple[IPv4Address, ...]:
+    def _elsewhere(self, nics: tuple[Interface, ...]) -> tuple[IPAddress, ...]:
         """Other known addresses of the guest."""
         if self._network is None:
             return ()
@@ -152,11 +152,11 @@ class _Examination:
         given = (*self._network.reservations, *self._network.leases)
         known = {address for mac, address in given if mac in macs}
         known |= {n.address for mac in macs for n in self._observed.neighbours_by_mac.get(mac, ())}
-        return tuple(sorted(known - {self._mapping.internal}))
+        return tuple(sorted(known - {self._mapping.internal}, key=int))
 
-    def _routes(self, internal: IPv4Address, uplink: Uplink) -> Routes:
+    def _routes(self, internal: IPAddress, uplink: Uplink) -> Routes:
         on_link = [a.interface.network for a in uplink.addresses]
-        hosts = (*sorted(uplink.routers), *self._lan_hosts(uplink))
+        hosts = (*sorted(uplink.routers, key=int), *self._lan_hosts(uplink))
         lan_host = next((h for h in hosts if any(h in network for network in on_link)), None)
         return Routes(
             to_guest=self._output(internal),
@@ -164,7 +164,7 @@ class _Examination:
             to_lan=self._output(lan_host) if lan_host is not None else None,
         )
 
-    def _output(self, destination: IPv4Address) -> str | None:
+    def _output(self, destination: IPAddress) -> str | None:
         """The interface through which this host sends to an address."""
         try:
             (route, *_) = self._netlink.route("get", dst=str(destination))
@@ -173,23 +173,24 @@ class _Examination:
         index = route.get_attr("RTA_OIF")
         return next((link.name for link in self._links.values() if link.index == index), None)
 
-    def _lan_hosts(self, uplink: Uplink) -> tuple[IPv4Address, ...]:
+    def _lan_hosts(self, uplink: Uplink) -> tuple[IPAddress, ...]:
         """Hosts of the LAN in the neighbour table."""
-        entries: Any = self._netlink.get_neighbours(family=AF_INET, ifindex=uplink.link.index)
-        found = {IPv4Address(entry.get_attr("NDA_DST")) for entry in entries}
+        entries = neighbours(self._netlink, ifindex=uplink.link.index)
+        found = {address(entry.get_attr("NDA_DST")) for entry in entries}
         ours = {a.interface.ip for a in self._observed.addresses}
         found = {a for a in found - ours - uplink.routers if not a.is_multicast}
-        return tuple(sorted(found))[:_SOME_HOSTS]
+        return tuple(sorted(found, key=int))[:_SOME_HOSTS]
 
     def _answers(
-        self, internal: IPv4Address, network: Network, uplink: Uplink, bridge: Link
+        self, internal: IPAddress, network: Network, uplink: Uplink, bridge: Link
     ) -> Answers:
         external = self._mapping.external
+        nobody = family_of(external).unspecified
         own = [a.interface for a in uplink.addresses]
         link = uplink.link
-        host = next((i.ip for i in own if i.ip != external), _NO_ADDRESS)
-        gateway = next((g.ip for g in network.gateways if internal in g.network), _NO_ADDRESS)
-        conflicts = who_has(link, [external], _NO_ADDRESS)[external] if link.has_arp else set()
+        host = next((i.ip for i in own if i.ip != external), nobody)
+        gateway = next((g.ip for g in network.gateways if internal in g.network), nobody)
+        conflicts = who_has(link, [external], nobody)[external] if link.has_arp else set()
         guest = who_has(bridge, [internal], gateway)[internal] if bridge.running else set()
         near = bool(guest) and self._reached(gateway, internal)
         routers = [r for r in uplink.routers if any(r in i.network for i in own)]
@@ -204,7 +205,7 @@ class _Examination:
             neighbours=tuple((h, bool(answered[h])) for h in hosts),
         )
 
-    def _reached(self, source: IPv4Address, internal: IPv4Address) -> bool:
+    def _reached(self, source: IPAddress, internal: IPAddress) -> bool:
         """Whether the guest answers an echo request or a connection from this source address."""
         tcp = [s.first for s in self._mapping.allow or () if s.protocol == "tcp"]
         return echoes(source, internal) or connects(source, internal, tcp or _USUAL_PORTS)
@@ -214,10 +215,10 @@ def _is_wireless(link: Link) -> bool:
     return Path("/sys/class/net", link.name, "phy80211").exists()
 
 
-def _sysctls(names: list[str]) -> Sysctls:
+def _sysctls(family: Family, names: list[str]) -> Sysctls:
     def of(name: str, key: str) -> int:
         try:
-            return int((_SYSCTL / "ipv4/conf" / name / key).read_text())
+            return int(Path("/proc/sys", family.setting(name, key)).read_text())
         except OSError:
             return 0
 

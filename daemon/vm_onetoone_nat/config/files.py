@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import ENOENT
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from vm_onetoone_nat.config.schema import (
@@ -21,6 +20,7 @@ from vm_onetoone_nat.config.schema import (
 )
 from vm_onetoone_nat.errors import ConfigError
 from vm_onetoone_nat.model.configuration import Configuration, Pool, Range
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.host import Address
 
 DROP_INS = "conf.d"
@@ -164,7 +164,7 @@ class _Written:
 
 def _contradictions(written: list[_Written]) -> Iterator[str]:
     """Contradictions between mappings."""
-    first: dict[tuple[str, IPv4Address], _Written] = {}
+    first: dict[tuple[str, IPAddress], _Written] = {}
     for here in written:
         external, internal = here.table.external, here.table.internal
         for key, address in (("external", external.ip), ("internal", internal)):
@@ -177,7 +177,7 @@ def _contradictions(written: list[_Written]) -> Iterator[str]:
                     f"mapping[{other.index}]{other.elsewhere(here)}; write another address"
                 )
     internals = [(w, w.table.internal) for w in written if w.table.internal is not None]
-    inside: dict[IPv4Network, tuple[_Written, IPv4Address] | None] = {}
+    inside: dict[IPNetwork, tuple[_Written, IPAddress] | None] = {}
     for here in written:
         external, lan = here.table.external, here.table.external.lan
         if lan not in inside:

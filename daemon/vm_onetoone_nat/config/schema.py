@@ -9,11 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    collapse_addresses,
-)
+from ipaddress import collapse_addresses
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -21,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from vm_onetoone_nat.config import values
 from vm_onetoone_nat.errors import ConfigError
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Range
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.mapping import AddressSource, AllowedService, Mapping, Origin
 
 
@@ -56,19 +53,19 @@ class Settings(_Model):
     conflict_detection: Annotated[bool, _from_boolean] = True
     guest_agent: Annotated[bool, _from_boolean] = False
     metadata: Annotated[bool, _from_boolean] = True
-    metadata_external: list[Annotated[IPv4Network, _from_text(values.source)]] = []
+    metadata_external: list[Annotated[IPNetwork, _from_text(values.source)]] = []
 
 
 class MappingTable(_Model):
     """One [[mapping]], with parsed values."""
 
     external: Annotated[values.External, _from_text(values.external)]
-    internal: Annotated[IPv4Address, _from_text(values.address)] | None = None
+    internal: Annotated[IPAddress, _from_text(values.address)] | None = None
     domain: Annotated[str, _from_text(values.domain)] | None = None
     network: Annotated[str, _from_text(values.name)] | None = None
     mac: Annotated[str, _from_text(values.mac)] | None = None
     allow: _Listed[Annotated[AllowedService, _from_text(values.service)]] | None = None
-    allowed_sources: _Listed[Annotated[IPv4Network, _from_text(values.source)]] | None = None
+    allowed_sources: _Listed[Annotated[IPNetwork, _from_text(values.source)]] | None = None
 
 
 class PoolTable(_Model):

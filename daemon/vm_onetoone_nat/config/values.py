@@ -5,10 +5,18 @@ The text of a ValueError says what to write instead.
 
 import re
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import AddressValueError, NetmaskValueError
 
 from vm_onetoone_nat.model.configuration import Range
-from vm_onetoone_nat.model.mapping import AllowedService
+from vm_onetoone_nat.model.family import (
+    TITLES,
+    IPAddress,
+    IPNetwork,
+    family_of,
+    family_of_text,
+    network,
+)
+from vm_onetoone_nat.model.mapping import ICMP, AllowedService
 
 _INTERFACE_MAX = 15  # IFNAMSIZ less the closing NUL
 
@@ -57,23 +65,18 @@ def fwmark(value: str) -> int:
     return mark
 
 
-def _usable(ip: IPv4Address) -> None:
-    if (
-        ip.is_multicast
-        or ip.is_loopback
-        or ip.is_unspecified
-        or ip.is_reserved
-        or int(ip) >> 24 == 0
-    ):
+def _usable(ip: IPAddress) -> None:
+    reserved = ip.is_multicast or ip.is_loopback or ip.is_unspecified or ip.is_reserved
+    if reserved or any(ip in unusable for unusable in family_of(ip).unusable):
         raise ValueError("no host can have this address; write an address of the LAN")
 
 
-def address(value: str) -> IPv4Address:
+def address(value: str) -> IPAddress:
     """A guest's address. Raises ValueError."""
     try:
-        found = IPv4Address(value)
+        found = family_of_text(value).address(value)
     except AddressValueError as error:
-        raise ValueError('write an IPv4 address such as "192.168.122.101"') from error
+        raise ValueError(f'write an {TITLES} address such as "192.168.122.101"') from error
     _usable(found)
     return found
 
@@ -82,14 +85,15 @@ def address(value: str) -> IPv4Address:
 class External:
     """An external address as written; `prefixlen` None where there is no prefix."""
 
-    ip: IPv4Address
+    ip: IPAddress
     prefixlen: int | None
 
     @property
-    def lan(self) -> IPv4Network:
-        """Its LAN; with a prefix of 24 bits if none is written, as nearly all LANs have."""
-        length = 24 if self.prefixlen is None else self.prefixlen
-        return IPv4Network((self.ip, length), strict=False)
+    def lan(self) -> IPNetwork:
+        """Its LAN; if no prefix is written, with the one that nearly all LANs have."""
+        family = family_of(self.ip)
+        length = family.usual_prefixlen if self.prefixlen is None else self.prefixlen
+        return family.network((self.ip, length), strict=False)
 
     def __str__(self) -> str:
         return str(self.ip) if self.prefixlen is None else f"{self.ip}/{self.prefixlen}"
@@ -97,20 +101,25 @@ class External:
 
 def external(value: str) -> External:
     """An external address, with or without a prefix. Raises ValueError."""
-    advice = 'write an IPv4 address such as "192.168.1.101", or "192.168.1.101/24" with a prefix'
+    advice = (
+        f'write an {TITLES} address such as "192.168.1.101", or "192.168.1.101/24" with a prefix'
+    )
+    family = family_of_text(value)
+    shortest, longest = family.shortest_prefixlen, family.bits
     ip, slash, prefix = value.partition("/")
-    digits = prefix.isascii() and prefix.isdigit() and len(prefix) <= 2
-    if slash and not (digits and 8 <= int(prefix) <= 32):
-        raise ValueError(f"a LAN's prefix is a number from 8 to 32; {advice}")
+    digits = prefix.isascii() and prefix.isdigit() and len(prefix) <= len(str(longest))
+    if slash and not (digits and shortest <= int(prefix) <= longest):
+        raise ValueError(f"a LAN's prefix is a number from {shortest} to {longest}; {advice}")
     try:
-        found = External(IPv4Address(ip), int(prefix) if slash else None)
+        found = External(family.address(ip), int(prefix) if slash else None)
     except AddressValueError as error:
         raise ValueError(advice) from error
     _usable(found.ip)
     if not _is_host(found):
         refusal = f"is the network or broadcast address of {found.lan}; write another address"
         if found.prefixlen is None:
-            wider = (External(found.ip, length) for length in range(23, 7, -1))
+            longer_first = range(family.usual_prefixlen - 1, shortest - 1, -1)
+            wider = (External(found.ip, length) for length in longer_first)
             fitting = next((str(e) for e in wider if _is_host(e)), "")
             refusal += f', or the prefix in which it is a host\'s, such as "{fitting}"'
         raise ValueError(refusal)
@@ -120,15 +129,15 @@ def external(value: str) -> External:
 def _is_host(host: External) -> bool:
     lan = host.lan
     edges = (lan.network_address, lan.broadcast_address)
-    return lan.prefixlen >= 31 or host.ip not in edges
+    return lan.prefixlen >= lan.max_prefixlen - 1 or host.ip not in edges
 
 
 def service(value: str) -> AllowedService:
     """A service that `allow` names. Raises ValueError."""
-    advice = 'write "icmp", "tcp/22", "udp/53" or a range such as "tcp/8000-8100"'
+    advice = f'write "{ICMP}", "tcp/22", "udp/53" or a range such as "tcp/8000-8100"'
     protocol, slash, ports = value.partition("/")
-    if value == "icmp":
-        return AllowedService("icmp")
+    if value == ICMP:
+        return AllowedService(ICMP)
     if protocol not in ("tcp", "udp"):
         raise ValueError(advice)
     if not slash:
@@ -143,17 +152,17 @@ def service(value: str) -> AllowedService:
     return AllowedService(protocol, low, high)
 
 
-def source(value: str) -> IPv4Network:
+def source(value: str) -> IPNetwork:
     """A prefix that `allowed_sources` names. Raises ValueError."""
     try:
-        return IPv4Network(value)
+        return network(value)
     except NetmaskValueError as error:
         raise ValueError('write a prefix such as "192.168.1.0/24"') from error
     except AddressValueError as error:
-        raise ValueError('write an IPv4 prefix such as "192.168.1.0/24"') from error
+        raise ValueError(f'write an {TITLES} prefix such as "192.168.1.0/24"') from error
     except ValueError as error:
-        network = IPv4Network(value, strict=False)
-        raise ValueError(f'has bits set past its prefix; write "{network}"') from error
+        fitting = family_of_text(value).network(value, strict=False)
+        raise ValueError(f'has bits set past its prefix; write "{fitting}"') from error
 
 
 def mac(value: str) -> str:
@@ -169,12 +178,13 @@ _RANGE_MAX = 1 << 16
 def address_range(value: str) -> Range:
     """One or more addresses of a pool. Raises ValueError."""
     advice = 'write addresses such as "192.168.1.200-192.168.1.220"'
+    family = family_of_text(value)
     first, dash, last = (part.strip() for part in value.partition("-"))
     try:
-        found = Range(IPv4Address(first), IPv4Address(last if dash else first))
+        found = Range(family.address(first), family.address(last if dash else first))
     except AddressValueError as error:
         raise ValueError(advice) from error
-    if found.first > found.last:
+    if int(found.first) > int(found.last):
         raise ValueError(f"the lower address comes first; {advice}")
     if int(found.last) - int(found.first) >= _RANGE_MAX:
         raise ValueError(f"a pool has {_RANGE_MAX:,} addresses at most; {advice}")

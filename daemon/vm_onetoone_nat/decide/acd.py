@@ -1,12 +1,13 @@
-"""Address conflict detection for IPv4 (RFC 5227): when to probe, announce, defend and give up.
+"""Address conflict detection (RFC 5227): when to probe, announce, defend and give up.
 
 Times and the jitter of probes are arguments, packets are return values. `arp` has the socket.
 """
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from math import inf
+
+from vm_onetoone_nat.model.family import IPAddress
 
 PROBES = 3
 PROBE_SECONDS = 0.2
@@ -29,30 +30,28 @@ _RETRY_SECONDS = (1.0, 2.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 60.0)  # RFC
 
 @dataclass(frozen=True, slots=True)
 class ArpPacket:
-    """A received ARP packet; `sender` is 0.0.0.0 in a probe."""
+    """A received ARP packet; `sender` is unspecified in a probe."""
 
     mac: str
-    sender: IPv4Address
-    target: IPv4Address
+    sender: IPAddress
+    target: IPAddress
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """Probe whether another host has the address."""
 
-    address: IPv4Address
+    address: IPAddress
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
     """Announce the address as ours, by a gratuitous request and reply."""
 
-    address: IPv4Address
+    address: IPAddress
 
 
 Message = Probe | Announcement
-
-_NOBODY = IPv4Address(0)
 
 
 class _Record:
@@ -95,16 +94,16 @@ class Detector:
 
     def __init__(self, jitter: Callable[[], float]) -> None:
         self._jitter = jitter
-        self._records: dict[IPv4Address, _Record] = {}
+        self._records: dict[IPAddress, _Record] = {}
         self._own: Set[str] = frozenset()
 
     @property
-    def addresses(self) -> Set[IPv4Address]:
+    def addresses(self) -> Set[IPAddress]:
         """The addresses that are wanted or held."""
         return self._records.keys()
 
     def update(
-        self, now: float, wanted: Set[IPv4Address], held: Set[IPv4Address], own: Set[str]
+        self, now: float, wanted: Set[IPAddress], held: Set[IPAddress], own: Set[str]
     ) -> None:
         """Set the addresses that are `wanted` and those that are `held`; `own` are our MACs.
 
@@ -134,7 +133,7 @@ class Detector:
         """Handle a received packet, return what to send; `unavailable` may change."""
         if packet.mac in self._own:
             return ()
-        probing_too = packet.sender == _NOBODY
+        probing_too = packet.sender.is_unspecified
         record = self._records.get(packet.target if probing_too else packet.sender)
         if record is None or (probing_too and record.clear):
             return ()
@@ -172,6 +171,6 @@ class Detector:
             default=inf,
         )
 
-    def unavailable(self) -> dict[IPv4Address, str | None]:
+    def unavailable(self) -> dict[IPAddress, str | None]:
         """Addresses not to add, with the MAC of the host in conflict, or None while probing."""
         return {a: r.mac for a, r in self._records.items() if not r.clear}

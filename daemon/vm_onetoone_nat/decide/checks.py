@@ -6,12 +6,11 @@ then against the other mappings, and last whether another host has its external 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
 
 from vm_onetoone_nat.decide.locate import is_host, why_unknown
 from vm_onetoone_nat.decide.uplink import carrier, own_address, why_none
 from vm_onetoone_nat.model.configuration import Configuration
-from vm_onetoone_nat.model.family import interface
+from vm_onetoone_nat.model.family import IPAddress, IPInterface, family_of, interface
 from vm_onetoone_nat.model.guests import DomainState, Guests
 from vm_onetoone_nat.model.host import Observed, Unavailable, Uplink
 from vm_onetoone_nat.model.mapping import Mapping
@@ -55,7 +54,7 @@ def if_available(
     return tuple(_if_available(status, observed) for status in statuses)
 
 
-def external_interface(mapping: Mapping, uplink: Uplink) -> IPv4Interface:
+def external_interface(mapping: Mapping, uplink: Uplink) -> IPInterface:
     """The external address with its own prefix length, or else that of its subnet.
 
     The uplink must have that subnet: see `Mapping.needs_subnet`.
@@ -90,7 +89,7 @@ def _status(
 
 def _unambiguous(statuses: Iterable[MappingStatus]) -> tuple[MappingStatus, ...]:
     """The same statuses, with an error for each mapping whose internal address has one already."""
-    first: dict[IPv4Address | None, IPv4Address] = {}
+    first: dict[IPAddress | None, IPAddress] = {}
     checked = []
     for status in statuses:
         mapping = status.mapping
@@ -171,7 +170,9 @@ def _internal_state(mapping: Mapping, guests: Guests | None) -> _Finding | None:
     if network is None:
         return None
     if not network.gateways:
-        reason = f"network '{network.name}' has no IPv4 address of its own to route from"
+        reason = (
+            f"network '{network.name}' has no {_title(mapping)} address of its own to route from"
+        )
         return _Finding(ERROR, reason, Cause.NETWORK_UNROUTED)
     for gateway in network.gateways:
         if mapping.internal == gateway.ip:
@@ -211,7 +212,7 @@ def _subnet_state(mapping: Mapping, uplink: Uplink) -> _Finding | None:
     """Why the external address is not one of a host in the uplink's subnet."""
     external = mapping.external
     if not uplink.subnets:
-        reason = f"uplink {uplink.name} has no IPv4 address"
+        reason = f"uplink {uplink.name} has no {_title(mapping)} address"
         return _Finding(ERROR, reason, Cause.UPLINK_WITHOUT_ADDRESS)
     subnet = uplink.subnet_of(external)
     if subnet is None:
@@ -223,6 +224,10 @@ def _subnet_state(mapping: Mapping, uplink: Uplink) -> _Finding | None:
         reason = f"external {external} is no host address of {lan}"
         return _Finding(ERROR, reason, Cause.EXTERNAL_IS_NO_HOST)
     return None
+
+
+def _title(mapping: Mapping) -> str:
+    return family_of(mapping.external).title
 
 
 def _was_active(mapping: Mapping, observed: Observed) -> bool:

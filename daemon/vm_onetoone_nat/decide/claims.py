@@ -6,11 +6,11 @@ configuration allows the address and nothing of another guest is touched.
 
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.locate import interfaces
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Gathered, Sides
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.guests import Domain, Guests
 from vm_onetoone_nat.model.mapping import Mapping, Origin
 from vm_onetoone_nat.model.status import Unmapped
@@ -25,7 +25,7 @@ class Claim:
     mapping: Mapping
 
     @property
-    def external(self) -> IPv4Address:
+    def external(self) -> IPAddress:
         """The address that is claimed."""
         return self.mapping.external
 
@@ -65,7 +65,7 @@ def grant(made: Iterable[Claim], configuration: Configuration, sides: Sides) -> 
     holders = _holders(ordered, before, sides.guests)
     mappings: list[Mapping] = []
     refused: list[Unmapped] = []
-    granted: dict[IPv4Address, Allocation] = {}
+    granted: dict[IPAddress, Allocation] = {}
     for claim in ordered:
         domain, mapping, external = claim.domain, claim.mapping, claim.external
         holder = holders[external]
@@ -91,8 +91,8 @@ def _was_allocated(claim: Claim, before: Allocation | None) -> bool:
 
 
 def _holders(
-    ordered: list[Claim], before: dict[IPv4Address, Allocation], guests: Guests
-) -> dict[IPv4Address, Domain]:
+    ordered: list[Claim], before: dict[IPAddress, Allocation], guests: Guests
+) -> dict[IPAddress, Domain]:
     """Who has each claimed address: the guest that a pool gave it to, or else the first claimer."""
     holders = {claim.external: claim.domain for claim in reversed(ordered)}
     by_uuid = {domain.uuid: domain for domain in guests.domains}
@@ -149,7 +149,7 @@ def _refused_guest(claim: Claim, configuration: Configuration, sides: Sides) -> 
 
 
 def _is_of_another(
-    internal: IPv4Address, domain: Domain, configuration: Configuration, guests: Guests
+    internal: IPAddress, domain: Domain, configuration: Configuration, guests: Guests
 ) -> bool:
     """Whether the configuration has this internal address for another guest."""
     return any(

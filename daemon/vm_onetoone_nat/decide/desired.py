@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as ReadOnly
 from dataclasses import replace
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.decide.checks import check, external_interface, if_available
 from vm_onetoone_nat.decide.gather import gather
@@ -15,9 +14,10 @@ from vm_onetoone_nat.decide.locate import doubtful
 from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.family import Family, IPAddress, family_of
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.host import Address, Observed, Uplink
-from vm_onetoone_nat.model.mapping import AllowedService, Mapping
+from vm_onetoone_nat.model.mapping import ICMP, AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import (
     ADMIT,
     ALLOWED,
@@ -34,7 +34,7 @@ from vm_onetoone_nat.model.nat_table import (
 from vm_onetoone_nat.model.status import Cause, MappingState, MappingStatus
 from vm_onetoone_nat.model.store import Stored
 
-Refused = ReadOnly[IPv4Address, str]
+Refused = ReadOnly[IPAddress, str]
 
 
 def desire(
@@ -87,7 +87,7 @@ def _desired(
     statuses: tuple[MappingStatus, ...],
     observed: Observed,
     fwmark: int,
-    wanted: frozenset[IPv4Address],
+    wanted: frozenset[IPAddress],
 ) -> Desired:
     active = [s.mapping for s in statuses if s.state is MappingState.ACTIVE]
     uplinks = [_carrier(m, observed) for m in active]
@@ -128,13 +128,13 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
     services: Iterable[AllowedService] = (
         (AllowedService(ANY_PROTOCOL),) if mapping.allow is None else mapping.allow
     )
-    sources = mapping.allowed_sources
+    family, sources = family_of(mapping.external), mapping.allowed_sources
     if sources is None:
-        sources = (IPv4Network("0.0.0.0/0"),)
+        sources = (family.anywhere,)
     return translation + tuple(
         element(
             ALLOWED,
-            (external, str(source), service.protocol, f"{service.first}-{service.last}"),
+            (external, str(source), _protocol(service, family), f"{service.first}-{service.last}"),
         )
         for service in services
         for source in sources
@@ -147,10 +147,15 @@ def _carrier(mapping: Mapping, observed: Observed) -> Uplink:
     return uplink
 
 
+def _protocol(service: AllowedService, family: Family) -> str:
+    return family.icmp if service.protocol == ICMP else service.protocol
+
+
 def _address(mapping: Mapping, uplink: Uplink) -> Address:
     external = external_interface(mapping, uplink)
-    network = external.network
-    broadcast = network.broadcast_address if network.prefixlen < 31 else None
+    family, network = family_of(external), external.network
+    several = network.prefixlen < family.bits - 1
+    broadcast = network.broadcast_address if family.has_broadcast and several else None
     return Address(uplink.name, external, broadcast, owned=True)
 
 

@@ -7,13 +7,13 @@ guest has which address, so that guests keep their addresses over a restart.
 
 from collections.abc import Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.claims import claims, faults, grant
 from vm_onetoone_nat.decide.locate import located
 from vm_onetoone_nat.decide.pools import assign, without_mapping
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Gathered, Sides
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.host import Observed
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
@@ -51,7 +51,7 @@ def gather(
     return replace(found, mappings=tuple(located(m, guests, observed) for m in found.mappings))
 
 
-def _taken(configuration: Configuration, observed: Observed) -> frozenset[IPv4Address]:
+def _taken(configuration: Configuration, observed: Observed) -> frozenset[IPAddress]:
     """The addresses that no pool may give: written ones, and those of other hosts and this one."""
     return frozenset(
         (

@@ -1,9 +1,9 @@
 """The kinds of writes outside nftables: addresses, hairpin flags, settings, connections. Pure."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.writes import About, Order, StoreWrite, Write
+from vm_onetoone_nat.model.family import IPV4, Family, IPAddress
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.model.nat_table import HAIRPIN_REASON, Translation
 from vm_onetoone_nat.model.status import Cause
@@ -26,16 +26,26 @@ class RecordAllocations(StoreWrite):
 
 @dataclass(frozen=True, slots=True)
 class EnableIpForward(Write):
-    """Turn on forwarding, for the whole host."""
+    """Turn on forwarding of a family, for the whole host."""
 
+    family: Family = IPV4
     order = Order.ENABLE_IP_FORWARD
     adds = True
     cause = Cause.IP_FORWARD
     lacked_by_all = True
-    key = "sysctl net.ipv4.ip_forward"
-    words = f"{key} = 1"
     about = "without it the host forwards nothing"
-    reason = "net.ipv4.ip_forward is off"
+
+    @property
+    def words(self) -> str:
+        return f"{self.key} = 1"
+
+    @property
+    def key(self) -> str:
+        return f"sysctl {self.family.forwarding}"
+
+    @property
+    def reason(self) -> str:
+        return f"{self.family.forwarding} is off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +164,7 @@ class FlushBypassing(_FlushWrite):
     The guest's own leave with one of `host_sources`.
     """
 
-    host_sources: frozenset[IPv4Address] = frozenset()
+    host_sources: frozenset[IPAddress] = frozenset()
     order = Order.FLUSH_BYPASSING
     shown = False
 

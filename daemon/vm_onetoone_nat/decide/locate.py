@@ -6,22 +6,22 @@ guest agent, the bridge's neighbour table; else the address that the kernel tran
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
 
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Interface, Network
 from vm_onetoone_nat.model.host import Neighbour, Observed
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.status import Cause
 
 
-def is_host(address: IPv4Address, network: IPv4Network) -> bool:
+def is_host(address: IPAddress, network: IPNetwork) -> bool:
     """Whether it is a host address: neither the network address nor the broadcast address.
 
-    Networks of 31 and 32 bits have neither (RFC 3021).
+    Networks of one or two addresses have neither (RFC 3021).
     """
     return address in network and (
-        network.prefixlen >= 31
-        or address not in (network.network_address, network.broadcast_address)
+        address not in (network.network_address, network.broadcast_address)
+        or network.prefixlen >= network.max_prefixlen - 1
     )
 
 
@@ -95,8 +95,8 @@ def doubtful(mappings: Iterable[Mapping], observed: Observed) -> tuple[Neighbour
 
 
 def _known(
-    nic: Interface, network: Network, observed: Observed, current: IPv4Address | None
-) -> Iterator[tuple[AddressSource, IPv4Address]]:
+    nic: Interface, network: Network, observed: Observed, current: IPAddress | None
+) -> Iterator[tuple[AddressSource, IPAddress]]:
     for source, known in (
         (AddressSource.RESERVATION, network.reservations),
         (AddressSource.LEASE, network.leases),
@@ -110,7 +110,7 @@ def _known(
     yield from ((AddressSource.NEIGHBOUR, n.address) for n in seen)
 
 
-def _may_have(nic: Interface, address: IPv4Address, network: Network) -> bool:
+def _may_have(nic: Interface, address: IPAddress, network: Network) -> bool:
     """Whether an address can be this guest's: not the gateway's, nor one given to another MAC."""
     return any(
         is_host(address, gateway.network) and address != gateway.ip for gateway in network.gateways

@@ -5,7 +5,6 @@ Pure. An empty plan means that the kernel has converged: nothing is written.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from operator import attrgetter
 
 from vm_onetoone_nat.decide.host_writes import (
@@ -31,6 +30,7 @@ from vm_onetoone_nat.decide.nft_writes import (
 from vm_onetoone_nat.decide.uplink import host_sources
 from vm_onetoone_nat.decide.writes import Write
 from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.family import IPNetwork
 from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.nat_table import (
     EXTERNAL,
@@ -213,7 +213,7 @@ def _displacing(observed: Observed) -> set[Address]:
     for that one only. A DHCP client may delete the host's own address and add it again, which makes
     it secondary to a guest's. Ours is then deleted and added again after it.
     """
-    leading: dict[tuple[str, IPv4Network], Address] = {}
+    leading: dict[tuple[str, IPNetwork], Address] = {}
     displacing = set()
     for address in observed.addresses:
         first = leading.setdefault((address.ifname, address.interface.network), address)

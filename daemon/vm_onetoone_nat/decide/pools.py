@@ -4,13 +4,13 @@ Pure. A guest keeps the address that the store has for it, also while it does no
 """
 
 from collections.abc import Iterable, Iterator, Set
-from ipaddress import IPv4Address
 from itertools import chain
 
 from vm_onetoone_nat.decide.locate import interfaces, is_host, located
 from vm_onetoone_nat.decide.uplink import carrier_of_pool
 from vm_onetoone_nat.model.configuration import Configuration, Pool
 from vm_onetoone_nat.model.desired import Gathered, Sides
+from vm_onetoone_nat.model.family import FAMILIES, IPAddress
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests
 from vm_onetoone_nat.model.host import Observed
 from vm_onetoone_nat.model.mapping import Mapping, Origin
@@ -28,12 +28,13 @@ def without_mapping(
     network = sides.guests.network(pool.network)
     if network is None:
         return ()
+    unspecified = FAMILIES[0].unspecified
     written = {m.internal for m in configuration.mappings if m.internal is not None}
     found = []
     for domain in sorted(sides.guests.domains, key=lambda d: d.name):
         if (domain.uuid, pool.network) in mapped or domain.fault:
             continue
-        probe = Mapping(IPv4Address(0), pool.network, domain=domain.name)
+        probe = Mapping(unspecified, pool.network, domain=domain.name)
         # The configuration may map a guest by its internal address, without `domain`.
         by_address = located(probe, sides.guests, sides.observed).internal in written
         if interfaces(domain, network) and not by_address:
@@ -41,9 +42,7 @@ def without_mapping(
     return tuple(found)
 
 
-def assign(
-    pool: Pool, waiting: Iterable[Domain], sides: Sides, taken: Set[IPv4Address]
-) -> Gathered:
+def assign(pool: Pool, waiting: Iterable[Domain], sides: Sides, taken: Set[IPAddress]) -> Gathered:
     """Give each waiting guest that runs an address of the pool, in their order.
 
     First each guest that had one gets it again, then the others get free ones, then those of guests
@@ -93,7 +92,7 @@ def _exhausted(domain: Domain, pool: Pool) -> Unmapped:
     return Unmapped(domain.name, pool.network, f"{reason}; {advice}", origin=Origin.POOL)
 
 
-def _free(pool: Pool, observed: Observed, used: Set[IPv4Address]) -> Iterator[IPv4Address]:
+def _free(pool: Pool, observed: Observed, used: Set[IPAddress]) -> Iterator[IPAddress]:
     """The addresses of the pool that are not used, each once, in its order."""
     uplink = carrier_of_pool(pool, observed)
     subnets = uplink.subnets if uplink is not None else ()
@@ -108,7 +107,7 @@ def _free(pool: Pool, observed: Observed, used: Set[IPv4Address]) -> Iterator[IP
             yield address
 
 
-def _abandoned(kept: Iterable[Allocation], guests: Guests) -> Iterator[IPv4Address]:
+def _abandoned(kept: Iterable[Allocation], guests: Guests) -> Iterator[IPAddress]:
     """Addresses of guests that libvirt no longer has; none while libvirt cannot be reached."""
     present = {domain.uuid for domain in guests.domains}
     known = sorted(kept) if guests.current else []

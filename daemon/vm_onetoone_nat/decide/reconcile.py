@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from ipaddress import IPv4Address
 from typing import Protocol
 
 from vm_onetoone_nat.decide.desired import Refused, desire, mapping_elements, without
@@ -14,6 +13,7 @@ from vm_onetoone_nat.decide.writes import About, StoreWrite
 from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.mapping import Mapping
@@ -218,7 +218,7 @@ class _Installed:
     failures: tuple[str, ...] = ()
 
 
-_Attempt = Callable[[frozenset[IPv4Address], Refused], tuple[Plan, ...]]
+_Attempt = Callable[[frozenset[IPAddress], Refused], tuple[Plan, ...]]
 """Writes the plan without the mappings that wait and those that are refused; returns what was
 written. Raises KernelError."""
 
@@ -230,7 +230,7 @@ def _install_singly(configuration: Configuration, kernel: KernelSide, before: Lo
     connections meanwhile.
     """
     attempt = partial(_attempt, configuration, kernel, before)
-    lacking = tuple(sorted(m.external for m in _lacking(before)))
+    lacking = tuple(sorted((m.external for m in _lacking(before)), key=int))
     try:
         written = attempt(frozenset(lacking), {})
     except KernelError as error:
@@ -249,8 +249,8 @@ def _install_singly(configuration: Configuration, kernel: KernelSide, before: Lo
 
 def _bisect(
     attempt: _Attempt,
-    tried: tuple[IPv4Address, ...],
-    later: frozenset[IPv4Address],
+    tried: tuple[IPAddress, ...],
+    later: frozenset[IPAddress],
     refused: Refused,
 ) -> _Installed:
     """Install the mappings `tried`, or else each half of them, while those of `later` wait.
@@ -272,7 +272,7 @@ def _attempt(
     configuration: Configuration,
     kernel: KernelSide,
     before: Look,
-    waiting: frozenset[IPv4Address],
+    waiting: frozenset[IPAddress],
     refused: Refused,
 ) -> tuple[Plan, ...]:
     """An `_Attempt`, for the first three arguments. Mappings that wait keep what they have."""
@@ -286,7 +286,7 @@ def _attempt(
     return (planned,)
 
 
-def _external(about: About) -> IPv4Address | None:
+def _external(about: About) -> IPAddress | None:
     """The external address that a write is about, if it is an address or a translation."""
     match about:
         case Address():

@@ -4,9 +4,9 @@ Pure. The only place that decides either: everything else asks an `Uplink`.
 """
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.model.configuration import Configuration, Pool
+from vm_onetoone_nat.model.family import IPAddress, family_of
 from vm_onetoone_nat.model.host import Address, Observed, Uplink
 from vm_onetoone_nat.model.links import DefaultRoute, Link, gateways
 from vm_onetoone_nat.model.mapping import Mapping
@@ -36,10 +36,11 @@ def carrier_of_pool(_pool: Pool, observed: Observed) -> Uplink | None:
     return observed.uplink
 
 
-def why_none(_mapping: Mapping, configuration: Configuration) -> str:
+def why_none(mapping: Mapping, configuration: Configuration) -> str:
     """The reason of a mapping that no uplink carries."""
     if configuration.uplink is None:
-        return "there is no uplink: the host has no IPv4 default route"
+        title = family_of(mapping.external).title
+        return f"there is no uplink: the host has no {title} default route"
     return f"there is no uplink: interface '{configuration.uplink}' does not exist"
 
 
@@ -48,12 +49,12 @@ def shown(observed: Observed) -> str:
     return observed.uplink.name if observed.uplink is not None else ""
 
 
-def host_sources(observed: Observed) -> frozenset[IPv4Address]:
+def host_sources(observed: Observed) -> frozenset[IPAddress]:
     """The source addresses, on the LAN, of connections of guests that have no mapping."""
     return observed.uplink.host_ips if observed.uplink is not None else frozenset()
 
 
-def own_address(external: IPv4Address, uplink: Uplink, observed: Observed) -> Address | None:
+def own_address(external: IPAddress, uplink: Uplink, observed: Observed) -> Address | None:
     """The host's own address that equals an external one; that cannot be given to a guest.
 
     A secondary address on the uplink is not one: an administrator may have put it there for the

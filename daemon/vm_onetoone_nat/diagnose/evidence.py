@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.reconcile import Look
 from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.diagnose.hooks import Obstruction
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.guests import Network
 from vm_onetoone_nat.model.host import Uplink
 from vm_onetoone_nat.model.mapping import Mapping
@@ -37,7 +37,7 @@ class Answers:
     near: bool = False
     far: bool = False
     router: bool | None = None
-    neighbours: tuple[tuple[IPv4Address, bool], ...] = ()
+    neighbours: tuple[tuple[IPAddress, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Routes:
     """The interfaces through which the host sends to the guest and to a host of the LAN."""
 
     to_guest: str | None
-    lan_host: IPv4Address | None
+    lan_host: IPAddress | None
     to_lan: str | None
 
 
@@ -77,7 +77,7 @@ class Evidence:
     guest_macs: frozenset[str]
     plugged: bool
     off_bridge: str | None
-    elsewhere: tuple[IPv4Address, ...]
+    elsewhere: tuple[IPAddress, ...]
     uplink_runs: bool
     wireless: bool
     sysctls: Sysctls

@@ -6,10 +6,10 @@ port. A verdict is returned only if it is certain.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Json, Rule, Ruleset
+from vm_onetoone_nat.model.family import IPV4, Family, IPAddress, IPNetwork, address, family_of
 from vm_onetoone_nat.model.host import ChainName
 
 
@@ -22,11 +22,12 @@ class Packet:
 
     iifname: str | None = None
     oifname: str | None = None
-    saddr: IPv4Network | None = None
-    daddr: IPv4Network | None = None
+    saddr: IPNetwork | None = None
+    daddr: IPNetwork | None = None
     mark: int = 0
     state: str = "new"
     status: frozenset[str] = frozenset()
+    family: Family = IPV4
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +188,15 @@ def _known(left: Any, packet: Packet) -> Any:
         case {"&": [{"meta": {"key": "mark"}}, int(mask)]}:
             return packet.mark & mask
         case {"meta": {"key": "nfproto"}}:
-            return "ipv4"
+            return packet.family.name
         case {"meta": {"key": "protocol"}}:
-            return "ip"
-        case {"payload": {"protocol": "ip", "field": "saddr"}}:
-            return packet.saddr
-        case {"payload": {"protocol": "ip", "field": "daddr"}}:
-            return packet.daddr
-        case {"payload": {"protocol": "ip6" | "arp"}}:
+            return packet.family.nft
+        case {"payload": {"protocol": "ip" | "ip6" | "arp" as other}} if other != packet.family.nft:
             return _NEVER
+        case {"payload": {"protocol": packet.family.nft, "field": "saddr"}}:
+            return packet.saddr
+        case {"payload": {"protocol": packet.family.nft, "field": "daddr"}}:
+            return packet.daddr
         case {"ct": {"key": "state"}}:
             return frozenset({packet.state})
         case {"ct": {"key": "status"}}:
@@ -215,7 +216,7 @@ def _within(known: Any, right: Any, elements: Any) -> bool | None:
         return _any(_within(known, each, elements) for each in right)
     if isinstance(right, dict) and "set" in right:
         return _within(known, right["set"], elements)
-    if isinstance(known, IPv4Network):
+    if isinstance(known, IPNetwork):
         return _covers(right, known)
     if isinstance(known, frozenset):
         return right in known
@@ -242,25 +243,25 @@ def _any(answers: Iterable[bool | None]) -> bool | None:
     return None if unknown else False
 
 
-def _covers(right: Any, known: IPv4Network) -> bool | None:
+def _covers(right: Any, known: IPNetwork) -> bool | None:
     match right:
-        case {"prefix": {"addr": str(address), "len": int(length)}}:
-            text = f"{address}/{length}"
+        case {"prefix": {"addr": str(first), "len": int(length)}}:
+            text = f"{first}/{length}"
         case {"range": [str(start), str(end)]}:
-            return _inside(known, IPv4Address(start), IPv4Address(end))
+            return _inside(known, address(start), address(end))
         case str(text):
             pass
         case _:
             return None
     try:
-        network = IPv4Network(text, strict=False)
+        network = family_of(known).network(text, strict=False)
     except ValueError:
         return None
     return _inside(known, network.network_address, network.broadcast_address)
 
 
-def _inside(known: IPv4Network, first: IPv4Address, last: IPv4Address) -> bool | None:
-    start, end = known.network_address, known.broadcast_address
-    if first <= start and end <= last:
+def _inside(known: IPNetwork, first: IPAddress, last: IPAddress) -> bool | None:
+    start, end = int(known.network_address), int(known.broadcast_address)
+    if int(first) <= start and end <= int(last):
         return True
-    return False if end < first or last < start else None
+    return False if end < int(first) or int(last) < start else None

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
 
 from vm_onetoone_nat.diagnose.firewall import ChainVerdict, Packet, judge
 from vm_onetoone_nat.kernel.messages.nft_foreign import Chain, Ruleset
+from vm_onetoone_nat.model.family import Family, IPAddress, IPNetwork, family_of, host_network
 from vm_onetoone_nat.model.nat_table import DNAT_PRIORITY, MARK_PRIORITY, SNAT_PRIORITY
-
-_ANYWHERE = IPv4Network("0.0.0.0/0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +15,9 @@ class Endpoints:
 
     uplink: str
     bridge: str
-    lan: IPv4Network
-    external: IPv4Address
-    internal: IPv4Address
+    lan: IPNetwork
+    external: IPAddress
+    internal: IPAddress
     fwmark: int
 
 
@@ -34,8 +32,8 @@ class Obstruction:
 def obstructions(ruleset: Ruleset, endpoints: Endpoints) -> Iterator[Obstruction]:
     """Foreign rules that certainly refuse or translate packets, in the order of the path."""
     for name, hooks in _WAYS.items():
-        for family, hook in hooks:
-            for chain in _at(ruleset, family, hook):
+        for where, hook in hooks:
+            for chain in _at(ruleset, where, hook, family_of(endpoints.external)):
                 if chain.name.family == "netdev" and endpoints.uplink not in chain.devices:
                     continue
                 verdict = judge(ruleset, chain, _packet(name, hook, chain, endpoints))
@@ -47,35 +45,39 @@ _INBOUND = "packets from the LAN"
 _ANSWERS = "the guest's answers"
 _OUTBOUND = "the guest's own packets"
 
+_ROUTED = "routed"
+"""The hooks of IP: chains of the family's own tables, and of those of both."""
+
 _WAYS = {
     _INBOUND: (
         ("netdev", "ingress"),
-        ("ip", "prerouting"),
-        ("ip", "forward"),
-        ("ip", "postrouting"),
+        (_ROUTED, "prerouting"),
+        (_ROUTED, "forward"),
+        (_ROUTED, "postrouting"),
         ("bridge", "output"),
         ("bridge", "postrouting"),
     ),
     _ANSWERS: (
         ("bridge", "prerouting"),
         ("bridge", "input"),
-        ("ip", "prerouting"),
-        ("ip", "forward"),
-        ("ip", "postrouting"),
+        (_ROUTED, "prerouting"),
+        (_ROUTED, "forward"),
+        (_ROUTED, "postrouting"),
     ),
-    _OUTBOUND: (("ip", "prerouting"), ("ip", "forward"), ("ip", "postrouting")),
+    _OUTBOUND: ((_ROUTED, "prerouting"), (_ROUTED, "forward"), (_ROUTED, "postrouting")),
 }
 
 
-def _at(ruleset: Ruleset, family: str, hook: str) -> list[Chain]:
-    families = ("ip", "inet") if family == "ip" else (family,)
+def _at(ruleset: Ruleset, where: str, hook: str, family: Family) -> list[Chain]:
+    families = (family.nft, "inet") if where == _ROUTED else (where,)
     found = [c for c in ruleset.chains.values() if c.hook == hook and c.name.family in families]
     return sorted(found, key=lambda chain: chain.priority)
 
 
 def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
     """The packet as that chain sees it."""
-    external, internal = IPv4Network(endpoints.external), IPv4Network(endpoints.internal)
+    family = family_of(endpoints.external)
+    external, internal = host_network(endpoints.external), host_network(endpoints.internal)
     translated = frozenset({"dnat"}) if way != _OUTBOUND else frozenset()
     marked = hook == "postrouting" or (hook == "forward" and chain.priority > MARK_PRIORITY)
     mark = endpoints.fwmark if marked else 0
@@ -89,7 +91,7 @@ def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
             status=frozenset() if before else translated,
         )
     else:
-        there = endpoints.lan if way == _ANSWERS else _ANYWHERE
+        there = endpoints.lan if way == _ANSWERS else family.anywhere
         packet = Packet(iifname=endpoints.bridge, saddr=internal, daddr=there, status=translated)
         if way == _ANSWERS:
             packet = replace(packet, state="established")
@@ -100,7 +102,7 @@ def _packet(way: str, hook: str, chain: Chain, endpoints: Endpoints) -> Packet:
         packet = replace(packet, iifname=iifname, oifname=oifname)
     if chain.name.family == "bridge":
         packet = replace(packet, iifname=None, oifname=None)
-    return replace(packet, mark=mark)
+    return replace(packet, mark=mark, family=family)
 
 
 def _matters(chain: Chain, verdict: ChainVerdict) -> bool:

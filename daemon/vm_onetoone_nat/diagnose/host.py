@@ -3,6 +3,7 @@
 from vm_onetoone_nat.diagnose.check import Check, Found, Verdict, fault
 from vm_onetoone_nat.diagnose.evidence import Evidence
 from vm_onetoone_nat.diagnose.remedies import remedy
+from vm_onetoone_nat.model.family import family_of
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.status import Cause, MappingState
 
@@ -47,7 +48,8 @@ def check_route(evidence: Evidence, step: str) -> Found:
 
 def check_forwarding(evidence: Evidence, step: str) -> Found:
     if not evidence.look.observed.ip_forward:
-        return fault(evidence, step, Cause.IP_FORWARD, "net.ipv4.ip_forward is off")
+        name = family_of(evidence.mapping.external).forwarding
+        return fault(evidence, step, Cause.IP_FORWARD, f"{name} is off")
     if evidence.sysctls.unrouted:
         names = ", ".join(evidence.sysctls.unrouted)
         text = f"forwarding is off on {names}"

@@ -1,5 +1,6 @@
 """The remedy for each cause of an unreachable guest. Pure."""
 
+from vm_onetoone_nat.model.family import FAMILIES, family_of
 from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.status import Cause
 
@@ -54,8 +55,8 @@ _TEXTS = {
     Cause.EXTERNAL_IS_NO_HOST: "write an 'external' that is a host address",
     Cause.ROUTE_TO_GUEST: "'ip route get {internal}' shows the route that is in the way; remove it",
     Cause.REVERSE_PATH: "sysctl -w net.ipv4.conf.all.rp_filter=2, or correct the route",
-    Cause.IP_FORWARD: "sysctl -w net.ipv4.ip_forward=1, and find what turns it off",
-    Cause.FORWARDING: "sysctl -w net.ipv4.conf.NAME.forwarding=1, and find what turns it off",
+    Cause.IP_FORWARD: "sysctl -w {forwarding}=1, and find what turns it off",
+    Cause.FORWARDING: "sysctl -w net.{family}.conf.NAME.forwarding=1, and find what turns it off",
     Cause.ASKING: "wait a second",
     Cause.CONFLICT: "find that host and give it another address, or write another 'external'",
     Cause.ARP_IGNORED: "sysctl -w net.ipv4.conf.all.arp_ignore=0, and the uplink's own",
@@ -89,7 +90,10 @@ _TEXTS = {
 
 def remedy(cause: Cause, mapping: Mapping | None) -> str:
     """The remedy, with the names of the mapping if there is one."""
+    family = family_of(mapping.external) if mapping is not None else FAMILIES[0]
     names = {
+        "family": family.name,
+        "forwarding": family.forwarding,
         "domain": mapping.domain if mapping is not None and mapping.domain else "GUEST",
         "network": mapping.network if mapping is not None else "NETWORK",
         "external": mapping.external if mapping is not None else "EXTERNAL",

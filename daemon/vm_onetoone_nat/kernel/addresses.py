@@ -1,4 +1,4 @@
-"""The host's IPv4 addresses and default routes, by rtnetlink."""
+"""The host's addresses and default routes, by rtnetlink."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from errno import EADDRNOTAVAIL, EEXIST, ENOBUFS, ENODEV, ENOENT
-from ipaddress import IPv4Interface
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +16,7 @@ from pyroute2 import IPRoute
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
+from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface, family_of_text
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.model.links import DefaultRoute, Link
 from vm_onetoone_nat.store.text import replace_text
@@ -71,11 +71,11 @@ class Addresses:
         return port
 
     def observe(self, interfaces: Mapping[int, Link]) -> tuple[Address, ...]:
-        """All IPv4 addresses on these interfaces, in the kernel's order."""
+        """All addresses on these interfaces, in the kernel's order."""
         recorded = set() if self._protocol_kept else self._recorded()
         found: list[Address] = []
         with_primary: set[str] = set()
-        for entry in self._list(ifaddr.LISTING, ifaddr.listed_addresses):
+        for entry in self._list(ifaddr.listing, ifaddr.listed_addresses):
             link = interfaces.get(entry.ifindex)
             if link is None:
                 continue
@@ -95,8 +95,8 @@ class Addresses:
         return tuple(found)
 
     def default_routes(self) -> tuple[DefaultRoute, ...]:
-        """The IPv4 default routes of the main table."""
-        return self._list(routes.LISTING, routes.default_routes)
+        """The default routes of the main table."""
+        return self._list(routes.listing, routes.default_routes)
 
     def add(self, addresses: Iterable[Address]) -> None:
         """Add addresses as ours, in this order; one that exists already is not an error.
@@ -170,8 +170,15 @@ class Addresses:
         self._socket.send(request)
 
     def _list(
-        self, request: bytes, read: Callable[[rtnetlink.Answer], Iterator[T]]
+        self,
+        request: Callable[[Family], bytes],
+        read: Callable[[rtnetlink.Answer], Iterator[T]],
     ) -> tuple[T, ...]:
+        """A dump of each family. Raises KernelError."""
+        dumps = (self._dump(request(family)) for family in FAMILIES)
+        return tuple(found for dump in dumps for answer in dump for found in read(answer))
+
+    def _dump(self, request: bytes) -> list[rtnetlink.Answer]:
         """One consistent dump. Raises KernelError."""
         try:
             for _ in range(_ATTEMPTS):
@@ -183,12 +190,12 @@ class Addresses:
                     for error in set(answers[-1].results.values()) - {0, ENOENT}:
                         raise OSError(error, os.strerror(error))
                 if not any(answer.interrupted for answer in answers):
-                    return tuple(found for answer in answers for found in read(answer))
+                    return answers
         except OSError as failure:
             raise KernelError(f"rtnetlink cannot be read: {failure.strerror}") from failure
         raise KernelError("addresses and routes cannot be listed: they change during each attempt")
 
-    def _recorded(self) -> set[tuple[str, IPv4Interface]]:
+    def _recorded(self) -> set[tuple[str, IPInterface]]:
         try:
             entries = json.loads(self._record.read_text())
         except FileNotFoundError:
@@ -198,9 +205,9 @@ class Addresses:
                 f"{self._record}: cannot be read: {error}",
                 hint="remove the file, and by hand the addresses that the daemon has added",
             ) from error
-        return {(ifname, IPv4Interface(interface)) for ifname, interface in entries}
+        return {(ifname, family_of_text(written).interface(written)) for ifname, written in entries}
 
-    def _write_record(self, entries: set[tuple[str, IPv4Interface]]) -> None:
+    def _write_record(self, entries: set[tuple[str, IPInterface]]) -> None:
         text = json.dumps(sorted((ifname, str(interface)) for ifname, interface in entries))
         try:
             replace_text(self._record, text)
@@ -212,9 +219,10 @@ class Addresses:
 def _promote_secondaries(ifname: str) -> Iterator[None]:
     """Set promote_secondaries: without it, deleting the primary address deletes its whole subnet.
 
-    systemd sets it permanently; where it was off, it is restored.
+    systemd sets it permanently; where it was off, it is restored. IPv4 only: a subnet of IPv6 has
+    no primary address.
     """
-    setting = Path("/proc/sys/net/ipv4/conf", ifname, "promote_secondaries")
+    setting = Path("/proc/sys", IPV4.setting(ifname, "promote_secondaries"))
     try:
         off = setting.read_text().strip() == "0"
         if off:
@@ -243,7 +251,7 @@ def _raise_any(failures: list[str]) -> None:
         raise KernelError("; ".join(failures))
 
 
-def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPv4Interface]]:
+def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPInterface]]:
     return {(a.ifname, a.interface) for a in addresses}
 
 

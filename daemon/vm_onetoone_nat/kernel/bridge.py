@@ -3,18 +3,18 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
-from pathlib import Path
-from socket import AF_BRIDGE, AF_INET
+from socket import AF_BRIDGE
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel.neighbours import neighbours
+from vm_onetoone_nat.kernel.proc import sysctl
+from vm_onetoone_nat.model.family import IPV4, Family, IPAddress, address
 from vm_onetoone_nat.model.host import Neighbour
 from vm_onetoone_nat.model.links import Link
 
-_CALL_IPTABLES = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
 _ENODEV = 19
 # linux/neighbour.h: NUD_* states. Valid ones have a usable MAC; _PROBE makes the kernel probe.
 _REACHABLE, _STALE, _DELAY, _PROBE, _NOARP, _PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
@@ -25,10 +25,10 @@ _TICKS = 100  # in a second: USER_HZ
 log = logging.getLogger(__name__)
 
 
-def bridge_netfilter() -> bool:
-    """Whether bridged IPv4 frames pass the IP hooks in this network namespace (br_netfilter)."""
+def bridge_netfilter(family: Family = IPV4) -> bool:
+    """Whether bridged frames pass the IP hooks in this network namespace (br_netfilter)."""
     try:
-        return _CALL_IPTABLES.read_text().strip() == "1"
+        return sysctl(family.bridge_netfilter).read_text().strip() == "1"
     except FileNotFoundError:
         return False
 
@@ -44,14 +44,14 @@ class Bridge:
     def neighbours(self, links: Mapping[int, Link]) -> tuple[Neighbour, ...]:
         """The valid entries of the neighbour table on bridges."""
         found = []
-        for entry in self._netlink.get_neighbours(family=AF_INET):
+        for entry in neighbours(self._netlink):
             link = links.get(entry["ifindex"])
             mac, times = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_CACHEINFO")
             if link is None or not link.is_bridge or not mac or not entry["state"] & _VALID:
                 continue
             age = min(times["ndm_confirmed"], times["ndm_updated"]) / _TICKS if times else 0.0
-            address = IPv4Address(entry.get_attr("NDA_DST"))
-            found.append(Neighbour(link.name, address, mac, age, bool(entry["state"] & _FRESH)))
+            found_at = address(entry.get_attr("NDA_DST"))
+            found.append(Neighbour(link.name, found_at, mac, age, bool(entry["state"] & _FRESH)))
         return tuple(found)
 
     def probe(self, bridge: Link, neighbour: Neighbour) -> None:
@@ -69,7 +69,7 @@ class Bridge:
 
     def ports(
         self, links: Mapping[int, Link], neighbours: Iterable[Neighbour]
-    ) -> tuple[tuple[IPv4Address, str], ...]:
+    ) -> tuple[tuple[IPAddress, str], ...]:
         """The port behind each neighbour on a bridge, if the bridge has learned it.
 
         The neighbour table has the guest's MAC, the forwarding database the MAC's port. The kernel

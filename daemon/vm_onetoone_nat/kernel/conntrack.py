@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from socket import IPPROTO_TCP
 
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.model.family import FAMILIES, Family, IPAddress, family_of
 from vm_onetoone_nat.model.nat_table import Translation
 from vm_onetoone_nat.model.traffic import Tracked
 
@@ -41,7 +41,7 @@ def flush_translated(translations: tuple[Translation, ...]) -> None:
 
 
 def flush_bypassing(
-    translations: tuple[Translation, ...], host_sources: Collection[IPv4Address]
+    translations: tuple[Translation, ...], host_sources: Collection[IPAddress]
 ) -> None:
     """Delete every entry by which a flow bypasses one of these translations. Raises KernelError.
 
@@ -52,18 +52,20 @@ def flush_bypassing(
     _delete(translations, _bypasses(host_sources))
 
 
-def track(translation: Translation, host_sources: Collection[IPv4Address]) -> Tracked:
+def track(translation: Translation, host_sources: Collection[IPAddress]) -> Tracked:
     """Count the entries of one translation, and those that bypass it. Raises KernelError."""
     bypasses = _bypasses(host_sources)
-    with NFCTSocket() as netlink:
+    family = family_of(translation.external)
+    with NFCTSocket(family.number) as netlink:
         try:
-            found = {str(e): bypasses(e, pair) for e, pair in _entries(netlink, (translation,))}
+            entries = _entries(netlink, family, (translation,))
+            found = {str(entry): bypasses(entry, pair) for entry, pair in entries}
         except NetlinkError as error:
             raise _failure(error) from error
     return Tracked(len(found), sum(found.values()))
 
 
-def _bypasses(host_sources: Collection[IPv4Address]) -> Callable[[_Flow, Translation], bool]:
+def _bypasses(host_sources: Collection[IPAddress]) -> Callable[[_Flow, Translation], bool]:
     sources = {str(host) for host in host_sources}
 
     def bypasses(entry: _Flow, pair: Translation) -> bool:
@@ -82,10 +84,22 @@ def _failure(error: NetlinkError) -> KernelError:
 def _delete(
     translations: tuple[Translation, ...], matches: Callable[[_Flow, Translation], bool]
 ) -> None:
-    with NFCTSocket() as netlink:
+    for family in FAMILIES:
+        pairs = tuple(pair for pair in translations if family_of(pair.external) is family)
+        if pairs:
+            _delete_of(family, pairs, matches)
+
+
+def _delete_of(
+    family: Family,
+    translations: tuple[Translation, ...],
+    matches: Callable[[_Flow, Translation], bool],
+) -> None:
+    with NFCTSocket(family.number) as netlink:
         try:
             # Read the whole dump before the socket is used to delete.
-            matching = [e for e, pair in _entries(netlink, translations) if matches(e, pair)]
+            entries = _entries(netlink, family, translations)
+            matching = [entry for entry, pair in entries if matches(entry, pair)]
             for entry in matching:
                 try:
                     netlink.entry("del", tuple_orig=entry.original)
@@ -97,21 +111,22 @@ def _delete(
 
 
 def _entries(
-    netlink: NFCTSocket, translations: tuple[Translation, ...]
+    netlink: NFCTSocket, family: Family, translations: tuple[Translation, ...]
 ) -> Iterator[tuple[_Flow, Translation]]:
     """Entries whose original direction goes to an external or comes from an internal address."""
     by_external = {str(pair.external): pair for pair in translations}
     by_internal = {str(pair.internal): pair for pair in translations}
     filters: list[NFCTAttrTuple | None] = [None]
     if len(translations) <= _FEW:
-        filters = [NFCTAttrTuple(daddr=address) for address in by_external]
-        filters += [NFCTAttrTuple(saddr=address) for address in by_internal]
+        filters = [NFCTAttrTuple(family=family.number, daddr=address) for address in by_external]
+        filters += [NFCTAttrTuple(family=family.number, saddr=address) for address in by_internal]
     for wanted in filters:
         # Kernels before 5.8 ignore the filter of the dump, so each entry is compared here again.
         for message in netlink.dump(tuple_orig=wanted):
             if (original := message.get_attr("CTA_TUPLE_ORIG")) is None:
                 continue
-            entry = _Flow(_tuple(original), _tuple(message.get_attr("CTA_TUPLE_REPLY")))
+            reply = message.get_attr("CTA_TUPLE_REPLY")
+            entry = _Flow(_tuple(original, family), _tuple(reply, family))
             for pair in (
                 by_external.get(entry.original.daddr),
                 by_internal.get(entry.original.saddr),
@@ -120,8 +135,8 @@ def _entries(
                     yield entry, pair
 
 
-def _tuple(attribute: object) -> NFCTAttrTuple:
-    parsed = NFCTAttrTuple.from_netlink(2, attribute)
+def _tuple(attribute: object, family: Family) -> NFCTAttrTuple:
+    parsed = NFCTAttrTuple.from_netlink(family.number, attribute)
     # from_netlink reads ports of TCP and UDP only; SCTP, DCCP and UDP-Lite have ports too.
     protocol = attribute.get_attr("CTA_TUPLE_PROTO")  # type: ignore[attr-defined]
     if parsed.icmp_id is None:

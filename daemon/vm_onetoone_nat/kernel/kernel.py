@@ -28,12 +28,12 @@ from vm_onetoone_nat.kernel.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.kernel.legacy import has_legacy_filter
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.nft import Nft
+from vm_onetoone_nat.kernel.proc import sysctl
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
+from vm_onetoone_nat.model.family import IPV4
 from vm_onetoone_nat.model.host import Observed, Obstacle, Uplink
 from vm_onetoone_nat.model.nat_table import Translation
-
-_IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 class Kernel:
@@ -97,7 +97,7 @@ class Kernel:
             hairpins=frozenset(link.name for link in interfaces if link.hairpin),
             hairpins_set=frozenset(self._bridge.hairpins_set),
             bridge_netfilter=filtered,
-            ip_forward=_IP_FORWARD.read_text().strip() != "0",
+            ip_forward=sysctl(IPV4.forwarding).read_text().strip() != "0",
             unavailable=detected.unavailable,
             probed=detected.probed,
             links=interfaces,
@@ -199,13 +199,14 @@ def _legacy_obstacle(fwmark: int) -> Obstacle:
     )
 
 
-def _enable_ip_forward() -> None:
+def _enable_ip_forward(write: EnableIpForward) -> None:
+    name = write.family.forwarding
     try:
-        _IP_FORWARD.write_text("1\n")
+        sysctl(name).write_text("1\n")
     except OSError as error:
         raise KernelError(
-            f"net.ipv4.ip_forward is off and cannot be turned on: {error.strerror}",
-            hint="turn it on with 'sysctl -w net.ipv4.ip_forward=1'",
+            f"{name} is off and cannot be turned on: {error.strerror}",
+            hint=f"turn it on with 'sysctl -w {name}=1'",
         ) from error
 
 
@@ -238,7 +239,7 @@ def _pairs(writes: Sequence[FlushTranslated]) -> tuple[Translation, ...]:
 
 APPLIERS: dict[type[Write], Applier] = dict(
     (
-        _each(EnableIpForward, lambda _, __: _enable_ip_forward()),
+        _each(EnableIpForward, lambda _, write: _enable_ip_forward(write)),
         _all(DeleteAddress, lambda kernel, ws: kernel._addresses.delete(w.address for w in ws)),
         _each(ClearHairpin, lambda kernel, w: kernel._bridge.set_hairpin(w.port, False)),
         (NftWrite, lambda kernel, ws: kernel._nft.apply(ws)),

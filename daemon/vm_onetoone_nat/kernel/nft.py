@@ -28,9 +28,13 @@ from vm_onetoone_nat.kernel.messages.nft_foreign import (
 )
 from vm_onetoone_nat.kernel.messages.nft_table import TABLE_JSON, parse_table
 from vm_onetoone_nat.kernel.messages.ruleset import Json, transaction_commands
+from vm_onetoone_nat.model.family import FAMILIES
 from vm_onetoone_nat.model.host import ChainName, ForeignChain, Obstacle
 from vm_onetoone_nat.model.nat_table import TABLE, Table
 from vm_onetoone_nat.model.traffic import Counters, parse_counters
+
+_ROUTED = (*(family.nft for family in FAMILIES), "inet")
+"""The families of tables that packets of guests pass as IP."""
 
 # NFNL_SUBSYS_NFTABLES; NFT_MSG_NEWGEN, NFT_MSG_GETGEN.
 _NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16
@@ -97,12 +101,12 @@ def read_counters() -> Counters | None:
 
 
 def read_others() -> Ruleset:
-    """The chains of foreign tables that IPv4 packets may pass. Raises KernelError."""
+    """The chains of foreign tables that guests' packets may pass. Raises KernelError."""
     context = _Context(stateless=True)
     names = parse_chains(context.list({"chains": None}))
     chains, sets = {}, {}
     for name in names:
-        if name.table == TABLE or name.family not in ("ip", "inet", "bridge", "netdev"):
+        if name.table == TABLE or name.family not in (*_ROUTED, "bridge", "netdev"):
             continue
         reference = {"family": name.family, "table": name.table, "name": name.name}
         try:
@@ -158,7 +162,7 @@ class Nft:
         obstacles = (
             parse_obstacle(name, self._chain(name), fwmark)
             for name, hook in hooks.items()
-            if hook == "forward" and name not in FORWARD_CHAINS and name.family in ("ip", "inet")
+            if hook == "forward" and name not in FORWARD_CHAINS and name.family in _ROUTED
             if name.table != TABLE
         )
         return (

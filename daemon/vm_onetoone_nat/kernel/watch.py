@@ -4,7 +4,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from socket import AF_BRIDGE, AF_INET
+from functools import reduce
+from operator import or_
+from socket import AF_BRIDGE
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -12,11 +14,13 @@ from pyroute2.netlink import NETLINK_NETFILTER, rtnl
 from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
+from vm_onetoone_nat.kernel.neighbours import neighbours
 from vm_onetoone_nat.kernel.socket_filter import (
     NEW_GENERATION,
     generations_only,
     nothing_of_our_own,
 )
+from vm_onetoone_nat.model.family import FAMILIES
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 
 log = logging.getLogger(__name__)
@@ -28,8 +32,8 @@ _BRIDGE_PORT = Trigger(Kind.BRIDGE, "bridge port")
 _UNPARSED = Trigger(Kind.RULESET, "ruleset changed, in a notification that could not be parsed")
 
 _RTNETLINK_GROUPS = (
-    rtnl.RTMGRP_LINK | rtnl.RTMGRP_IPV4_IFADDR | rtnl.RTMGRP_IPV4_ROUTE | rtnl.RTMGRP_NEIGH
-) | 1 << 23  # RTNLGRP_IPV4_NETCONF: ip_forward
+    rtnl.RTMGRP_LINK | rtnl.RTMGRP_NEIGH | reduce(or_, (family.groups for family in FAMILIES))
+)
 _NFTABLES_GROUP = 1 << 6  # NFNLGRP_NFTABLES
 _MAIN_TABLE = 254
 _REOPEN_SECONDS = 0.1
@@ -156,10 +160,10 @@ class Watch:
 
 
 def _known_neighbours() -> dict[str, str]:
-    """The MACs of IPv4 neighbours, so that a mere renewal of an entry is no trigger."""
+    """The MACs of neighbours, so that a mere renewal of an entry is no trigger."""
     with IPRoute() as netlink:
         return {
             entry.get_attr("NDA_DST"): mac
-            for entry in netlink.get_neighbours(family=AF_INET)
+            for entry in neighbours(netlink)
             if (mac := entry.get_attr("NDA_LLADDR")) is not None
         }

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
 
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.mapping import Mapping
 
 DEFAULT_FWMARK = 0x00100000
@@ -13,14 +13,14 @@ DEFAULT_FWMARK = 0x00100000
 class Range:
     """Addresses from `first` to `last`, both included."""
 
-    first: IPv4Address
-    last: IPv4Address
+    first: IPAddress
+    last: IPAddress
 
-    def __contains__(self, address: IPv4Address) -> bool:
-        return self.first <= address <= self.last
+    def __contains__(self, address: IPAddress) -> bool:
+        return int(self.first) <= int(address) <= int(self.last)
 
-    def __iter__(self) -> Iterator[IPv4Address]:
-        return (IPv4Address(n) for n in range(int(self.first), int(self.last) + 1))
+    def __iter__(self) -> Iterator[IPAddress]:
+        return (type(self.first)(n) for n in range(int(self.first), int(self.last) + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Pool:
     network: str
     ranges: tuple[Range, ...]
 
-    def __contains__(self, address: IPv4Address) -> bool:
+    def __contains__(self, address: IPAddress) -> bool:
         return any(address in part for part in self.ranges)
 
 
@@ -53,6 +53,6 @@ class Configuration:
     network: str = "default"
     guest_agent: bool = False
     metadata: bool = True
-    metadata_external: tuple[IPv4Network, ...] = ()
+    metadata_external: tuple[IPNetwork, ...] = ()
     pools: tuple[Pool, ...] = ()
     origins: tuple[str, ...] = field(default=(), compare=False)

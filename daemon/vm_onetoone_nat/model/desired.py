@@ -1,8 +1,8 @@
 """What the kernel should hold. Pure."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.host import Address, Neighbour, Observed
 from vm_onetoone_nat.model.mapping import Mapping
@@ -42,7 +42,7 @@ class Desired:
     elements: frozenset[Element]
     fwmark: int
     hairpins: frozenset[str]
-    wanted: frozenset[IPv4Address] = frozenset()
+    wanted: frozenset[IPAddress] = frozenset()
     unmapped: tuple[Unmapped, ...] = ()
     allocations: frozenset[Allocation] = frozenset()
     doubtful: tuple[Neighbour, ...] = ()

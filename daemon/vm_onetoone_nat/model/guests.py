@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Interface
 
+from vm_onetoone_nat.model.family import IPAddress, IPInterface
 from vm_onetoone_nat.model.mapping import Mapping
 
 
@@ -31,7 +31,7 @@ class Interface:
     mac: str
     network: str | None = None
     bridge: str | None = None
-    addresses: tuple[IPv4Address, ...] = ()
+    addresses: tuple[IPAddress, ...] = ()
     plugged: bool = True
     tap: str | None = None
 
@@ -63,12 +63,12 @@ class Network:
     name: str
     active: bool
     bridge: str | None
-    gateways: tuple[IPv4Interface, ...] = ()
-    reservations: tuple[tuple[str, IPv4Address], ...] = ()
-    leases: tuple[tuple[str, IPv4Address], ...] = ()
+    gateways: tuple[IPInterface, ...] = ()
+    reservations: tuple[tuple[str, IPAddress], ...] = ()
+    leases: tuple[tuple[str, IPAddress], ...] = ()
 
     @cached_property
-    def given(self) -> dict[IPv4Address, str]:
+    def given(self) -> dict[IPAddress, str]:
         """The MAC of each address that the DHCP server has reserved or leased."""
         return {address: mac for mac, address in (*self.leases, *self.reservations)}
 

@@ -5,23 +5,23 @@ A class with its own `__hash__` hashes integers, since ipaddress hashes by way o
 
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
+from vm_onetoone_nat.model.family import IPAddress, IPInterface, IPNetwork
 from vm_onetoone_nat.model.links import DefaultRoute, Link, gateways
 from vm_onetoone_nat.model.nat_table import Table, Translation
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An IPv4 address on an interface.
+    """An address on an interface.
 
     `owned`: the daemon added it. `primary`: the first on its interface that is not owned, which is
     the host's own.
     """
 
     ifname: str
-    interface: IPv4Interface
-    broadcast: IPv4Address | None = None
+    interface: IPInterface
+    broadcast: IPAddress | None = None
     owned: bool = False
     primary: bool = False
 
@@ -42,7 +42,7 @@ class Uplink:
 
     link: Link
     addresses: tuple[Address, ...] = ()
-    routers: frozenset[IPv4Address] = frozenset()
+    routers: frozenset[IPAddress] = frozenset()
 
     @cached_property
     def name(self) -> str:
@@ -50,27 +50,27 @@ class Uplink:
         return self.link.name
 
     @cached_property
-    def host_ips(self) -> frozenset[IPv4Address]:
+    def host_ips(self) -> frozenset[IPAddress]:
         """The host's own addresses on it: those that are not ours."""
         return frozenset(a.interface.ip for a in self.addresses if not a.owned)
 
     @cached_property
-    def held_ips(self) -> frozenset[IPv4Address]:
+    def held_ips(self) -> frozenset[IPAddress]:
         """Our addresses on it."""
         return frozenset(a.interface.ip for a in self.addresses if a.owned)
 
     @cached_property
-    def ips(self) -> frozenset[IPv4Address]:
+    def ips(self) -> frozenset[IPAddress]:
         """All addresses on it."""
         return self.host_ips | self.held_ips
 
     @cached_property
-    def subnets(self) -> tuple[IPv4Network, ...]:
+    def subnets(self) -> tuple[IPNetwork, ...]:
         """The subnets in which it has an address that is not ours."""
         networks = (a.interface.network for a in self.addresses if not a.owned)
-        return tuple(network for network in networks if network.prefixlen < 32)
+        return tuple(network for network in networks if network.prefixlen < network.max_prefixlen)
 
-    def subnet_of(self, address: IPv4Address) -> IPv4Network | None:
+    def subnet_of(self, address: IPAddress) -> IPNetwork | None:
         """The first of its subnets that contains an address."""
         return next((subnet for subnet in self.subnets if address in subnet), None)
 
@@ -116,7 +116,7 @@ class Obstacle:
 class Unavailable:
     """An external address not to add: in conflict with host `mac`, or, None, being probed."""
 
-    address: IPv4Address
+    address: IPAddress
     mac: str | None = None
 
 
@@ -128,7 +128,7 @@ class Neighbour:
     """
 
     ifname: str
-    address: IPv4Address
+    address: IPAddress
     mac: str
     age: float = 0.0
     fresh: bool = True
@@ -141,7 +141,7 @@ class Observed:
     `uplink`: what `decide.uplink` chose from `links`, `routes` and `addresses`, if any.
     `ports`: pairs of guest address and the bridge port that it is behind.
     `hairpins`: ports with the hairpin flag; `hairpins_set`: those whose flag this process set.
-    `bridge_netfilter`: bridged IPv4 frames pass the IP hooks.
+    `bridge_netfilter`: bridged frames pass the IP hooks.
     `unavailable`: external addresses not to add on the uplink.
     `probed`: addresses that are being or have been probed; any other has to be probed before it is
     added. None: no probing.
@@ -155,25 +155,25 @@ class Observed:
     addresses: tuple[Address, ...] = ()
     table: Table | None = None
     foreign: tuple[ForeignChain, ...] = ()
-    ports: tuple[tuple[IPv4Address, str], ...] = ()
+    ports: tuple[tuple[IPAddress, str], ...] = ()
     hairpins: frozenset[str] = frozenset()
     hairpins_set: frozenset[str] = frozenset()
     bridge_netfilter: bool = False
     ip_forward: bool = True
     unavailable: tuple[Unavailable, ...] = ()
-    probed: frozenset[IPv4Address] | None = None
+    probed: frozenset[IPAddress] | None = None
     links: tuple[Link, ...] = ()
     routes: tuple[DefaultRoute, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
     flushed: frozenset[Translation] | None = None
 
-    def translated(self, external: IPv4Address) -> IPv4Address | None:
+    def translated(self, external: IPAddress) -> IPAddress | None:
         """The internal address that the kernel translates an external address to."""
         return self.table.translations.get(external) if self.table is not None else None
 
     @cached_property
-    def unavailable_by_ip(self) -> dict[IPv4Address, Unavailable]:
+    def unavailable_by_ip(self) -> dict[IPAddress, Unavailable]:
         """`unavailable`, by address."""
         return {each.address: each for each in self.unavailable}
 
@@ -183,15 +183,15 @@ class Observed:
         return tuple(a for a in self.addresses if not a.owned)
 
     @cached_property
-    def host_addresses_by_ip(self) -> dict[IPv4Address, list[Address]]:
+    def host_addresses_by_ip(self) -> dict[IPAddress, list[Address]]:
         """The addresses that are not ours, by IP address."""
-        found: dict[IPv4Address, list[Address]] = {}
+        found: dict[IPAddress, list[Address]] = {}
         for address in self.host_addresses:
             found.setdefault(address.interface.ip, []).append(address)
         return found
 
     @cached_property
-    def routers(self) -> frozenset[IPv4Address]:
+    def routers(self) -> frozenset[IPAddress]:
         """The routers of all default routes."""
         return gateways(self.routes)
 

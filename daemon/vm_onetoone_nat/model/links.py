@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+
+from vm_onetoone_nat.model.family import IPAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Hop:
     """A next hop: the index of its interface, and its router, if any."""
 
     ifindex: int
-    gateway: IPv4Address | None
+    gateway: IPAddress | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,6 @@ class DefaultRoute:
     hops: tuple[Hop, ...]
 
 
-def gateways(routes: Iterable[DefaultRoute]) -> frozenset[IPv4Address]:
+def gateways(routes: Iterable[DefaultRoute]) -> frozenset[IPAddress]:
     """The routers of all these routes."""
     return frozenset(h.gateway for r in routes for h in r.hops if h.gateway is not None)

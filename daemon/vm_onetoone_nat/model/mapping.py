@@ -5,7 +5,11 @@ A class with its own `__hash__` hashes integers, since ipaddress hashes by way o
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+
+from vm_onetoone_nat.model.family import IPAddress, IPNetwork
+
+ICMP = "icmp"
+"""The protocol of a service: ICMP of the mapping's family."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,14 +55,14 @@ class Mapping:
     None: anyone. Entries of both are merged, so that no two overlap.
     """
 
-    external: IPv4Address
+    external: IPAddress
     network: str
     prefixlen: int | None = None
-    internal: IPv4Address | None = None
+    internal: IPAddress | None = None
     domain: str | None = None
     mac: str | None = None
     allow: tuple[AllowedService, ...] | None = None
-    allowed_sources: tuple[IPv4Network, ...] | None = None
+    allowed_sources: tuple[IPNetwork, ...] | None = None
     origin: Origin = Origin.CONFIGURATION
     source: AddressSource | None = None
     remembered: bool = False
@@ -72,10 +76,10 @@ class Mapping:
     def needs_subnet(self) -> bool:
         """Whether the external address must be that of a host in a subnet of the uplink.
 
-        An address that is written as /32 is a subnet of its own, and is added as such: it lies
-        anywhere, as at hosters that route further addresses to a server.
+        An address that is written with a prefix of all its bits is a subnet of its own, and is
+        added as such: it lies anywhere, as at hosters that route further addresses to a server.
         """
-        return self.prefixlen != 32
+        return self.prefixlen is None or self.prefixlen != self.external.max_prefixlen
 
     def __hash__(self) -> int:
         return hash((int(self.external), self.network, self.domain))

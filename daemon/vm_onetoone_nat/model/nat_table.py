@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
-from ipaddress import IPv4Address
 from operator import attrgetter
 
-from vm_onetoone_nat.model.family import PARSED, address
+from vm_onetoone_nat.model.family import IPV4, PARSED, Family, IPAddress, address
 
 TABLE = "vm_onetoone_nat"
 
@@ -47,7 +46,8 @@ class Container:
 
     `words` says what an element does, from its key and value. `counted`: each element has a
     counter. `by_external`: the key begins with a mapping's external address, else with an internal
-    one. `why`: the reason for each element, if it is for no single mapping.
+    one. `why`: the reason for each element, if it is for no single mapping. `family`: that of its
+    addresses, if it has any.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Container:
     counted: bool = False
     by_external: bool = False
     why: str = ""
+    family: Family = IPV4
 
     def __lt__(self, other: "Container") -> bool:
         return self.name < other.name
@@ -170,8 +171,8 @@ def in_order(elements: Iterable[Element]) -> tuple[Element, ...]:
 class Translation:
     """A pair of addresses that the kernel translates into each other."""
 
-    external: IPv4Address
-    internal: IPv4Address
+    external: IPAddress
+    internal: IPAddress
 
     def __hash__(self) -> int:
         return hash((int(self.external), int(self.internal)))
@@ -198,6 +199,6 @@ class Table:
     fwmark: int | None = None
 
     @cached_property
-    def translations(self) -> dict[IPv4Address, IPv4Address]:
+    def translations(self) -> dict[IPAddress, IPAddress]:
         """Internal addresses by external ones."""
         return {t.external: t.internal for t in translations(self.elements)}

@@ -6,9 +6,9 @@ Pure. Counters start at 0 when the mapping is created, and again when the table 
 from collections.abc import Mapping as ReadOnly
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any
 
+from vm_onetoone_nat.model.family import IPAddress, address
 from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.nat_table import (
     CONTAINERS,
@@ -50,8 +50,8 @@ class Tracked:
 class Counters:
     """The traffic of connections to each external and from each internal address."""
 
-    inbound: ReadOnly[IPv4Address, Traffic]
-    outbound: ReadOnly[IPv4Address, Traffic]
+    inbound: ReadOnly[IPAddress, Traffic]
+    outbound: ReadOnly[IPAddress, Traffic]
 
     def of(self, mapping: Mapping) -> tuple[Traffic, Traffic]:
         """The traffic of connections to a mapping's guest, and of those from it."""
@@ -62,7 +62,7 @@ class Counters:
 
 def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
     """The counters, from the objects of `list table inet vm_onetoone_nat` with state."""
-    counted: dict[Container, dict[IPv4Address, tuple[int, int]]] = {}
+    counted: dict[Container, dict[IPAddress, tuple[int, int]]] = {}
     for entry in listing:
         for kind in ("set", "map"):
             collection = entry.get(kind, {})
@@ -75,7 +75,7 @@ def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
                         "elem": {"val": str(key), "counter": {"packets": packets, "bytes": size}}
                     }:
                         by_address = counted.setdefault(container, {})
-                        by_address[IPv4Address(key)] = packets, size
+                        by_address[address(key)] = packets, size
     return Counters(
         _joined(counted.get(EXTERNAL, {}), counted.get(INBOUND, {})),
         _joined(counted.get(INTERNAL, {}), counted.get(OUTBOUND, {})),
@@ -83,10 +83,10 @@ def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
 
 
 def _joined(
-    translated: dict[IPv4Address, tuple[int, int]], forwarded: dict[IPv4Address, tuple[int, int]]
-) -> dict[IPv4Address, Traffic]:
+    translated: dict[IPAddress, tuple[int, int]], forwarded: dict[IPAddress, tuple[int, int]]
+) -> dict[IPAddress, Traffic]:
     """NAT maps count connections: they are looked up for the first packet of each only."""
     return {
-        address: Traffic(translated.get(address, (0, 0))[0], packets, size)
-        for address, (packets, size) in forwarded.items()
+        each: Traffic(translated.get(each, (0, 0))[0], packets, size)
+        for each, (packets, size) in forwarded.items()
     }

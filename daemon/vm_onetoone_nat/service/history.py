@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.decide.reconcile import Outcome
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.model.traffic import Counters
 from vm_onetoone_nat.model.trigger import Triggers, kinds
 from vm_onetoone_nat.report.report import BOUNDS, Passes, Report, Running, mapped, unmapped
 
-_Subject = tuple[IPv4Address, str | None]
+_Subject = tuple[IPAddress, str | None]
 """The identity of a mapping: its external address and its guest."""
 
 

@@ -11,6 +11,7 @@ from vm_onetoone_nat.decide.reconcile import Outcome
 from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
+from vm_onetoone_nat.model.family import IPV4
 from vm_onetoone_nat.model.host import Obstacle, Uplink
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
 from vm_onetoone_nat.model.status import MappingState, MappingStatus, Unmapped
@@ -37,7 +38,8 @@ class PassLog:
         enabled = any(EnableIpForward() in plan.writes for plan in outcome.written)
         if enabled and outcome.look.observed.ip_forward:
             log.warning(
-                "net.ipv4.ip_forward was off: turned on for the whole host",
+                "%s was off: turned on for the whole host",
+                IPV4.forwarding,
                 extra=entry(Event.IP_FORWARD_ENABLED),
             )
         for obstacle in self._obstacles.lasting(now, outcome.look.observed.obstacles):

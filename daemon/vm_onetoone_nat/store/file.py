@@ -3,12 +3,12 @@
 import json
 import logging
 import os
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from vm_onetoone_nat.errors import StoreError
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.journal import entry
+from vm_onetoone_nat.model.family import address
 from vm_onetoone_nat.model.mapping import Origin
 from vm_onetoone_nat.model.store import Allocation, Stored
 from vm_onetoone_nat.store.text import replace_text
@@ -74,7 +74,7 @@ class FileStore:
 def _from_json(text: str) -> frozenset[Allocation]:
     """Raises ValueError, KeyError, TypeError or AttributeError if `_to_json` did not write it."""
     return frozenset(
-        Allocation(IPv4Address(external), e["uuid"], e["network"], Origin(e["origin"]))
+        Allocation(address(external), e["uuid"], e["network"], Origin(e["origin"]))
         for external, e in json.loads(text).items()
     )
 

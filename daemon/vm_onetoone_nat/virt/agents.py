@@ -7,14 +7,15 @@ opened only if the configuration enables it.
 import logging
 import threading
 from collections.abc import Callable
-from ipaddress import IPv4Address
 
 import libvirt
 
+from vm_onetoone_nat.model.family import LIBVIRT_TYPES, IPAddress, address
+
 log = logging.getLogger(__name__)
 
-AddressesByMac = dict[str, tuple[IPv4Address, ...]]
-"""A guest's IPv4 addresses by MAC."""
+AddressesByMac = dict[str, tuple[IPAddress, ...]]
+"""A guest's addresses by MAC."""
 
 
 class Agents:
@@ -65,9 +66,9 @@ class Agents:
             return
         found = {
             interface["hwaddr"].lower(): tuple(
-                IPv4Address(each["addr"])
+                address(each["addr"])
                 for each in interface["addrs"] or ()
-                if each["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4
+                if each["type"] in LIBVIRT_TYPES
             )
             for interface in reported.values()
             if interface["hwaddr"]

@@ -5,12 +5,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address
 from typing import Any
 
 import libvirt
 
 from vm_onetoone_nat.errors import LibvirtUnavailable
+from vm_onetoone_nat.model.family import LIBVIRT_TYPES, IPAddress, address
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Network
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.xml import Definition, parse_domain, parse_network
@@ -153,7 +153,7 @@ def _network(network: Any) -> Network:
     return Network(network.name(), active, found.bridge, found.gateways, found.reservations, leases)
 
 
-def _leases(network: Any) -> tuple[tuple[str, IPv4Address], ...]:
+def _leases(network: Any) -> tuple[tuple[str, IPAddress], ...]:
     """The leases of a network's DHCP server by MAC, the latest first."""
     try:
         leases = network.DHCPLeases()
@@ -163,7 +163,7 @@ def _leases(network: Any) -> tuple[tuple[str, IPv4Address], ...]:
         return ()
     leases.sort(key=lambda lease: lease["expirytime"], reverse=True)
     return tuple(
-        (lease["mac"].lower(), IPv4Address(lease["ipaddr"]))
+        (lease["mac"].lower(), address(lease["ipaddr"]))
         for lease in leases
-        if lease["type"] == libvirt.VIR_IP_ADDR_TYPE_IPV4 and lease["mac"]
+        if lease["type"] in LIBVIRT_TYPES and lease["mac"]
     )

@@ -1,10 +1,10 @@
 """libvirt's XML of domains and networks, as values. Pure."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from vm_onetoone_nat.config import metadata
+from vm_onetoone_nat.model.family import FAMILIES, IPV4, IPAddress, IPInterface, address
 from vm_onetoone_nat.model.guests import Interface
 from vm_onetoone_nat.model.mapping import Mapping
 
@@ -50,28 +50,33 @@ def _interface(element: Element) -> Interface:
 
 @dataclass(frozen=True, slots=True)
 class NetworkDefinition:
-    """The parts of a network's XML that are used. The gateways and reservations are IPv4."""
+    """The parts of a network's XML that are used."""
 
     bridge: str | None
-    gateways: tuple[IPv4Interface, ...]
-    reservations: tuple[tuple[str, IPv4Address], ...]
+    gateways: tuple[IPInterface, ...]
+    reservations: tuple[tuple[str, IPAddress], ...]
 
 
 def parse_network(text: str) -> NetworkDefinition:
     """Parse a network's XML. Raises ParseError."""
     root = fromstring(text)
     bridge = root.find("bridge")
-    subnets = [e for e in root.findall("ip") if e.get("family", "ipv4") == "ipv4"]
+    subnets = [
+        (family, element)
+        for element in root.findall("ip")
+        for family in FAMILIES
+        if family.name == element.get("family", IPV4.name)  # libvirt's default
+    ]
     gateways = tuple(
-        IPv4Interface((address, element.get("prefix") or element.get("netmask") or 32))
-        for element in subnets
-        if (address := element.get("address"))
+        family.interface((gateway, element.get("prefix") or element.get("netmask") or family.bits))
+        for family, element in subnets
+        if (gateway := element.get("address"))
     )
     reservations = tuple(
-        (mac.lower(), IPv4Address(address))
-        for element in subnets
+        (mac.lower(), address(reserved))
+        for _, element in subnets
         for host in element.iterfind("dhcp/host")
-        if (mac := host.get("mac")) and (address := host.get("ip"))
+        if (mac := host.get("mac")) and (reserved := host.get("ip"))
     )
     name = bridge.get("name") if bridge is not None else None
     return NetworkDefinition(name, gateways, reservations)

@@ -2,36 +2,43 @@
 
 import struct
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv4Interface
 from typing import NamedTuple
 
 from vm_onetoone_nat.kernel.messages import rtnetlink
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attribute, attributes
-from vm_onetoone_nat.model.family import interface
+from vm_onetoone_nat.model.family import (
+    Family,
+    IPAddress,
+    IPInterface,
+    family_of,
+    interface,
+    unpacked,
+)
 
 _MESSAGE = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 
-_AF_INET = 2
 _NEW, _DELETE, _GET = 20, 21, 22
 _EXCLUSIVE, _CREATE = 0x200, 0x400
 _LOCAL, _BROADCAST, _FLAGS, _PROTOCOL = 2, 4, 8, 11  # IFA_*
 _NOPREFIXROUTE = 0x200  # IFA_F_NOPREFIXROUTE: the uplink has a route to the subnet already
-
-LISTING = rtnetlink.listing(_GET, _MESSAGE.pack(_AF_INET, 0, 0, 0, 0))
-"""The request for all IPv4 addresses."""
 
 
 class ListedAddress(NamedTuple):
     """An address as the kernel lists it."""
 
     ifindex: int
-    interface: IPv4Interface
-    broadcast: IPv4Address | None
+    interface: IPInterface
+    broadcast: IPAddress | None
     protocol: int
 
 
+def listing(family: Family) -> bytes:
+    """The request for all addresses of a family."""
+    return rtnetlink.listing(_GET, _MESSAGE.pack(family.number, 0, 0, 0, 0))
+
+
 def additions(
-    index: int, wanted: Iterable[tuple[IPv4Interface, IPv4Address | None]], proto: int
+    index: int, wanted: Iterable[tuple[IPInterface, IPAddress | None]], proto: int
 ) -> bytes:
     """Requests to add addresses with their broadcast."""
     more = attribute(_FLAGS, struct.pack("=I", _NOPREFIXROUTE))
@@ -43,7 +50,7 @@ def additions(
     return rtnetlink.changes(_NEW, _CREATE | _EXCLUSIVE, bodies)
 
 
-def deletions(index: int, unwanted: Iterable[IPv4Interface]) -> bytes:
+def deletions(index: int, unwanted: Iterable[IPInterface]) -> bytes:
     """Requests to delete addresses."""
     return rtnetlink.changes(_DELETE, 0, [_body(index, each) for each in unwanted])
 
@@ -59,13 +66,13 @@ def listed_addresses(answer: Answer) -> Iterator[ListedAddress]:
             if kind == _LOCAL:
                 local = data[at:until]
             elif kind == _BROADCAST:
-                broadcast = IPv4Address(data[at:until])
+                broadcast = unpacked(data[at:until])
             elif kind == _PROTOCOL:
                 protocol = data[at]
         if local is not None:
             yield ListedAddress(ifindex, interface(local, prefixlen), broadcast, protocol)
 
 
-def _body(index: int, each: IPv4Interface) -> bytes:
-    header = _MESSAGE.pack(_AF_INET, each.network.prefixlen, 0, 0, index)
+def _body(index: int, each: IPInterface) -> bytes:
+    header = _MESSAGE.pack(family_of(each).number, each.network.prefixlen, 0, 0, index)
     return header + attribute(_LOCAL, each.packed)

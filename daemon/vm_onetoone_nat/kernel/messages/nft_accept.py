@@ -6,13 +6,15 @@ Pure. Schema: libnftables-json(5).
 from collections.abc import Sequence
 from typing import Any
 
+from vm_onetoone_nat.model.family import FAMILIES
 from vm_onetoone_nat.model.host import AcceptRule, ChainName, ForeignChain, Obstacle
 
 Json = dict[str, Any]
 
-FORWARD_CHAINS = (
-    ChainName("ip", "filter", "FORWARD"),
-    ChainName("ip", "libvirt_network", "forward"),
+FORWARD_CHAINS = tuple(
+    ChainName(family.nft, table, name)
+    for family in FAMILIES
+    for table, name in (("filter", "FORWARD"), ("libvirt_network", "forward"))
 )
 """Base chains that may reject guests' traffic: that of iptables (libvirt, Docker, ufw), and that of
 libvirt's nftables backend (10.4 and later). The daemon writes only to those that exist."""

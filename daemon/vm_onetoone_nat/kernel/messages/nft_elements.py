@@ -3,12 +3,12 @@
 Pure. Schema: libnftables-json(5).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from functools import cache
 from typing import Any
 
-from vm_onetoone_nat.model.family import address
+from vm_onetoone_nat.model.family import Family, address
 from vm_onetoone_nat.model.nat_table import ANY_PROTOCOL, Container, Element, Part, element
 
 
@@ -27,14 +27,15 @@ class Form:
 
 def element_json(each: Element) -> Any:
     """An element as a command has it, and a listing of a container without counters."""
-    forms = [FORMS[part] for part in each.container.key]
-    if len(forms) == 1:
-        key = forms[0].write(each.key[0])
+    known = forms(each.container.family)
+    of_key = [known[part] for part in each.container.key]
+    if len(of_key) == 1:
+        key = of_key[0].write(each.key[0])
     else:
-        key = {"concat": [form.write(part) for form, part in zip(forms, each.key, strict=True)]}
+        key = {"concat": [form.write(part) for form, part in zip(of_key, each.key, strict=True)]}
     if each.container.value is None:
         return key
-    return [key, FORMS[each.container.value].write(each.value)]
+    return [key, known[each.container.value].write(each.value)]
 
 
 def parse_elements(container: Container, items: Iterable[Any]) -> tuple[list[Element], bool]:
@@ -63,7 +64,7 @@ _KeyReader = Callable[[Any], tuple[str, ...] | None]
 def _entry_reader(container: Container, read_key: _KeyReader) -> Callable[[Any], Element | None]:
     """Reads an entry of a map, which is a pair of key and value."""
     assert container.value is not None, "only a map has entries"
-    read_value = FORMS[container.value].read
+    read_value = forms(container.family)[container.value].read
 
     def read(listed: Any) -> Element | None:
         if not isinstance(listed, list) or len(listed) != 2:
@@ -75,7 +76,8 @@ def _entry_reader(container: Container, read_key: _KeyReader) -> Callable[[Any],
 
 
 def _key_reader(container: Container) -> _KeyReader:
-    readers = [FORMS[part].read for part in container.key]
+    known = forms(container.family)
+    readers = [known[part].read for part in container.key]
     if len(readers) == 1:
         (only,) = readers
 
@@ -120,19 +122,21 @@ def _text(listed: Any) -> str | None:
     return listed if isinstance(listed, str) else None
 
 
-def _network_json(network: str) -> Any:
-    parsed = IPv4Network(network)
-    return {"prefix": {"addr": str(parsed.network_address), "len": parsed.prefixlen}}
+def _network(family: Family) -> Form:
+    def write(text: str) -> Any:
+        parsed = family.network(text)
+        return {"prefix": {"addr": str(parsed.network_address), "len": parsed.prefixlen}}
 
+    def read(listed: Any) -> str | None:
+        match listed:
+            case {"prefix": {"addr": str(first), "len": int(length)}}:
+                return f"{first}/{length}"
+            # libnftables lists a network of one address without its prefix.
+            case str(single) if _plain(single):
+                return f"{single}/{family.bits}"
+        return None
 
-def _network(listed: Any) -> str | None:
-    # libnftables lists a /32 without its prefix.
-    match listed:
-        case {"prefix": {"addr": str(first), "len": int(length)}}:
-            return f"{first}/{length}"
-        case str(single) if _plain(single):
-            return f"{single}/32"
-    return None
+    return Form(family.nft_type, write, read, interval=True)
 
 
 def _protocol(listed: Any) -> str | None:
@@ -166,16 +170,19 @@ def _target(listed: Any) -> str | None:
     return None
 
 
-FORMS = {
-    Part.ADDRESS: Form("ipv4_addr", str, _plain),
-    Part.NETWORK: Form("ipv4_addr", _network_json, _network, interval=True),
-    Part.PROTOCOL: Form(
-        "inet_proto",
-        lambda name: {"range": [0, 255]} if name == ANY_PROTOCOL else name,
-        _protocol,
-        interval=True,
-    ),
-    Part.PORTS: Form("inet_service", _ports_json, _ports, interval=True),
-    Part.INTERFACE: Form("ifname", str, _text),
-    Part.VERDICT: Form("verdict", lambda chain: {"goto": {"target": chain}}, _target),
-}
+@cache
+def forms(family: Family) -> Mapping[Part, Form]:
+    """How nftables has each part, in a container of that family."""
+    return {
+        Part.ADDRESS: Form(family.nft_type, str, _plain),
+        Part.NETWORK: _network(family),
+        Part.PROTOCOL: Form(
+            "inet_proto",
+            lambda name: {"range": [0, 255]} if name == ANY_PROTOCOL else name,
+            _protocol,
+            interval=True,
+        ),
+        Part.PORTS: Form("inet_service", _ports_json, _ports, interval=True),
+        Part.INTERFACE: Form("ifname", str, _text),
+        Part.VERDICT: Form("verdict", lambda chain: {"goto": {"target": chain}}, _target),
+    }

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vm_onetoone_nat.kernel.messages.nft_elements import FORMS, parse_elements
+from vm_onetoone_nat.kernel.messages.nft_elements import forms, parse_elements
 from vm_onetoone_nat.model.nat_table import (
     ADMIT,
     ALLOWED,
@@ -86,17 +86,17 @@ def _static(fwmark: int) -> list[Json]:
 
 
 def _declaration(container: Container) -> Json:
-    forms = [FORMS[part] for part in container.key]
-    types = [form.nft_type for form in forms]
+    known = forms(container.family)
+    types = [known[part].nft_type for part in container.key]
     declared: Json = {**IN_TABLE, "name": container.name}
     declared["type"] = types if len(types) > 1 else types[0]
     if container.counted:
         declared["stmt"] = [{"counter": None}]
-    if any(form.interval for form in forms):
+    if any(known[part].interval for part in container.key):
         declared["flags"] = ["interval"]
     if container.value is None:
         return {"set": declared}
-    return {"map": {**declared, "map": FORMS[container.value].nft_type}}
+    return {"map": {**declared, "map": known[container.value].nft_type}}
 
 
 def _base(name: str, kind: str, hook: str, priority: int) -> Json:
@@ -117,24 +117,27 @@ def _in(container: Container) -> str:
     return f"@{container.name}"
 
 
-def _address(side: str) -> Json:
-    return {"payload": {"protocol": "ip", "field": side}}
+# An expression that is looked up in a container reads addresses of the container's family.
 
 
-def _original(side: str) -> Json:
+def _address(side: str, container: Container) -> Json:
+    return {"payload": {"protocol": container.family.nft, "field": side}}
+
+
+def _original(side: str, container: Container) -> Json:
     """The address in the first packet of the connection."""
-    return {"ct": {"key": f"ip {side}", "dir": "original"}}
+    return {"ct": {"key": f"{container.family.nft} {side}", "dir": "original"}}
 
 
 def _translate(kind: str, side: str, container: Container) -> Json:
-    address = {"map": {"key": _address(side), "data": _in(container)}}
-    return {kind: {"family": "ip", "addr": address}}
+    address = {"map": {"key": _address(side, container), "data": _in(container)}}
+    return {kind: {"family": container.family.nft, "addr": address}}
 
 
 def _allowed(client: str, port: str) -> Json:
     """Match a packet whose client may use the service on the other side."""
     service = {"payload": {"protocol": "th", "field": port}}
-    packet = [_original("daddr"), _address(client), _PROTOCOL, service]
+    packet = [_original("daddr", ALLOWED), _address(client, ALLOWED), _PROTOCOL, service]
     return _match({"concat": packet}, _in(ALLOWED))
 
 
@@ -166,8 +169,8 @@ def _translation() -> list[Json]:
 
 
 def _admission(fwmark: int) -> list[Json]:
-    inbound = {"vmap": {"key": _original("daddr"), "data": _in(INBOUND)}}
-    outbound = _match(_original("saddr"), _in(OUTBOUND))
+    inbound = {"vmap": {"key": _original("daddr", INBOUND), "data": _in(INBOUND)}}
+    outbound = _match(_original("saddr", OUTBOUND), _in(OUTBOUND))
     return [
         _rule("forward", inbound),
         # Only through the uplink: other libvirt networks stay isolated as libvirt configures them.

@@ -2,10 +2,10 @@
 
 import struct
 from collections.abc import Iterator
-from ipaddress import IPv4Address
 
 from vm_onetoone_nat.kernel.messages import rtnetlink
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attributes
+from vm_onetoone_nat.model.family import Family, unpacked
 from vm_onetoone_nat.model.links import DefaultRoute, Hop
 
 # rtmsg: family, lengths of destination and source, tos, table, protocol, scope, type; flags
@@ -13,12 +13,18 @@ _MESSAGE = struct.Struct("=BBBBBBBBI")
 _HOP = struct.Struct("=HBBI")  # rtnexthop: length, flags, hops, index
 _NUMBER = struct.Struct("=I")
 
-_AF_INET, _GET, _MAIN_TABLE = 2, 26, 254
+_GET, _MAIN_TABLE = 26, 254
 _OUTPUT, _GATEWAY, _PRIORITY, _MULTIPATH = 4, 5, 6, 9  # RTA_*
 
-LISTING = rtnetlink.listing(_GET, _MESSAGE.pack(_AF_INET, 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0))
-"""The request for the routes of the main table. On a socket without NETLINK_GET_STRICT_CHK the
-kernel dumps the local table too, which has one route for each address."""
+
+def listing(family: Family) -> bytes:
+    """The request for the routes of the main table.
+
+    On a socket without NETLINK_GET_STRICT_CHK the kernel dumps the local table too, which has one
+    route for each address.
+    """
+    body = _MESSAGE.pack(family.number, 0, 0, 0, _MAIN_TABLE, 0, 0, 0, 0)
+    return rtnetlink.listing(_GET, body)
 
 
 def default_routes(answer: Answer) -> Iterator[DefaultRoute]:
@@ -53,5 +59,5 @@ def _hop(data: bytes, offset: int, end: int, index: int) -> tuple[Hop, ...]:
         if kind == _OUTPUT:
             (index,) = _NUMBER.unpack_from(data, at)
         elif kind == _GATEWAY:
-            gateway = IPv4Address(data[at:until])
+            gateway = unpacked(data[at:until])
     return (Hop(index, gateway),) if index else ()
