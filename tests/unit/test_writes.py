@@ -79,6 +79,12 @@ def test_every_kind_is_applied() -> None:
     assert set(kernel.APPLIERS) == {*kinds(), NftWrite} - of_nftables - of_the_store
 
 
+def test_kind_that_is_not_applied() -> None:
+    """A kind that the kernel side does not know is an error, not a plan cut short."""
+    with pytest.raises(TypeError, match="no applier for RecordAllocations"):
+        kernel._applier(RecordAllocations(frozenset()))
+
+
 def test_order_of_a_plan() -> None:
     """A plan has its writes in the order of application, however it was put together."""
     assert Plan(IN_ORDER[::-1]).writes == IN_ORDER

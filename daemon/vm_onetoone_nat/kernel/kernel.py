@@ -253,4 +253,8 @@ APPLIERS: dict[type[Write], Applier] = dict(
 
 
 def _applier(write: Write) -> Applier:
-    return next(apply for kind, apply in APPLIERS.items() if isinstance(write, kind))
+    for kind, apply in APPLIERS.items():
+        if isinstance(write, kind):
+            return apply
+    # Not StopIteration, which would end the loop over the writes without a word.
+    raise TypeError(f"no applier for {type(write).__name__}")
