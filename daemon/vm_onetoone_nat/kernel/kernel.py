@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
@@ -26,6 +25,7 @@ from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.addresses import Addresses
 from vm_onetoone_nat.kernel.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
 from vm_onetoone_nat.kernel.bridge import Bridge, bridge_netfilter
+from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.legacy import has_legacy_filter
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.nft import Nft
@@ -71,11 +71,9 @@ class Kernel:
 
     def observe(self, configuration: Configuration) -> Observed:
         """Read everything that a plan needs. Raises KernelError."""
-        try:
+        # An interrupted dump, or an interface that disappeared during it: the pass is retried.
+        with kernel_errors("the kernel's state could not be read"):
             return self._observe(configuration)
-        except NetlinkError as error:
-            # An interrupted dump, or an interface that disappeared during it: the pass is retried.
-            raise KernelError(f"the kernel's state could not be read: {error}") from error
 
     def _observe(self, configuration: Configuration) -> Observed:
         table, foreign, obstacles = self._nft.observe(configuration.fwmark)
@@ -116,13 +114,19 @@ class Kernel:
         """
         if self._arp is None:
             return
+        with contain(Work.PROBE):
+            self._probe(self._arp, configuration, seen, desired)
+
+    def _probe(
+        self, arp: Arp, configuration: Configuration, seen: Observed, desired: Desired
+    ) -> None:
         bridges = {link.name: link for link in seen.links if link.is_bridge}
         for neighbour in desired.doubtful:
             if (bridge := bridges.get(neighbour.ifname)) is not None:
                 self._bridge.probe(bridge, neighbour)
         foreign = {a.interface.ip for a in seen.addresses if not a.owned}
         uplink = seen.uplink
-        self._arp.update(
+        arp.update(
             uplink.link if uplink is not None else None,
             wanted=desired.wanted - foreign if configuration.conflict_detection else frozenset(),
             held=uplink.held_ips if uplink is not None else frozenset(),
