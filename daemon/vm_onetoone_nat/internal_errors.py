@@ -111,16 +111,20 @@ OCCURRED = InternalErrors()
 
 
 @contextmanager
-def contain(work: Work, raises: type[VmNatError] | None = None) -> Iterator[None]:
+def contain(
+    work: Work, *, handled: type[Exception] | None = None, raises: type[VmNatError] | None = None
+) -> Iterator[None]:
     """Let a block end early by an internal error, instead of raising it.
 
-    With `raises`, a caller handles that error: it is raised in place of an internal one, and what
-    is a `VmNatError` already passes.
+    Errors of the class `handled` pass, since the caller handles them. With `raises`, so do all of
+    `VmNatError`, and that error is raised in place of an internal one.
     """
+    if raises is not None:
+        handled = VmNatError
     try:
         yield
     except Exception as error:
-        if raises is not None and isinstance(error, VmNatError):
+        if handled is not None and isinstance(error, handled):
             raise
         OCCURRED.add(work, error)
         if raises is not None:
