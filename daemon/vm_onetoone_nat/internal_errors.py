@@ -26,7 +26,7 @@ GONE_SECONDS = 90.0
 """An error that has not occurred for so long is logged when it occurs again: longer than any delay
 before a repetition."""
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = f"{Path(__file__).parent}/"
 _LONGEST = 300
 """The most characters of an exception's text in the log."""
 
@@ -160,8 +160,7 @@ def retry_seconds(failures: int) -> float:
 
 def _raised_at(error: Exception) -> str:
     """The innermost line of this program that raised an error, or called what raised it."""
-    places = [(Path(f.f_code.co_filename), line) for f, line in walk_tb(error.__traceback__)]
-    ours = [(p, line) for p, line in places if p.is_relative_to(_PACKAGE) and p != Path(__file__)]
-    path, line = (ours or places or [(Path("?"), 0)])[-1]
-    shown = path.relative_to(_PACKAGE) if ours else path.name
-    return f"{shown}, line {line}"
+    places = [(f.f_code.co_filename, line) for f, line in walk_tb(error.__traceback__)]
+    ours = [(p, line) for p, line in places if p.startswith(_PACKAGE) and p != __file__]
+    path, line = (ours or places or [("?", 0)])[-1]
+    return f"{path.removeprefix(_PACKAGE)}, line {line}"

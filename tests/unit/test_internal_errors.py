@@ -18,6 +18,7 @@ from vm_onetoone_nat.internal_errors import (
     contain,
     thread,
 )
+from vm_onetoone_nat.kernel.messages.rtnetlink import parse_answer
 
 pytestmark = pytest.mark.internal_errors
 
@@ -118,11 +119,11 @@ def test_what_is_said(caplog: pytest.LogCaptureFixture) -> None:
 def test_place_in_the_program(caplog: pytest.LogCaptureFixture) -> None:
     """The line that is named is the program's own, also where a library raises."""
     with contain(Work.TICK):
-        Work("no such work")
-    assert "(enum.py, line " in lines(caplog)[0]
+        parse_answer(b"x" * 3)
+    assert "(kernel/messages/rtnetlink.py, line " in lines(caplog)[0]
     with contain(Work.TICK):
-        internal_errors.thread("no work", print)  # type: ignore[arg-type]
-    assert "(internal_errors.py, line " in lines(caplog)[1]
+        Work("no such work")
+    assert "enum.py, line " in lines(caplog)[1]
 
 
 class TestThread:
