@@ -13,6 +13,7 @@ from lab import Host, Lan
 from lab.requirements import missing
 from lab.root import Suite
 from running import Daemon
+from vm_onetoone_nat.internal_errors import OCCURRED
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -28,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "internal_errors: causes internal errors of the program")
     # What a shell starts in the background ignores it, and so would all that is tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("long" if config.getoption("long") else "short")
@@ -93,6 +95,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("faults")
         for row in dict.fromkeys(rows):
             terminalreporter.line(str(row))
+
+
+@pytest.fixture(autouse=True)
+def no_internal_error(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A fault of the program is one of the test, though the program goes on; but for one that is
+    marked as causing them.
+    """
+    OCCURRED.clear()
+    yield
+    if request.node.get_closest_marker("internal_errors") is None:
+        assert {where: n for where, n in OCCURRED.counts.items() if n} == {}
 
 
 @pytest.fixture(scope="session")

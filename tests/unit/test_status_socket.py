@@ -61,6 +61,7 @@ def test_daemon_that_accepts_nobody(tmp_path: Path) -> None:
     assert not isinstance(silent.value, NotRunning)
 
 
+@pytest.mark.internal_errors
 def test_answer_that_fails(tmp_path: Path) -> None:
     """Where the daemon cannot answer it says nothing, and answers the next one."""
     answers = [report_to_json(report(entry(1)))]

@@ -170,9 +170,10 @@ def _internal_state(mapping: Mapping, guests: Guests | None) -> _Finding | None:
     if network is None:
         return None
     if not network.gateways:
-        reason = (
-            f"network '{network.name}' has no {_title(mapping)} address of its own to route from"
-        )
+        lack = f"has no {_title(mapping)} address of its own to route from"
+        reason = f"network '{network.name}' {lack}"
+        if network.fault:
+            reason = f"network '{network.name}': {network.fault}"
         return _Finding(ERROR, reason, Cause.NETWORK_UNROUTED)
     for gateway in network.gateways:
         if mapping.internal == gateway.ip:

@@ -72,6 +72,12 @@ def why_unknown(mapping: Mapping, guests: Guests | None) -> tuple[str, Cause]:
             which = "no interface" if mapping.mac is None else f"no interface {mapping.mac}"
             reason = f"domain '{domain.name}' has {which} on network '{network.name}'"
             return reason, Cause.NO_INTERFACE
+        if network.fault:
+            return f"network '{network.name}': {network.fault}", Cause.ADDRESS_UNKNOWN
+        macs = {nic.mac for nic in interfaces(domain, network, mapping.mac)}
+        for mac, fault in network.unreadable:
+            if mac in macs:
+                return f"network '{network.name}', {mac}: {fault}", Cause.ADDRESS_UNKNOWN
     reason = (
         f"the guest's address on network '{mapping.network}' is not known yet: it has no "
         "reservation and no lease, and has sent no packet"

@@ -14,6 +14,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
 from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface, family_of_text
@@ -146,11 +147,12 @@ class Addresses:
         """Send the messages for these addresses; yield the errors."""
         results: dict[int, int] = {}
         try:
-            self._send(messages)
-            while len(batch) - 1 not in results:
-                results.update(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)).results)
-        except OSError as error:
-            yield f"addresses could not be {verb}: {error.strerror}"
+            with kernel_errors(f"addresses could not be {verb}"):
+                self._send(messages)
+                while len(batch) - 1 not in results:
+                    results.update(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)).results)
+        except KernelError as error:
+            yield str(error)
         for number, error_number in results.items():
             # An interface that disappears meanwhile has its own notification.
             gone = error_number == ENODEV and verb == "deleted"
@@ -175,37 +177,35 @@ class Addresses:
         read: Callable[[rtnetlink.Answer], Iterator[T]],
     ) -> tuple[T, ...]:
         """A dump of each family. Raises KernelError."""
-        dumps = (self._dump(request(family)) for family in FAMILIES)
-        return tuple(found for dump in dumps for answer in dump for found in read(answer))
+        with kernel_errors("rtnetlink cannot be read"):
+            dumps = (self._dump(request(family)) for family in FAMILIES)
+            return tuple(found for dump in dumps for answer in dump for found in read(answer))
 
     def _dump(self, request: bytes) -> list[rtnetlink.Answer]:
-        """One consistent dump. Raises KernelError."""
-        try:
-            for _ in range(_ATTEMPTS):
-                answers: list[rtnetlink.Answer] = []
-                self._send(request)
-                while not answers or not answers[-1].results:
-                    answers.append(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)))
-                    # ENOENT: the table has never had a route.
-                    for error in set(answers[-1].results.values()) - {0, ENOENT}:
-                        raise OSError(error, os.strerror(error))
-                if not any(answer.interrupted for answer in answers):
-                    return answers
-        except OSError as failure:
-            raise KernelError(f"rtnetlink cannot be read: {failure.strerror}") from failure
+        """One consistent dump. Raises KernelError, OSError, struct.error."""
+        for _ in range(_ATTEMPTS):
+            answers: list[rtnetlink.Answer] = []
+            self._send(request)
+            while not answers or not answers[-1].results:
+                answers.append(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)))
+                # ENOENT: the table has never had a route.
+                for error in set(answers[-1].results.values()) - {0, ENOENT}:
+                    raise OSError(error, os.strerror(error))
+            if not any(answer.interrupted for answer in answers):
+                return answers
         raise KernelError("addresses and routes cannot be listed: they change during each attempt")
 
     def _recorded(self) -> set[tuple[str, IPInterface]]:
         try:
             entries = json.loads(self._record.read_text())
+            return {(name, family_of_text(text).interface(text)) for name, text in entries}
         except FileNotFoundError:
             return set()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise KernelError(
                 f"{self._record}: cannot be read: {error}",
                 hint="remove the file, and by hand the addresses that the daemon has added",
             ) from error
-        return {(ifname, family_of_text(written).interface(written)) for ifname, written in entries}
 
     def _write_record(self, entries: set[tuple[str, IPInterface]]) -> None:
         text = json.dumps(sorted((ifname, str(interface)) for ifname, interface in entries))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vm_onetoone_nat.decide.acd import JITTER_SECONDS, Announcement, ArpPacket, Detector, Message
 from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.internal_errors import Work, contain, thread
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.model.host import Unavailable
 from vm_onetoone_nat.model.links import Link
@@ -61,7 +62,7 @@ class Arp:
         self._socket: socket.socket | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._refused = False
-        self._thread = threading.Thread(target=self._run, name="arp", daemon=True)
+        self._thread = thread(Work.ARP, self._run)
 
     def start(self) -> None:
         """Start the thread."""
@@ -120,6 +121,10 @@ class Arp:
                 )
             self._refused = True
             return
+        except OSError as error:
+            # It is tried again by the next pass.
+            log.debug("ARP on %s: %s", link.name, error)
+            return
         try:
             packets.bind((link.name, ARP_PROTOCOL))
         except OSError as error:
@@ -173,15 +178,18 @@ class Arp:
     def _receive(self, packets: socket.socket) -> None:
         while True:
             try:
-                packet = parse_packet(packets.recv(128))
+                received = packets.recv(128)
             except BlockingIOError:
                 return
             except OSError as error:
                 # The link went down or disappeared; its notification follows.
                 log.debug("ARP: %s", error)
                 return
-            if packet is not None:
-                self._send(self._detector.received(time.monotonic(), packet))
+            # A packet that cannot be handled must not keep the others waiting.
+            with contain(Work.ARP):
+                packet = parse_packet(received)
+                if packet is not None:
+                    self._send(self._detector.received(time.monotonic(), packet))
 
     def _send(self, messages: tuple[Message, ...]) -> None:
         if self._link is None or self._socket is None:

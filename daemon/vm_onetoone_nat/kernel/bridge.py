@@ -1,21 +1,22 @@
 """Bridge ports of guests: the port behind which an address is, and the hairpin flag."""
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from errno import ENODEV
 from socket import AF_BRIDGE
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.neighbours import neighbours
 from vm_onetoone_nat.kernel.proc import sysctl
 from vm_onetoone_nat.model.family import IPV4, Family, IPAddress, address
 from vm_onetoone_nat.model.host import Neighbour
 from vm_onetoone_nat.model.links import Link
 
-_ENODEV = 19
 # linux/neighbour.h: NUD_* states. Valid ones have a usable MAC; _PROBE makes the kernel probe.
 _REACHABLE, _STALE, _DELAY, _PROBE, _NOARP, _PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
 _FRESH = _REACHABLE | _DELAY | _PROBE | _NOARP | _PERMANENT
@@ -26,11 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def bridge_netfilter(family: Family = IPV4) -> bool:
-    """Whether bridged frames pass the IP hooks in this network namespace (br_netfilter)."""
-    try:
-        return sysctl(family.bridge_netfilter).read_text().strip() == "1"
-    except FileNotFoundError:
-        return False
+    """Whether bridged frames pass the IP hooks in this network namespace (br_netfilter).
+
+    Raises KernelError.
+    """
+    setting = sysctl(family.bridge_netfilter)
+    with kernel_errors(f"{setting} cannot be read"), suppress(FileNotFoundError):
+        return setting.read_text().strip() == "1"
+    return False
 
 
 class Bridge:
@@ -46,26 +50,29 @@ class Bridge:
         found = []
         for entry in neighbours(self._netlink):
             link = links.get(entry["ifindex"])
-            mac, times = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_CACHEINFO")
-            if link is None or not link.is_bridge or not mac or not entry["state"] & _VALID:
+            mac, at = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
+            if link is None or not link.is_bridge or not entry["state"] & _VALID:
                 continue
+            if not (mac and at):
+                continue
+            times = entry.get_attr("NDA_CACHEINFO")
             age = min(times["ndm_confirmed"], times["ndm_updated"]) / _TICKS if times else 0.0
-            found_at = address(entry.get_attr("NDA_DST"))
-            found.append(Neighbour(link.name, found_at, mac, age, bool(entry["state"] & _FRESH)))
+            found.append(Neighbour(link.name, address(at), mac, age, bool(entry["state"] & _FRESH)))
         return tuple(found)
 
     def probe(self, bridge: Link, neighbour: Neighbour) -> None:
         """Make the kernel probe a neighbour; without a reply it deletes the entry."""
         try:
-            self._netlink.neigh(
-                "change",
-                dst=str(neighbour.address),
-                lladdr=neighbour.mac,
-                ifindex=bridge.index,
-                state=_PROBE,
-            )
-        except NetlinkError as error:
-            log.debug("neighbour %s: %s", neighbour.address, error)
+            with kernel_errors(f"neighbour {neighbour.address}"):
+                self._netlink.neigh(
+                    "change",
+                    dst=str(neighbour.address),
+                    lladdr=neighbour.mac,
+                    ifindex=bridge.index,
+                    state=_PROBE,
+                )
+        except KernelError as error:
+            log.debug("%s", error)
 
     def ports(
         self, links: Mapping[int, Link], neighbours: Iterable[Neighbour]
@@ -90,15 +97,14 @@ class Bridge:
 
     def set_hairpin(self, name: str, on: bool) -> None:
         """Set or clear the hairpin flag of a port; a missing port is not an error."""
-        indexes = self._netlink.link_lookup(ifname=name)
-        if not indexes:
-            self.hairpins_set.discard(name)
-            return
-        try:
-            self._netlink.brport("set", index=indexes[0], mode=int(on))
-            (self.hairpins_set.add if on else self.hairpins_set.discard)(name)
-        except NetlinkError as error:
-            if error.code != _ENODEV:
-                raise KernelError(
-                    f"hairpin flag of bridge port {name}: {os.strerror(error.code)}"
-                ) from error
+        with kernel_errors(f"hairpin flag of bridge port {name}"):
+            indexes = self._netlink.link_lookup(ifname=name)
+            if not indexes:
+                self.hairpins_set.discard(name)
+                return
+            try:
+                self._netlink.brport("set", index=indexes[0], mode=int(on))
+                (self.hairpins_set.add if on else self.hairpins_set.discard)(name)
+            except NetlinkError as error:
+                if error.code != ENODEV:
+                    raise

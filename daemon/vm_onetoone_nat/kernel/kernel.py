@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
@@ -19,12 +18,14 @@ from vm_onetoone_nat.decide.host_writes import (
 )
 from vm_onetoone_nat.decide.plan import Plan
 from vm_onetoone_nat.decide.uplink import choose
-from vm_onetoone_nat.decide.writes import NftWrite, StoreWrite, Write
+from vm_onetoone_nat.decide.writes import NftWrite, StoreWrite, Write, WritesFailed, depending
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.internal_errors import Work, contain
 from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.addresses import Addresses
 from vm_onetoone_nat.kernel.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
 from vm_onetoone_nat.kernel.bridge import Bridge, bridge_netfilter
+from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.legacy import has_legacy_filter
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.nft import Nft
@@ -70,11 +71,9 @@ class Kernel:
 
     def observe(self, configuration: Configuration) -> Observed:
         """Read everything that a plan needs. Raises KernelError."""
-        try:
+        # An interrupted dump, or an interface that disappeared during it: the pass is retried.
+        with kernel_errors("the kernel's state could not be read"):
             return self._observe(configuration)
-        except NetlinkError as error:
-            # An interrupted dump, or an interface that disappeared during it: the pass is retried.
-            raise KernelError(f"the kernel's state could not be read: {error}") from error
 
     def _observe(self, configuration: Configuration) -> Observed:
         table, foreign, obstacles = self._nft.observe(configuration.fwmark)
@@ -115,13 +114,19 @@ class Kernel:
         """
         if self._arp is None:
             return
+        with contain(Work.PROBE):
+            self._probe(self._arp, configuration, seen, desired)
+
+    def _probe(
+        self, arp: Arp, configuration: Configuration, seen: Observed, desired: Desired
+    ) -> None:
         bridges = {link.name: link for link in seen.links if link.is_bridge}
         for neighbour in desired.doubtful:
             if (bridge := bridges.get(neighbour.ifname)) is not None:
                 self._bridge.probe(bridge, neighbour)
         foreign = {a.interface.ip for a in seen.addresses if not a.owned}
         uplink = seen.uplink
-        self._arp.update(
+        arp.update(
             uplink.link if uplink is not None else None,
             wanted=desired.wanted - foreign if configuration.conflict_detection else frozenset(),
             held=uplink.held_ips if uplink is not None else frozenset(),
@@ -142,12 +147,12 @@ class Kernel:
         return Detection(unavailable, found.probed)
 
     def apply(self, plan: Plan) -> None:
-        """Write the plan, in its order. Raises KernelError, and TransactionRefused.
+        """Write the plan, in its order. Raises WritesFailed, and TransactionRefused.
 
         Writes to the store are not the kernel's: the caller has made them.
 
-        If one part fails, the others are tried all the same. Only after a refused transaction
-        nothing more is written.
+        If one write fails, those that do not depend on it are made all the same. Only after a
+        refused transaction nothing more is written.
         """
         failures = _Failures()
         # What the plan flushes has not been flushed until it has done so.
@@ -167,22 +172,31 @@ class Kernel:
 
 
 class _Failures:
-    """Collects errors, so that the writes after a failed one are still tried."""
+    """Collects errors, so that the writes that do not depend on a failed one are still made."""
 
     def __init__(self) -> None:
         self._errors: list[KernelError] = []
+        self._writes: set[Write] = set()
 
-    def attempt(self, write: Callable[..., object], *arguments: object) -> None:
+    def attempt(self, apply: "Applier", kernel: Kernel, writes: Sequence[Write]) -> None:
+        hindered = depending(writes, self._writes)
+        self._writes |= hindered
+        possible = tuple(write for write in writes if write not in hindered)
+        if not possible:
+            return
         try:
-            write(*arguments)
+            with contain(Work.WRITE, raises=KernelError):
+                apply(kernel, possible)
         except TransactionRefused:
             raise
         except KernelError as error:
             self._errors.append(error)
+            self._writes |= error.writes if isinstance(error, WritesFailed) else set(possible)
 
     def raise_any(self) -> None:
         if self._errors:
-            raise KernelError("; ".join(str(error) for error in self._errors))
+            text = "; ".join(str(error) for error in self._errors)
+            raise WritesFailed(text, frozenset(self._writes))
 
 
 def conflicts_path(runtime: Path) -> Path:
@@ -227,7 +241,7 @@ def _each(kind: type[W], apply: Callable[[Kernel, W], None]) -> tuple[type[Write
     def apply_each(kernel: Kernel, writes: Sequence[W]) -> None:
         failures = _Failures()
         for write in writes:
-            failures.attempt(apply, kernel, write)
+            failures.attempt(lambda kernel, ws: apply(kernel, *ws), kernel, (write,))
         failures.raise_any()
 
     return kind, apply_each

@@ -1,5 +1,7 @@
 """The host's network interfaces, in one dump (pyroute2)."""
 
+import os
+
 from pyroute2 import IPRoute
 
 from vm_onetoone_nat.model.links import Link
@@ -12,6 +14,10 @@ def links(netlink: IPRoute) -> dict[int, Link]:
     """Every interface by its index."""
     found = {}
     for message in netlink.get_links():
+        name = message.get_attr("IFLA_IFNAME")
+        if not name:
+            # A message that pyroute2 could not parse.
+            continue
         flags = message["flags"]
         is_port = hairpin = False
         info = message.get_attr("IFLA_LINKINFO")
@@ -21,7 +27,8 @@ def links(netlink: IPRoute) -> dict[int, Link]:
             hairpin = bool(data.get_attr("IFLA_BRPORT_MODE")) if data is not None else False
         found[message["index"]] = Link(
             index=message["index"],
-            name=message.get_attr("IFLA_IFNAME"),
+            # Bytes if it is not UTF-8.
+            name=os.fsdecode(name),
             mac=message.get_attr("IFLA_ADDRESS") or "",
             running=bool(flags & _UP and flags & _LOWER_UP),
             has_arp=message["ifi_type"] == _ETHERNET

@@ -8,12 +8,12 @@ from contextlib import suppress
 
 import nftables
 from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_REQUEST
-from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
 from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.messages.nft_accept import (
     FORWARD_CHAINS,
     parse_chains,
@@ -68,18 +68,18 @@ class _Context:
             return []
         try:
             listing: list[Json] = json.loads(output)["nftables"]
-        except json.JSONDecodeError as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise _UnreadableListing("libnftables printed a listing that is not JSON") from error
         return listing
 
     def text(self, what: Json) -> str:
         """The same listing as `nft` prints it, with handles. Raises KernelError."""
         self._nftables.set_json_output(False)
+        ((kind, value),) = what.items()
+        command = f"list {kind} {value['family']} {value['table']} {value['name']}"
         try:
-            ((kind, value),) = what.items()
-            code, output, error = self._nftables.cmd(
-                f"list {kind} {value['family']} {value['table']} {value['name']}"
-            )
+            with kernel_errors("nftables cannot be listed"):
+                code, output, error = self._nftables.cmd(command)
         finally:
             self._nftables.set_json_output(True)
         if code != 0:
@@ -87,8 +87,9 @@ class _Context:
         return str(output)
 
     def run(self, commands: Sequence[Json]) -> tuple[int, str, str]:
-        """Exit code, errors, output."""
-        code, output, error = self._nftables.cmd(json.dumps({"nftables": commands}))
+        """Exit code, errors, output. Raises KernelError if these are not UTF-8."""
+        with kernel_errors("libnftables' answer cannot be read"):
+            code, output, error = self._nftables.cmd(json.dumps({"nftables": commands}))
         return code, error, output
 
 
@@ -196,7 +197,7 @@ class Nft:
         self._listed = None
         try:
             table = parse_table(self._context.list(TABLE_JSON))
-        except _UnreadableListing:
+        except (_UnreadableListing, ValueError, LookupError, TypeError, AttributeError):
             # We did not write it like that: it is replaced.
             return Table(intact=False)
         if table.intact and self._generation() == self.generation:
@@ -217,11 +218,12 @@ class Nft:
             self._batches.send(_EMPTY_TRANSACTION)
 
     def _generation(self) -> int:
-        try:
-            (answer,) = self._netlink.nlm_request(nft_gen_msg(), _GET_GENERATION, NLM_F_REQUEST)
-        except NetlinkError as error:
-            raise KernelError(f"nftables' generation cannot be read: {error}") from error
-        return int(answer.get_attr("NFTA_GEN_ID"))
+        with kernel_errors("nftables' generation cannot be read"):
+            answers = self._netlink.nlm_request(nft_gen_msg(), _GET_GENERATION, NLM_F_REQUEST)
+            generations = [answer.get_attr("NFTA_GEN_ID") for answer in answers]
+        if len(generations) != 1 or generations[0] is None:
+            raise KernelError("nftables' generation cannot be read: no answer")
+        return int(generations[0])
 
 
 def _one_line(error: str) -> str:

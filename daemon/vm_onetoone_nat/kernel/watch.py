@@ -4,7 +4,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from functools import reduce
+from errno import ENOBUFS
+from functools import partial, reduce
 from operator import or_
 from socket import AF_BRIDGE
 from typing import Any
@@ -14,6 +15,7 @@ from pyroute2.netlink import NETLINK_NETFILTER, rtnl
 from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
+from vm_onetoone_nat.internal_errors import Work, contain, thread
 from vm_onetoone_nat.kernel.neighbours import neighbours
 from vm_onetoone_nat.kernel.socket_filter import (
     NEW_GENERATION,
@@ -29,6 +31,8 @@ _NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")
 """A guest's address has changed."""
 
 _BRIDGE_PORT = Trigger(Kind.BRIDGE, "bridge port")
+_RTNETLINK_LOST = Trigger(Kind.RTNETLINK_LOST, "rtnetlink: notifications were lost")
+_NFTABLES_LOST = Trigger(Kind.NFTABLES_LOST, "nftables: notifications were lost")
 _UNPARSED = Trigger(Kind.RULESET, "ruleset changed, in a notification that could not be parsed")
 
 _RTNETLINK_GROUPS = (
@@ -58,52 +62,66 @@ class Watch:
         """The last notified generation of the ruleset."""
 
     def start(self) -> None:
-        """Start listening; no notification after the return is missed."""
-        for name, listen, lost in (
-            ("rtnetlink", self._rtnetlink, Kind.RTNETLINK_LOST),
-            ("nftables", self._nftables, Kind.NFTABLES_LOST),
+        """Start listening; no notification after the return is missed.
+
+        A thread that cannot listen tries again, and has a pass look for what was missed when it
+        can.
+        """
+        for work, listen, lost in (
+            (Work.RTNETLINK, self._rtnetlink, _RTNETLINK_LOST),
+            (Work.NFTABLES, self._nftables, _NFTABLES_LOST),
         ):
-            listening = threading.Event()
-            arguments = (listen, listening, Trigger(lost, f"{name}: notifications were lost"))
-            threading.Thread(target=self._run, args=arguments, name=name, daemon=True).start()
-            listening.wait()
+            tried = threading.Event()
+            thread(work, partial(self._run, listen, tried, lost)).start()
+            tried.wait()
 
     def _run(
-        self,
-        listen: Callable[[threading.Event], None],
-        listening: threading.Event,
-        lost: Trigger,
+        self, listen: Callable[[Callable[[], None]], None], tried: threading.Event, lost: Trigger
     ) -> None:
+        """Call `listen`, again with a new socket when the kernel has dropped notifications.
+
+        What was missed is unknown, so each time but the first a pass has to observe everything.
+        """
+
+        def listening() -> None:
+            if tried.is_set():
+                self._notify(lost)
+            tried.set()
+
         while True:
             try:
                 listen(listening)
-            except Exception as error:
-                # Most likely ENOBUFS: the kernel has dropped notifications. After any error the
-                # thread goes on with a new socket, and the pass observes everything, since what
-                # was missed is unknown.
+            except OSError as error:
+                if error.errno != ENOBUFS:
+                    raise
                 log.debug("%s: %r", lost.text, error)
+            finally:
+                tried.set()
             time.sleep(_REOPEN_SECONDS)
-            self._notify(lost)
 
     # Create, bind and read a socket in one thread: pyroute2 ties it to the thread's event loop.
 
-    def _rtnetlink(self, listening: threading.Event) -> None:
+    def _rtnetlink(self, listening: Callable[[], None]) -> None:
         with IPRoute() as netlink:
             nothing_of_our_own(netlink, self._portid)
             netlink.bind(groups=_RTNETLINK_GROUPS)
             self._macs = _known_neighbours()
-            listening.set()
+            listening()
             while True:
                 for message in netlink.get():
-                    if (trigger := self._interesting(message)) is not None:
+                    # One that cannot be read costs a pass.
+                    trigger: Trigger | None = _RTNETLINK_LOST
+                    with contain(Work.RTNETLINK):
+                        trigger = self._interesting(message)
+                    if trigger is not None:
                         self._notify(trigger)
 
-    def _nftables(self, listening: threading.Event) -> None:
+    def _nftables(self, listening: Callable[[], None]) -> None:
         with NetlinkSocket(family=NETLINK_NETFILTER) as netlink:
             netlink.register_policy({NEW_GENERATION: nft_gen_msg})
             generations_only(netlink)
             netlink.bind(groups=_NFTABLES_GROUP)
-            listening.set()
+            listening()
             while True:
                 for message in netlink.get():
                     generation = message.get_attr("NFTA_GEN_ID")

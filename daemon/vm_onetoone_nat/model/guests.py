@@ -57,7 +57,8 @@ class Network:
     """A virtual network that libvirt knows. `gateways` are the addresses of its bridge.
 
     `reservations` and `leases` of its DHCP server are pairs of MAC and address; the latest lease
-    comes first.
+    comes first. `unreadable` are pairs of MAC, and why its reservation or lease cannot be read.
+    `fault` is why its definition cannot be read, else empty.
     """
 
     name: str
@@ -66,6 +67,8 @@ class Network:
     gateways: tuple[IPInterface, ...] = ()
     reservations: tuple[tuple[str, IPAddress], ...] = ()
     leases: tuple[tuple[str, IPAddress], ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
+    fault: str = ""
 
     @cached_property
     def given(self) -> dict[IPAddress, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vm_onetoone_nat.errors import StoreError
 from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.internal_errors import Work, contain
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.model.family import address
 from vm_onetoone_nat.model.mapping import Origin
@@ -60,6 +61,11 @@ class FileStore:
         Raises StoreError; `observe` then has them in memory, until they can be written.
         """
         self._unwritten = allocations
+        with contain(Work.STORE, raises=StoreError):
+            self._record(allocations)
+        self._unwritten = None
+
+    def _record(self, allocations: frozenset[Allocation]) -> None:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_text(self._path, _to_json(allocations))
@@ -68,7 +74,6 @@ class FileStore:
                 f"{self._path}: cannot be written: {error.strerror}",
                 hint="until it is written, a restart may change the addresses of guests of pools",
             ) from error
-        self._unwritten = None
 
 
 def _from_json(text: str) -> frozenset[Allocation]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import libvirt
 
+from vm_onetoone_nat.internal_errors import Work, contain
 from vm_onetoone_nat.model.family import LIBVIRT_TYPES, IPAddress, address
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Agents:
         with self._lock:
             self._asked &= self._asked - self._known.keys()
 
+    @contain(Work.AGENT)
     def _ask(self, uuid: str) -> None:
         try:
             connection = libvirt.open(self._uri)

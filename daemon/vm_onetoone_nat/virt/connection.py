@@ -14,6 +14,7 @@ import libvirt
 
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.internal_errors import Work, contain, thread
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.trigger import Kind, Trigger
@@ -56,8 +57,8 @@ class LibvirtSource:
         self._stopped = threading.Event()
         # Before any open(): a connection opened earlier never delivers an event.
         libvirt.virEventRegisterDefaultImpl()
-        self._loop = threading.Thread(target=self._run_loop, name="libvirt-events", daemon=True)
-        self._connector = threading.Thread(target=self._connect, name="libvirt", daemon=True)
+        self._loop = thread(Work.LIBVIRT_EVENTS, self._run_loop)
+        self._connector = thread(Work.LIBVIRT, self._connect)
 
     def start(self) -> None:
         """Start both threads; return after the first attempt, or after a timeout."""
@@ -81,7 +82,8 @@ class LibvirtSource:
         Repairs go on with those. Raises LibvirtUnavailable if there are none.
         """
         try:
-            self._known = self._ask()
+            with contain(Work.GUESTS, raises=LibvirtUnavailable):
+                self._known = self._ask()
         except LibvirtUnavailable:
             if self._known is None:
                 raise
@@ -188,18 +190,27 @@ class LibvirtSource:
         self, _connection: Any, domain: Any, _state: int, _reason: int, _opaque: None
     ) -> None:
         if self._agents is not None:
-            self._agents.invalidate(domain.UUIDString())
+            with contain(Work.LIBVIRT_EVENTS):
+                self._agents.invalidate(domain.UUIDString())
             self._changed(domain, "guest agent")
 
+    # An event that cannot be read is a trigger all the same.
+
     def _changed(self, domain: Any, what: str) -> None:
-        self._definitions.changed(domain.UUIDString())
-        self._notify(Trigger(Kind.DOMAIN, f"domain {domain.name()}: {what}"))
+        trigger = Trigger(Kind.DOMAIN, f"a domain: {what}")
+        with contain(Work.LIBVIRT_EVENTS):
+            self._definitions.changed(domain.UUIDString())
+            trigger = Trigger(Kind.DOMAIN, f"domain {domain.name()}: {what}")
+        self._notify(trigger)
 
     def _on_network(
         self, _connection: Any, network: Any, event: int, _detail: int, _opaque: None
     ) -> None:
         what = _NETWORK_EVENTS.get(event, event)
-        self._notify(Trigger(Kind.NETWORK, f"network {network.name()}: {what}"))
+        trigger = Trigger(Kind.NETWORK, f"a network: {what}")
+        with contain(Work.LIBVIRT_EVENTS):
+            trigger = Trigger(Kind.NETWORK, f"network {network.name()}: {what}")
+        self._notify(trigger)
 
 
 _DOMAIN_EVENTS = {

@@ -10,12 +10,23 @@ from typing import Any
 import libvirt
 
 from vm_onetoone_nat.errors import LibvirtUnavailable
+from vm_onetoone_nat.internal_errors import Work, contain
 from vm_onetoone_nat.model.family import LIBVIRT_TYPES, IPAddress, address
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Network
 from vm_onetoone_nat.virt.agents import Agents
-from vm_onetoone_nat.virt.xml import Definition, parse_domain, parse_network
+from vm_onetoone_nat.virt.xml import (
+    Definition,
+    NetworkDefinition,
+    parse_domain,
+    parse_network,
+)
 
 log = logging.getLogger(__name__)
+
+_CONNECTION = (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
+"""Where errors of the connection come from; others are about one object."""
+
+_UNEXPECTED = "its definition cannot be read: internal error, see the journal"
 
 _RUNNING = libvirt.VIR_CONNECT_LIST_DOMAINS_RUNNING
 
@@ -72,23 +83,35 @@ class Definitions:
 def read_guests(connection: Any, definitions: Definitions, agents: Agents | None) -> Guests:
     """All domains and networks of a connection. Raises LibvirtUnavailable.
 
+    What cannot be read of one of them is a fault of that one only.
     A read-only connection is enough; with `agents` None no guest agent is queried.
     """
     try:
         every = connection.listAllDomains()
         running = {d.ID() for d in connection.listAllDomains(_RUNNING)}
-        domains = tuple(_domain(d, _listed_state(d, running), definitions, agents) for d in every)
+        domains: list[Domain] = []
+        for each in every:
+            with contain(Work.DOMAIN, handled=libvirt.libvirtError):
+                domains.append(_domain(each, _listed_state(each, running), definitions, agents))
         networks = tuple(_network(n) for n in connection.listAllNetworks())
     except libvirt.libvirtError as error:
         raise LibvirtUnavailable(f"libvirt: {error.get_error_message()}") from error
-    return Guests(domains, networks)
+    return Guests(tuple(domains), networks)
 
 
 def _domain(
     domain: Any, state: DomainState, definitions: Definitions, agents: Agents | None
 ) -> Domain:
     uuid = domain.UUIDString()
-    definition = definitions.of(domain, uuid)
+    definition = Definition(fault=_UNEXPECTED)
+    with contain(Work.DOMAIN, handled=libvirt.libvirtError):
+        try:
+            definition = definitions.of(domain, uuid)
+        except libvirt.libvirtError as error:
+            if error.get_error_domain() in _CONNECTION:
+                raise
+            fault = f"its definition cannot be read: {error.get_error_message()}"
+            definition = Definition(fault=fault)
     interfaces = definition.interfaces
     if agents is not None and definition.agent:
         reported = agents.addresses(uuid)
@@ -144,26 +167,46 @@ def _network(network: Any) -> Network:
     """One network; its XML alone has the bridge, its addresses and the reservations."""
     try:
         active = bool(network.isActive())
-        found = parse_network(network.XMLDesc())
-        leases = _leases(network) if active else ()
+        found = NetworkDefinition(fault=_UNEXPECTED)
+        leases, unreadable = _NO_LEASES
+        with contain(Work.NETWORK, handled=libvirt.libvirtError):
+            found = parse_network(network.XMLDesc())
+            leases, unreadable = _leases(network) if active else _NO_LEASES
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
             return Network(network.name(), active=False, bridge=None)
         raise
-    return Network(network.name(), active, found.bridge, found.gateways, found.reservations, leases)
+    return Network(
+        network.name(),
+        active,
+        found.bridge,
+        found.gateways,
+        found.reservations,
+        leases,
+        found.unreadable + unreadable,
+        found.fault,
+    )
 
 
-def _leases(network: Any) -> tuple[tuple[str, IPAddress], ...]:
-    """The leases of a network's DHCP server by MAC, the latest first."""
+_Leases = tuple[tuple[tuple[str, IPAddress], ...], tuple[tuple[str, str], ...]]
+_NO_LEASES: _Leases = ((), ())
+
+
+def _leases(network: Any) -> _Leases:
+    """The leases of a network's DHCP server by MAC, the latest first, and `Network.unreadable`."""
     try:
         leases = network.DHCPLeases()
     except libvirt.libvirtError as error:
         # Drivers without a DHCP server, and while its file is being written.
         log.debug("leases of network %s: %s", network.name(), error)
-        return ()
+        return _NO_LEASES
     leases.sort(key=lambda lease: lease["expirytime"], reverse=True)
-    return tuple(
-        (lease["mac"].lower(), address(lease["ipaddr"]))
-        for lease in leases
-        if lease["type"] in LIBVIRT_TYPES and lease["mac"]
-    )
+    found, unreadable = [], []
+    for lease in leases:
+        if lease["type"] in LIBVIRT_TYPES and lease["mac"]:
+            mac = lease["mac"].lower()
+            try:
+                found.append((mac, address(lease["ipaddr"])))
+            except ValueError as error:
+                unreadable.append((mac, f"its lease cannot be read: {error}"))
+    return tuple(found), tuple(unreadable)

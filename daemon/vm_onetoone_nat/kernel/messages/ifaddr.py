@@ -56,7 +56,7 @@ def deletions(index: int, unwanted: Iterable[IPInterface]) -> bytes:
 
 
 def listed_addresses(answer: Answer) -> Iterator[ListedAddress]:
-    """The addresses in one datagram of a dump."""
+    """The addresses in one datagram of a dump. Raises struct.error."""
     data = answer.data
     for start, end in answer.messages:
         _, prefixlen, _, _, ifindex = _MESSAGE.unpack_from(data, start)

@@ -28,7 +28,7 @@ def listing(family: Family) -> bytes:
 
 
 def default_routes(answer: Answer) -> Iterator[DefaultRoute]:
-    """The default routes in one datagram of a dump."""
+    """The default routes in one datagram of a dump. Raises struct.error."""
     data = answer.data
     for start, end in answer.messages:
         _, destination, _, _, table, _, _, _, _ = _MESSAGE.unpack_from(data, start)
@@ -48,6 +48,8 @@ def default_routes(answer: Answer) -> Iterator[DefaultRoute]:
 def _hops(data: bytes, offset: int, end: int) -> Iterator[Hop]:
     while offset < end:
         length, _, _, index = _HOP.unpack_from(data, offset)
+        if length < _HOP.size:
+            raise struct.error(f"a hop of {length} bytes")
         yield from _hop(data, offset + _HOP.size, offset + length, index)
         offset += length + 3 & ~3
 

@@ -46,13 +46,15 @@ def changes(kind: int, flags: int, bodies: Sequence[bytes]) -> bytes:
 
 
 def parse_answer(data: bytes) -> Answer:
-    """Parse a datagram."""
+    """Parse a datagram. Raises struct.error."""
     messages: list[tuple[int, int]] = []
     results: dict[int, int] = {}
     interrupted = False
     offset = 0
     while offset < len(data):
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            raise struct.error(f"a message of {length} bytes")
         interrupted |= bool(flags & _DUMP_INTERRUPTED)
         start = offset + _HEADER.size
         if kind in (_NLMSG_ERROR, _NLMSG_DONE):
@@ -71,9 +73,14 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The attributes in a range of `data`: kind, start and end of the value."""
+    """The attributes in a range of `data`: kind, start and end of the value.
+
+    Raises struct.error.
+    """
     while offset < end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            raise struct.error(f"an attribute of {length} bytes")
         yield kind, offset + _ATTRIBUTE.size, offset + length
         offset += _aligned(length)
 
