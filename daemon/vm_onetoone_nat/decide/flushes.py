@@ -18,60 +18,57 @@ Flush = FlushTranslated | FlushBypassing
 
 
 class Flushes:
-    """The flushes that wait, those of the round that runs, and which translations are flushed."""
+    """The flushes that wait, and those of the round that runs."""
 
     def __init__(self) -> None:
         self._waiting: dict[Translation, Flush] = {}
         self._running: dict[Translation, Flush] = {}
-        self._flushed: dict[Translation, Flush] = {}
+        self._serving: dict[Translation, FlushBypassing] = {}
         self._due = _Due(())
 
     def add(self, flushes: Iterable[Flush]) -> None:
         """Add flushes, after their translations have been added to our table or deleted.
 
         A translation that is back is no longer flushed for its deletion: a packet of its earlier
-        flows goes where it would go without them. A translation that is deleted, or whose external
-        address has another one, has no flows that bypass it.
+        flows goes where it would go without them. Of a translation that is deleted, or whose
+        external address has another one, nothing is flushed that bypasses it.
         """
         added = {flush.translation: flush for flush in flushes}
-        served = {pair.external for pair, flush in added.items() if _is_bypassing(flush)}
-        for held in (self._waiting, self._running, self._flushed):
+        serving = {p: f for p, f in added.items() if isinstance(f, FlushBypassing)}
+        served = {pair.external for pair in serving}
+        for held in (self._waiting, self._running, self._serving):
             for pair, flush in tuple(held.items()):
-                if pair in added or (_is_bypassing(flush) and pair.external in served):
+                bypassing = isinstance(flush, FlushBypassing)
+                if pair in added or (bypassing and pair.external in served):
                     del held[pair]
         self._waiting.update(added)
+        self._serving.update(serving)
         self._due = _Due(self._running.values())
-
-    def forget(self, pairs: Iterable[Translation]) -> None:
-        """These translations are going to be added or deleted: they are no longer flushed."""
-        for pair in pairs:
-            self._flushed.pop(pair, None)
 
     def again(self, externals: Set[IPAddress]) -> None:
         """Flush once more what bypasses a translation of these addresses, which have been added.
 
         A packet that was on its way during the first round may have made an entry after it.
         """
-        held = {**self._flushed, **self._running}
-        repeated = {p: f for p, f in held.items() if p.external in externals and _is_bypassing(f)}
+        repeated = {p: f for p, f in self._serving.items() if p.external in externals}
         self._waiting.update(repeated)
-        self.forget(repeated)
+
+    def forget(self, pairs: Iterable[Translation]) -> None:
+        """These translations are going to be added or deleted: they are no longer flushed."""
+        for pair in pairs:
+            self._serving.pop(pair, None)
 
     def begin(self) -> frozenset[Family]:
-        """Begin a round with all flushes that wait; return the families whose entries it reads."""
-        self._running, self._waiting = self._waiting, {}
+        """Begin a round; return the families whose entries it reads.
+
+        It has all flushes that wait, and those of a round that did not end.
+        """
+        self._running, self._waiting = {**self._running, **self._waiting}, {}
         self._due = _Due(self._running.values())
         return frozenset(family_of(pair.external) for pair in self._running)
 
     def end(self) -> None:
         """The round has read all entries, and deleted those that were due."""
-        done = {pair: flush for pair, flush in self._running.items() if _is_bypassing(flush)}
-        self._flushed.update({p: f for p, f in done.items() if p not in self._waiting})
-        self._running = {}
-
-    def fail(self) -> None:
-        """The round could not do that: its flushes wait for another one."""
-        self._waiting = {**self._running, **self._waiting}
         self._running = {}
 
     @property
@@ -82,8 +79,7 @@ class Flushes:
     @property
     def flushed(self) -> frozenset[Translation]:
         """The translations of which what bypasses them has been deleted, or is going to be."""
-        held = {**self._flushed, **self._running, **self._waiting}
-        return frozenset(pair for pair, flush in held.items() if _is_bypassing(flush))
+        return frozenset(self._serving)
 
     @property
     def sources(self) -> Set[bytes]:
@@ -136,7 +132,3 @@ class _Due:
         if self._internal.get(flow.destination, flow.reply_source) != flow.reply_source:
             return True
         return flow.protocol != _TCP and flow.reply_destination in self._hosts.get(flow.source, ())
-
-
-def _is_bypassing(flush: Flush) -> bool:
-    return isinstance(flush, FlushBypassing)

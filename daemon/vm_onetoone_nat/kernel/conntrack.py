@@ -63,7 +63,6 @@ class Flusher:
                 self._round = None
         except (OSError, ValueError) as error:
             self._round = None
-            self._flushes.fail()
             raise _failure(error) from error
         return False
 

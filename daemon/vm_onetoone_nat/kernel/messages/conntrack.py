@@ -28,10 +28,12 @@ _HEADER = struct.Struct("=IH10x")  # nlmsghdr: length, type
 _MESSAGE = struct.Struct("=BBH")  # nfgenmsg: family, version, resource
 _ATTRIBUTE = struct.Struct("=HH")
 _FLAGS = struct.Struct("=I")
-_COUNT = struct.Struct(">I")
 _ERROR = struct.Struct("=i")
+_LAST = struct.Struct("=6xH8xi")  # nlmsghdr: flags; error number
 
+_EINTR = 4
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
 
 Entry = bytes
 """An entry as the kernel lists it, without the netlink header."""
@@ -96,7 +98,7 @@ def parse_listing(
         if not skipped:
             entry = data[offset + _HEADER.size : offset + length]
             flow = _flow(entry, family)
-            if flow is not None and (flow.destination in destinations or flow.source in sources):
+            if flow.destination in destinations or flow.source in sources:
                 found.append((flow, entry))
         offset += length + 3 & ~3
     return Part(tuple(found), None)
@@ -108,9 +110,9 @@ def deletion(entry: Entry) -> bytes:
     Raises ValueError for an entry without addresses: a deletion without them would empty the table.
     """
     kept = {
-        kind: entry[at - _ATTRIBUTE.size : until + 3 & ~3]
-        for kind, at, until in _attributes(entry, _MESSAGE.size, len(entry))
-        if kind in (_ORIGINAL, _ZONE, _ID)
+        kind & _KIND: attribute(kind, entry[start:end])
+        for kind, start, end in _attributes(entry, (_MESSAGE.size, len(entry)))
+        if kind & _KIND in (_ORIGINAL, _ZONE, _ID)
     }
     if _ORIGINAL not in kept:
         raise ValueError("an entry of connection tracking has no addresses")
@@ -134,20 +136,16 @@ def counting() -> bytes:
 
 def parse_count(data: bytes) -> int:
     """The number in the answer. Raises ValueError if it has none."""
-    _, kind = _HEADER.unpack_from(data)
-    start = _HEADER.size + _MESSAGE.size
-    for attribute_kind, at, _ in _attributes(data, start, len(data)) if kind == _GET_STATS else ():
-        if attribute_kind == _ENTRIES:
-            (count,) = _COUNT.unpack_from(data, at)
-            return int(count)
-    raise ValueError("the kernel does not count the entries of connection tracking")
+    start, _ = _find(data, (_HEADER.size + _MESSAGE.size, len(data)), _ENTRIES)
+    return int.from_bytes(data[start : start + 4], "big")
 
 
 def _result(data: bytes, kind: int, offset: int) -> int:
-    """The number in the last message of a listing."""
-    if kind not in (_NLMSG_ERROR, _NLMSG_DONE) or offset + 20 > len(data):
+    """The number in the last message of a listing; EINTR if entries may have been left out."""
+    if kind not in (_NLMSG_ERROR, _NLMSG_DONE) or offset + _LAST.size > len(data):
         raise ValueError(f"a listing of connection tracking has a message of type {kind}")
-    return -int(_ERROR.unpack_from(data, offset + _HEADER.size)[0])
+    flags, error = _LAST.unpack_from(data, offset)
+    return _EINTR if flags & _DUMP_INTERRUPTED else -int(error)
 
 
 @cache
@@ -167,35 +165,38 @@ def _layout(family: Family) -> tuple[struct.Struct, bytes, bytes]:
     )
 
 
-def _flow(entry: Entry, family: Family) -> Flow | None:
-    """The flow of an entry; None if it lacks an address."""
-    addresses: list[bytes | None] = []
-    protocol = 0
-    for kind, at, until in _attributes(entry, _MESSAGE.size, len(entry)):
-        if kind not in (_ORIGINAL, _REPLY):
-            continue
-        for part, start, end in _attributes(entry, at, until):
-            if part == _IP:
-                found = {k: entry[a:u] for k, a, u in _attributes(entry, start, end)}
-                addresses += [found.get(k) for k in family.tuple_addresses]
-            elif part == _PROTOCOL:
-                numbers = (entry[a] for k, a, _ in _attributes(entry, start, end) if k == _NUMBER)
-                protocol = next(numbers, 0)
-        if kind == _REPLY:
-            break
-    match addresses:
-        case [bytes(source), bytes(destination), bytes(reply_source), bytes(reply_destination)]:
-            return Flow(source, destination, reply_source, reply_destination, protocol)
-    return None
+def _flow(entry: Entry, family: Family) -> Flow:
+    """The flow of an entry."""
+    source, destination = family.tuple_addresses
+    everything = _MESSAGE.size, len(entry)
+    original, reply = _find(entry, everything, _ORIGINAL), _find(entry, everything, _REPLY)
+    there, back = _find(entry, original, _IP), _find(entry, reply, _IP)
+    number, _ = _find(entry, _find(entry, original, _PROTOCOL), _NUMBER)
+    return Flow(
+        entry[slice(*_find(entry, there, source))],
+        entry[slice(*_find(entry, there, destination))],
+        entry[slice(*_find(entry, back, source))],
+        entry[slice(*_find(entry, back, destination))],
+        entry[number],
+    )
 
 
-def _attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The attributes in a range of `data`: kind, start and end of the value."""
+def _find(data: bytes, within: tuple[int, int], kind: int) -> tuple[int, int]:
+    """The start and end of the value of the first attribute of a kind in a range of `data`."""
+    for found, start, end in _attributes(data, within):
+        if found & _KIND == kind:
+            return start, end
+    raise ValueError(f"an entry of connection tracking has no attribute {kind}")
+
+
+def _attributes(data: bytes, within: tuple[int, int]) -> Iterator[tuple[int, int, int]]:
+    """The attributes in a range of `data`: kind with its flags, start and end of the value."""
+    offset, end = within
     while offset < end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset) if end - offset >= 4 else (0, 0)
         if length < _ATTRIBUTE.size or offset + length > end:
             raise ValueError("an attribute is longer than its message, or shorter than its header")
-        yield kind & _KIND, offset + _ATTRIBUTE.size, offset + length
+        yield kind, offset + _ATTRIBUTE.size, offset + length
         offset += length + 3 & ~3
 
 
