@@ -6,7 +6,7 @@ import socket
 from collections.abc import Collection, Iterator, Sequence
 from errno import ENOENT
 from struct import pack
-from time import monotonic
+from time import thread_time
 
 from vm_onetoone_nat.decide.flushes import Flushes
 from vm_onetoone_nat.decide.host_writes import FlushBypassing
@@ -45,17 +45,18 @@ class Flusher:
         self._round: Iterator[None] | None = None
 
     def work(self, seconds: float) -> bool:
-        """Continue for about so long; return whether some is left.
+        """Continue for about so many seconds of this thread; return whether some is left.
 
-        Raises KernelError. What failed is left, and begins again with the next call.
+        The time that others have the processor does not count: a busy host gets as much done.
+        Raises KernelError; what failed is left, and begins again with the next call.
         """
-        until = monotonic() + seconds
+        until = thread_time() + seconds
         try:
             while self._flushes.left:
                 self._round = self._round or self._steps()
-                began = monotonic()
+                began = thread_time()
                 for _ in self._round:
-                    now = monotonic()
+                    now = thread_time()
                     # A step cannot be divided: stop if the next one may end too late.
                     if now + (now - began) >= until:
                         return True
