@@ -44,6 +44,7 @@ class Work(Enum):
     DOMAIN = "reading a guest's definition"
     NETWORK = "reading a network's definition"
     WRITE = "a write to the kernel"
+    FLUSH = "the flush of connections"
     PROBE = "the request for probes"
     STORE = "the record of allocations"
     STATUS = "the answer to status"

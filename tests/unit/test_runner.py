@@ -417,3 +417,136 @@ def test_look_again() -> None:
     running = Runner(reconcile, clock.passes, clock)
     running.run()
     assert seen[1] - seen[0] == pytest.approx(7.0, abs=0.6)
+
+
+def test_work_between_events() -> None:
+    """What a pass has left is done in slices; an event is served after the slice in which it came.
+
+    The watchdog, which `tick` feeds, is fed after each slice.
+    """
+    order: list[str] = []
+
+    def reconcile(triggers: Triggers) -> float | None:
+        order.extend(said(triggers))
+        if "last" in said(triggers):
+            running.stop()
+        return inf
+
+    def work() -> bool:
+        order.append("slice")
+        slices = order.count("slice")
+        if slices == 2:
+            running.notify(named("event"))
+        if slices == 4:
+            running.notify(named("last"))
+        return slices < 4
+
+    def tick() -> bool:
+        order.append("tick")
+        return False
+
+    running = Runner(reconcile, tick)
+    running.run(work)
+    first, second = ("start", "slice", "tick", "slice"), ("event", "slice", "tick", "slice", "last")
+    assert order == [*first, *second]
+
+
+def test_no_work_while_triggers_wait() -> None:
+    """However much is left, the triggers that are queued come first."""
+    order: list[str] = []
+
+    def reconcile(triggers: Triggers) -> float | None:
+        order.append(f"pass {len(triggers)}")
+        if len(order) == 1:
+            for n in range(1000):
+                running.notify(named(f"event {n}"))
+        else:
+            running.stop()
+        return inf
+
+    def work() -> bool:
+        order.append("slice")
+        return True
+
+    running = Runner(reconcile)
+    running.run(work)
+    assert order == ["pass 1", "pass 1000"]
+
+
+def test_work_in_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While triggers come faster than passes may start, work is done in between."""
+    monkeypatch.setattr(runner, "EVERY_SECONDS", 0.05)
+    passes, slices = [], []
+
+    def reconcile(triggers: Triggers) -> float | None:
+        passes.append(triggers)
+        if len(passes) == 3 * PASSES:
+            running.stop()
+        running.notify(named(f"event {len(passes)}"))
+        return inf
+
+    def work() -> bool:
+        slices.append(len(passes))
+        time.sleep(0.001)
+        return True
+
+    running = Runner(reconcile)
+    running.run(work)
+    assert set(slices) >= set(range(PASSES, 3 * PASSES))
+
+
+def test_work_that_fails() -> None:
+    """It is repeated with growing delay until all is done, even if a part of it succeeds."""
+    clock = Time(step=0.1)
+    results = [None, True, None, None, None, False, None, True]
+    tried: list[float] = []
+
+    def work() -> bool | None:
+        tried.append(clock.now)
+        result = results[len(tried) - 1]
+        if result is False:
+            running.notify(named("more"))
+        if len(tried) == len(results):
+            running.stop()
+        return result
+
+    running = Runner(lambda _: inf, clock.passes, clock)
+    running.run(work)
+    waits = [after - before for before, after in pairwise(tried)]
+    assert waits == pytest.approx([0.2, 0.1, 1.0, 2.0, 5.0, 0.0, 0.2], abs=0.15)
+
+
+def test_work_that_fails_does_not_delay_events() -> None:
+    """While it waits, an event is served at once, and the work is tried again after its pass."""
+    clock = Time(step=0.1)
+    order: list[str] = []
+
+    def reconcile(triggers: Triggers) -> float | None:
+        order.extend(said(triggers))
+        if len(order) > 2:
+            running.stop()
+        return inf
+
+    def work() -> None:
+        order.append("failure")
+        running.notify(named("event"))
+
+    running = Runner(reconcile, clock.passes, clock)
+    running.run(work)
+    assert order == ["start", "failure", "event"]
+    assert clock.now == 1000.0
+
+
+def test_stop_during_work() -> None:
+    """A stop does not wait until all is done."""
+    slices = []
+
+    def work() -> bool:
+        slices.append(True)
+        if len(slices) == 2:
+            running.stop()
+        return True
+
+    running = Runner(lambda _: inf)
+    running.run(work)
+    assert len(slices) == 2

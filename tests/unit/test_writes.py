@@ -49,9 +49,9 @@ IN_ORDER: tuple[Write, ...] = (
     DeleteAccept(FORWARD, 7),
     InsertAccept(FORWARD, 0x100000),
     SetHairpin("vnet1"),
-    AddAddress(ADDRESS),
     FlushTranslated(PAIR),
     FlushBypassing(PAIR),
+    AddAddress(ADDRESS),
 )
 """One of each kind, in the order of a pass."""
 

@@ -1,6 +1,7 @@
 """`cleanup`: removes everything of ours from the kernel."""
 
 import argparse
+from math import inf
 from pathlib import Path
 
 from vm_onetoone_nat.service.unit import is_stopping
@@ -27,8 +28,10 @@ def _clean_up(config: Path) -> None:
     stopped = instance.stop_other()
     if stopped is not None:
         print(f"stopped the daemon, process {stopped}")
-    for line in describe(remove(_fwmark(config), Kernel(runtime))):
+    kernel = Kernel(runtime)
+    for line in describe(remove(_fwmark(config), kernel)):
         print(line)
+    kernel.work(inf)
     conflicts_path(runtime).unlink(missing_ok=True)
 
 

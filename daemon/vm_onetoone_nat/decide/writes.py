@@ -22,7 +22,10 @@ class Order(IntEnum):
     An address is deleted before its translation and added after it: while the host has an external
     address without a translation, a packet for the guest reaches the host itself. A hairpin flag is
     set after the transaction has recorded the port in our table, and cleared before the record is
-    deleted: a flag without a record would never be cleared. Tracked connections are flushed last.
+    deleted: a flag without a record would never be cleared. Tracked connections are flushed when
+    the translations are as desired, those of deleted ones first: their internal address may belong
+    to another guest. This is before addresses are added: a packet of a flow from before reaches the
+    host itself as soon as the host has the address.
     """
 
     RECORD_ALLOCATIONS = auto()
@@ -37,9 +40,9 @@ class Order(IntEnum):
     DELETE_ACCEPT = auto()
     INSERT_ACCEPT = auto()
     SET_HAIRPIN = auto()
-    ADD_ADDRESS = auto()
     FLUSH_TRANSLATED = auto()
     FLUSH_BYPASSING = auto()
+    ADD_ADDRESS = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,14 @@
 """The kernel side of a pass: observes and writes addresses, bridge ports and nftables."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute
 
+from vm_onetoone_nat.decide.flushes import Flush, Flushes
 from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
     ClearHairpin,
@@ -21,11 +23,11 @@ from vm_onetoone_nat.decide.uplink import choose
 from vm_onetoone_nat.decide.writes import NftWrite, StoreWrite, Write, WritesFailed, depending
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.internal_errors import Work, contain
-from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.addresses import Addresses
 from vm_onetoone_nat.kernel.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
 from vm_onetoone_nat.kernel.bridge import Bridge, bridge_netfilter
 from vm_onetoone_nat.kernel.classify import kernel_errors
+from vm_onetoone_nat.kernel.conntrack import Flusher
 from vm_onetoone_nat.kernel.legacy import has_legacy_filter
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.nft import Nft
@@ -35,6 +37,9 @@ from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.family import IPV4
 from vm_onetoone_nat.model.host import Observed, Obstacle, Uplink
 from vm_onetoone_nat.model.nat_table import Translation
+
+_FLUSH_SECONDS = 0.05
+"""How long a plan flushes connection tracking: its addresses wait for that."""
 
 
 class Kernel:
@@ -51,7 +56,8 @@ class Kernel:
         self._addresses = Addresses(runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
         self._nft = Nft()
-        self._flushed: set[Translation] = set()
+        self._flushes = Flushes()
+        self._flusher = Flusher(self._flushes)
 
     def close(self) -> None:
         """Close the sockets."""
@@ -103,7 +109,7 @@ class Kernel:
             routes=routes,
             neighbours=neighbours,
             obstacles=obstacles,
-            flushed=None if self._arp is None else frozenset(self._flushed),
+            flushed=None if self._arp is None else self._flushes.flushed,
         )
 
     def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
@@ -156,19 +162,28 @@ class Kernel:
         """
         failures = _Failures()
         # What the plan flushes has not been flushed until it has done so.
-        self._flushed.difference_update(
-            write.about for write in plan.writes if isinstance(write.about, Translation)
-        )
+        self._flushes.forget(w.about for w in plan.writes if isinstance(w.about, Translation))
         writes_here = (w for w in plan.writes if not isinstance(w, StoreWrite))
         for apply, writes in groupby(writes_here, _applier):
             failures.attempt(apply, self, tuple(writes))
         failures.raise_any()
 
-    def _flush_bypassing(self, writes: Sequence[FlushBypassing]) -> None:
-        pairs = tuple(write.translation for write in writes)
-        hosts = frozenset(host for write in writes for host in write.host_sources)
-        conntrack.flush_bypassing(pairs, hosts)
-        self._flushed.update(pairs)
+    def work(self, seconds: float) -> bool:
+        """Continue the flushes that plans have left, for about so long; whether some are left.
+
+        Raises KernelError; what failed is left.
+        """
+        return self._flusher.work(seconds)
+
+    def _flush(self, writes: Sequence[Flush]) -> None:
+        """Begin to flush; `work` does the rest, and repeats what fails."""
+        self._flushes.add(writes)
+        with suppress(KernelError):
+            self._flusher.work(_FLUSH_SECONDS)
+
+    def _add_addresses(self, writes: Sequence[AddAddress]) -> None:
+        self._addresses.add(write.address for write in writes)
+        self._flushes.again({write.address.interface.ip for write in writes})
 
 
 class _Failures:
@@ -247,10 +262,6 @@ def _each(kind: type[W], apply: Callable[[Kernel, W], None]) -> tuple[type[Write
     return kind, apply_each
 
 
-def _pairs(writes: Sequence[FlushTranslated]) -> tuple[Translation, ...]:
-    return tuple(write.translation for write in writes)
-
-
 APPLIERS: dict[type[Write], Applier] = dict(
     (
         _each(EnableIpForward, lambda _, write: _enable_ip_forward(write)),
@@ -258,9 +269,9 @@ APPLIERS: dict[type[Write], Applier] = dict(
         _each(ClearHairpin, lambda kernel, w: kernel._bridge.set_hairpin(w.port, False)),
         (NftWrite, lambda kernel, ws: kernel._nft.apply(ws)),
         _each(SetHairpin, lambda kernel, w: kernel._bridge.set_hairpin(w.port, True)),
-        _all(AddAddress, lambda kernel, ws: kernel._addresses.add(w.address for w in ws)),
-        _all(FlushTranslated, lambda _, ws: conntrack.flush_translated(_pairs(ws))),
-        _all(FlushBypassing, Kernel._flush_bypassing),
+        _all(FlushTranslated, Kernel._flush),
+        _all(FlushBypassing, Kernel._flush),
+        _all(AddAddress, Kernel._add_addresses),
     )
 )
 """How each kind is written: the writes of a plan for which it is the same are passed together."""

@@ -38,6 +38,9 @@ class Family:
     `forwarding`: the sysctl that forwards for the whole host.
     `bridge_netfilter`: the sysctl by which bridged packets pass the IP hooks.
     `libvirt_type`: virIPAddrType.
+    `tuple_addresses`: connection tracking's attributes of source and destination (CTA_IP_*).
+    `dump_filter`: connection tracking lists the entries of one address. The kernel compares those
+    of IPv6 the wrong way round: it lists all others (5.8 to 6.18, ctnetlink_filter_match_tuple).
     `groups`: rtnetlink's groups of addresses, routes and netconf (linux/rtnetlink.h).
     """
 
@@ -64,6 +67,8 @@ class Family:
     forwarding: str
     bridge_netfilter: str
     libvirt_type: int
+    tuple_addresses: tuple[int, int]
+    dump_filter: bool
     groups: int
 
     @property
@@ -105,6 +110,8 @@ IPV4 = Family(
     forwarding="net.ipv4.ip_forward",
     bridge_netfilter="net.bridge.bridge-nf-call-iptables",
     libvirt_type=0,
+    tuple_addresses=(1, 2),
+    dump_filter=True,
     groups=1 << 4 | 1 << 6 | 1 << 23,
 )
 

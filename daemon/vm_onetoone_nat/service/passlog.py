@@ -29,6 +29,7 @@ class PassLog:
         self._unmapped: tuple[Unmapped, ...] = ()
         self._uplink = ""
         self._failures: tuple[str, ...] = ()
+        self._work_failure = ""
 
     def passed(self, now: float, outcome: Outcome, triggers: Triggers) -> None:
         """Log what a pass has changed, and what is new since the last one."""
@@ -73,6 +74,16 @@ class PassLog:
             if failure not in self._failures:
                 log.error("%s", failure, extra=entry(Event.RECONCILE_FAILED, reason=failure))
         self._failures = failures
+
+    def work_failed(self, failure: str) -> None:
+        """Log that what passes have left failed, once until it is done."""
+        if failure != self._work_failure:
+            log.error("%s", failure, extra=entry(Event.RECONCILE_FAILED, reason=failure))
+        self._work_failure = failure
+
+    def work_done(self) -> None:
+        """Nothing is left: another failure is a new one."""
+        self._work_failure = ""
 
     def fight(self, fight: Fight) -> None:
         """Log that another program undoes a write again and again."""

@@ -1,12 +1,14 @@
 """The queue between event sources and the one thread that reconciles.
 
 An event carries no work, only its trigger. One pass serves all events that are queued. A pass that
-fails, also by an internal error, is repeated with increasing delay until one succeeds.
+fails, also by an internal error, is repeated with increasing delay until one succeeds. While no
+event is queued, the thread continues what passes have left, a slice at a time.
 """
 
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from queue import Empty, SimpleQueue
 
@@ -34,7 +36,7 @@ class Runner:
     `reconcile` takes the triggers and returns the seconds until the next pass at the latest, or
     None if it failed. `is_news` returns whether triggers need a pass at all. `tick` polls inputs
     that send no notification, and returns whether one changed. It is called every TICK_SECONDS, or
-    every `longest_tick` seconds if that is shorter.
+    every `longest_tick` seconds if that is shorter, and after each slice of work.
     """
 
     def __init__(
@@ -48,12 +50,15 @@ class Runner:
     ) -> None:
         self._reconcile = reconcile
         self._tick = tick
+        self._work: Callable[[], bool | None] = lambda: False
         self._is_news = is_news
         self._tick_seconds = min(TICK_SECONDS, longest_tick)
         self._clock = clock
         # SimpleQueue, since its put() may be called from a signal handler.
         self._queue: SimpleQueue[Trigger | None] = SimpleQueue()
         self._failed = 0
+        self._work_failed = 0
+        self._work_at = -inf
         # Token bucket: the time at which it is full again.
         self._full_at = -inf
 
@@ -65,8 +70,14 @@ class Runner:
         """Let `run` return after the current pass. From any thread or signal handler."""
         self._queue.put(None)
 
-    def run(self) -> None:
-        """Run passes until `stop`, the first immediately."""
+    def run(self, work: Callable[[], bool | None] = lambda: False) -> None:
+        """Run passes until `stop`, the first immediately.
+
+        `work` does a slice of what passes have left, and returns whether some is left; None if it
+        failed, which is repeated with increasing delay until all is done. It is called while no
+        trigger is queued, so a trigger waits for the end of a slice.
+        """
+        self._work = work
         triggers: Triggers | None = frozenset({START})
         while triggers is not None:
             began = self._clock()
@@ -75,6 +86,7 @@ class Runner:
             self._full_at = min(full_at, began + PASSES * EVERY_SECONDS)
             again = self._pass(triggers)
             log.debug("the pass took %.1f ms", 1000 * (self._clock() - began))
+            self._work_at = -inf
             if again is None:
                 again = retry_seconds(self._failed)
                 self._failed += 1
@@ -96,7 +108,7 @@ class Runner:
             if remaining <= 0:
                 return frozenset({RETRY if self._failed else RESYNC})
             try:
-                first = self._queue.get(timeout=min(remaining, self._tick_seconds))
+                first = self._get(min(remaining, self._tick_seconds))
             except Empty:
                 if self._setting_changed():
                     return frozenset({SETTING})
@@ -123,10 +135,30 @@ class Runner:
         while None not in waiting:
             pause = earliest - self._clock()
             try:
-                waiting.add(
-                    self._queue.get(timeout=pause) if pause > 0 else self._queue.get_nowait()
-                )
+                waiting.add(self._get(pause) if pause > 0 else self._queue.get_nowait())
             except Empty:
                 if pause <= 0:
                     return frozenset(trigger for trigger in waiting if trigger is not None)
         return None
+
+    def _get(self, seconds: float) -> Trigger | None:
+        """The next from the queue; while there is none, a slice of work. Raises Empty."""
+        until = self._clock() + seconds
+        with suppress(Empty):
+            return self._queue.get_nowait()
+        if self._work_at <= self._clock():
+            self._work_at = self._clock() + self._slice()
+        return self._queue.get(timeout=max(0.0, min(until, self._work_at) - self._clock()))
+
+    def _slice(self) -> float:
+        """Do a slice of work; return the seconds until the next one, infinite if none is left."""
+        left = None
+        with contain(Work.FLUSH):
+            left = self._work()
+        if left is None:
+            self._work_failed += 1
+            return retry_seconds(self._work_failed - 1)
+        if left:
+            return 0.0
+        self._work_failed = 0
+        return inf

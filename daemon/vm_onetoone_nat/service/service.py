@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Set
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -36,6 +37,10 @@ from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
 from vm_onetoone_nat.virt.connection import LibvirtSource
 
 log = logging.getLogger(__name__)
+
+_SLICE_SECONDS = 0.02
+_LAST_SECONDS = 2.0
+"""How long flushes continue after the last pass."""
 
 _LEASE_SECONDS = 1.0
 _FIRST_LOOK_SECONDS = 3.0
@@ -96,16 +101,20 @@ class Service:
             self._status.start()
         except OSError as error:
             log.warning("the status socket cannot be created: %s", error)
-        self._runner.run()
+        self._runner.run(self._work)
         self._notify.stopping()
         self._status.stop()
         self._source.stop()
         self._arp.stop()
         if self._notify.managed:
+            # Another process does not know which flushes this one has left.
+            with suppress(KernelError):
+                self._kernel.work(_LAST_SECONDS)
             # Only systemd knows whether this is a stop or a restart: ExecStopPost= asks it.
             log.info("stopped; addresses and rules stay in the kernel", extra=entry(Event.STOPPED))
             return
         remove(self._configuration.fwmark, self._kernel)
+        self._kernel.work(inf)
         log.info("stopped; addresses and rules are removed", extra=entry(Event.STOPPED))
 
     def _is_news(self, triggers: Triggers) -> bool:
@@ -166,6 +175,17 @@ class Service:
         if look.guests is not None:
             self._macs = frozenset(n.mac for d in look.guests.domains for n in d.interfaces)
         self._internals = frozenset(str(s.mapping.internal) for s in look.desired.statuses)
+
+    def _work(self) -> bool | None:
+        """A slice of the flushes that passes have left; None if it failed. What failed is left."""
+        try:
+            left = self._kernel.work(_SLICE_SECONDS)
+        except KernelError as error:
+            self._log.work_failed(str(error))
+            return None
+        if not left:
+            self._log.work_done()
+        return left
 
     def _tick(self) -> bool:
         """Feed the watchdog, in the thread that reconciles, so that it expires if a pass hangs.

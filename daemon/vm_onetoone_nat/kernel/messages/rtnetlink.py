@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence number, port
+HEADER_SIZE = _HEADER.size
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = struct.Struct("=i")
 
@@ -34,6 +35,11 @@ class Answer:
 def listing(kind: int, body: bytes) -> bytes:
     """A request for a dump."""
     return _message(kind, _REQUEST | _DUMP, 0, body)
+
+
+def request(kind: int, body: bytes) -> bytes:
+    """A request without flags: the kernel answers it if there is something to say, or it fails."""
+    return _message(kind, _REQUEST, 0, body)
 
 
 def changes(kind: int, flags: int, bodies: Sequence[bytes]) -> bytes:
