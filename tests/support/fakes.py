@@ -135,7 +135,7 @@ class FakeKernel:
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
         failures = []
-        self.flushed.difference_update(of(plan, FlushTranslated), of(plan, FlushBypassing))
+        self.flushed.difference_update(of(plan, FlushBypassing))
         here = [write for write in plan.writes if not isinstance(write, StoreWrite)]
         for one_by_one, writes in groupby(here, lambda w: not isinstance(w, NftWrite)):
             if not one_by_one:
@@ -170,7 +170,7 @@ class FakeKernel:
             case AddAddress():
                 self._add_address(write.address)
             case FlushTranslated():
-                pass
+                self.flushed.discard(write.translation)
             case FlushBypassing():
                 self._write()
                 self.flushed.add(write.translation)

@@ -93,7 +93,7 @@ def removal(observed: Observed, fwmark: int) -> Plan:
                 if rule.fwmark in marks
             ),
             *(DeleteAddress(a) for a in observed.addresses if a.owned),
-            *map(FlushTranslated, _by_external(translations(present))),
+            *map(FlushTranslated, _by_external(translations(present) | _served(observed))),
         )
     )
 
@@ -128,17 +128,24 @@ def _table(observed: Observed, desired: Desired, elements: frozenset[Element]) -
     else:
         yield from map(DeleteElement, in_order(present - elements))
     yield from (AddElement(each, whole) for each in in_order(added))
-    for pair in _by_external(translations(present - elements)):
-        yield FlushTranslated(pair, whole or _key(pair))
+    wanted, gone = translations(elements), translations(present - elements)
+    # Another program may have deleted the table with those that this process has served.
+    for pair in _by_external(gone | _served(observed) - wanted):
+        yield FlushTranslated(pair, (whole or _key(pair)) if pair in gone else None)
     new = translations(added)
     to_flush = new
     if observed.flushed is not None:
         # The previous process may have ended after it wrote the elements, before it flushed.
-        to_flush = new | (translations(elements) - observed.flushed)
+        to_flush = new | (wanted - observed.flushed)
     hosts = host_sources(observed) if to_flush else frozenset()
     for pair in _by_external(to_flush):
         part_of = (whole or _key(pair)) if pair in new else None
         yield FlushBypassing(pair, part_of, hosts)
+
+
+def _served(observed: Observed) -> frozenset[Translation]:
+    """The translations that there have been, as far as this process knows."""
+    return observed.flushed or frozenset()
 
 
 def _key(pair: Translation) -> str:
