@@ -332,7 +332,7 @@ def contract_refused(world: World) -> None:
     """
     world.kernel.apply(INSTALLED)
     world.forbid_forwarding()
-    after = replace(INSTALLED_HOLDS, addresses=ONE_AND_TWO[1:], flushed=frozenset(PAIRS[1:]))
+    after = replace(INSTALLED_HOLDS, addresses=ONE_AND_TWO[1:])
     stray = element(nat_table.OUTBOUND, ("203.0.113.9",))
     second = element(nat_table.EXTERNAL, (str(external(1)),), "10.1.1.1")
     transactions: tuple[tuple[NftWrite, ...], ...] = (

@@ -148,7 +148,7 @@ class FakeKernel:
         self.applied.append(plan)
         failures: list[str] = []
         failed: set[Write] = set()
-        self.flushed.difference_update(of(plan, FlushTranslated), of(plan, FlushBypassing))
+        self.flushed.difference_update(of(plan, FlushBypassing))
         here = [write for write in plan.writes if not isinstance(write, StoreWrite)]
         for one_by_one, group in groupby(here, lambda w: not isinstance(w, NftWrite)):
             for writes in [(w,) for w in group] if one_by_one else [tuple(group)]:
@@ -193,7 +193,7 @@ class FakeKernel:
             case AddAddress():
                 self._add_address(write.address)
             case FlushTranslated():
-                pass
+                self.flushed.discard(write.translation)
             case FlushBypassing():
                 self._write()
                 self.flushed.add(write.translation)

@@ -107,6 +107,24 @@ def test_flushed_after_a_crash() -> None:
     assert plan(observed, desired_of(kernel, 1)) == Plan()
 
 
+def test_guest_goes_with_the_table() -> None:
+    """A guest that stops while our table is missing loses its connections all the same.
+
+    They were kept, and went on to the next guest that got its internal address.
+    """
+    kernel = converged(1, 2)
+    kernel.delete_table()
+    planned = plan_of(kernel, 1)
+    assert of(planned, FlushTranslated) == (Translation(external(2), internal(2)),)
+    kernel.apply(planned)
+    assert plan_of(kernel, 1) == Plan()
+    kernel.delete_table()
+    removed = removal(kernel.observe(CONFIGURATION), MARK)
+    assert of(removed, FlushTranslated) == (Translation(external(1), internal(1)),)
+    kernel.apply(removed)
+    assert removal(kernel.observe(CONFIGURATION), MARK) == Plan()
+
+
 def test_first_plan() -> None:
     """On a host that has nothing of ours, everything is added and nothing deleted."""
     kernel = laptop()

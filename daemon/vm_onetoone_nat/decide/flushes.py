@@ -54,7 +54,7 @@ class Flushes:
         self._waiting.update(repeated)
 
     def forget(self, pairs: Iterable[Translation]) -> None:
-        """These translations are going to be added or deleted: they are no longer flushed."""
+        """These translations are going to be added: they are no longer flushed."""
         for pair in pairs:
             self._serving.pop(pair, None)
 

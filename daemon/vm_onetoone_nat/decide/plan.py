@@ -107,7 +107,7 @@ def removal(observed: Observed, fwmark: int) -> Plan:
                 if rule.fwmark in marks
             ),
             *(DeleteAddress(a) for a in observed.addresses if a.owned),
-            *map(FlushTranslated, _by_external(translations(present))),
+            *map(FlushTranslated, _by_external(translations(present) | _served(observed))),
         )
     )
 
@@ -147,18 +147,25 @@ def _table(
     else:
         deletions = tuple(_deletions(present - elements, additions, first))
     yield from (*deletions, *additions)
-    deleted = _keys(deletions)
-    for pair in _by_external(translations(present - elements)):
-        yield FlushTranslated(pair, TABLE_KEY if replaced else deleted[_place(pair)])
-    added = _keys(additions)
+    deleted, added = _keys(deletions), _keys(additions)
+    wanted, gone = translations(elements), translations(present - elements)
+    # Another program may have deleted the table with those that this process has served.
+    for pair in _by_external(gone | _served(observed) - wanted):
+        whole = TABLE_KEY if replaced else deleted.get(_place(pair))
+        yield FlushTranslated(pair, whole if pair in gone else None)
     new = translations(write.element for write in additions)
     to_flush = new
     if observed.flushed is not None:
         # The previous process may have ended after it wrote the elements, before it flushed.
-        to_flush = new | (translations(elements) - observed.flushed)
+        to_flush = new | (wanted - observed.flushed)
     hosts = host_sources(observed) if to_flush else frozenset()
     for pair in _by_external(to_flush):
         yield FlushBypassing(pair, added[_place(pair)] if pair in new else None, hosts)
+
+
+def _served(observed: Observed) -> frozenset[Translation]:
+    """The translations that there have been, as far as this process knows."""
+    return observed.flushed or frozenset()
 
 
 def _additions(added: Iterable[Element], replaced: bool) -> Iterator[AddElement]:

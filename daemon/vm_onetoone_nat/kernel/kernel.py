@@ -36,7 +36,6 @@ from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.family import IPV4
 from vm_onetoone_nat.model.host import Observed, Obstacle, Uplink
-from vm_onetoone_nat.model.nat_table import Translation
 
 _FLUSH_SECONDS = 0.05
 """How long a plan flushes connection tracking: its addresses wait for that."""
@@ -161,8 +160,8 @@ class Kernel:
         refused transaction nothing more is written.
         """
         failures = _Failures()
-        # What the plan flushes has not been flushed until it has done so.
-        self._flushes.forget(w.about for w in plan.writes if isinstance(w.about, Translation))
+        # What bypasses a new translation has not been flushed until it has been.
+        self._flushes.forget(w.translation for w in plan.writes if isinstance(w, FlushBypassing))
         writes_here = (w for w in plan.writes if not isinstance(w, StoreWrite))
         for apply, writes in groupby(writes_here, _applier):
             failures.attempt(apply, self, tuple(writes))

@@ -147,8 +147,8 @@ class Observed:
     added. None: no probing.
     `links`: all interfaces. `routes`: the default routes.
     `neighbours`: entries of the neighbour table on bridges.
-    `flushed`: translations for which this process has flushed bypassing connections, or is going
-    to; None: this process does not flush.
+    `flushed`: translations that this process has served, whose bypassing connections it has flushed
+    or is going to; None: this process does not flush.
     """
 
     uplink: Uplink | None
