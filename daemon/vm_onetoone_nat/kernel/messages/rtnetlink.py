@@ -36,6 +36,11 @@ def listing(kind: int, body: bytes) -> bytes:
     return _message(kind, _REQUEST | _DUMP, 0, body)
 
 
+def request(kind: int, body: bytes, *, flags: int = 0, sequence: int = 0) -> bytes:
+    """A request that the kernel answers if there is something to say, or if it fails."""
+    return _message(kind, _REQUEST | flags, sequence, body)
+
+
 def changes(kind: int, flags: int, bodies: Sequence[bytes]) -> bytes:
     """Requests numbered from 0. The kernel answers each that fails, and the last in any case."""
     last = len(bodies) - 1
@@ -62,6 +67,15 @@ def parse_answer(data: bytes) -> Answer:
             messages.append((start, offset + length))
         offset += _aligned(length)
     return Answer(data, messages, results, interrupted)
+
+
+def notifications(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The messages in a datagram: kind, sender's port, start after the header, and end."""
+    offset = 0
+    while offset < len(data):
+        length, kind, _, _, port = _HEADER.unpack_from(data, offset)
+        yield kind, port, offset + _HEADER.size, offset + length
+        offset += _aligned(length)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
