@@ -118,12 +118,14 @@ class _Examination:
         own = [a.interface for a in uplink.addresses if a.interface.ip != pair.external]
         counters = read_counters()
         lan = next((i.network for i in own if pair.external in i.network), family.anywhere)
+        others = read_others()
         endpoints = Endpoints(uplink.name, bridge.name, lan, pair.external, internal, self._fwmark)
         return replace(
             found,
             answers=self._answers(internal, network, uplink, bridge),
             routes=routes,
-            obstructions=tuple(obstructions(read_others(), endpoints)),
+            obstructions=tuple(obstructions(others, endpoints)),
+            unreadable=others.unreadable,
             tracked=conntrack.track(pair, tuple(i.ip for i in own)),
             traffic=counters.of(self._mapping) if counters is not None else None,
         )

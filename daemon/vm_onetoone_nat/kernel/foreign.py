@@ -5,6 +5,7 @@ and it may not end while others write.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,7 @@ from vm_onetoone_nat.kernel.messages import nft_rules
 from vm_onetoone_nat.kernel.messages.nft_foreign import (
     Ruleset,
     SetName,
+    Texts,
     chain_with_rules,
     lookups,
     parse_collection,
@@ -33,7 +35,10 @@ Json = dict[str, Any]
 _PASSED = (*(family.nft for family in FAMILIES), "inet", "bridge", "netdev")
 """The families of tables that guests' packets may pass."""
 
-_CHILD = "vm_onetoone_nat.kernel.libnftables_child"
+_PLAIN = re.compile(r"[a-zA-Z]\w*", re.ASCII)
+
+# Not from the working directory: the command runs as root.
+_CHILD = ("-P", "-m", "vm_onetoone_nat.kernel.libnftables_child")
 _SECONDS = 60.0
 """For all that is listed at once: libnftables begins again whenever another program has written."""
 
@@ -44,11 +49,10 @@ _Command = tuple[str, dict[str, bool]]
 def read_others() -> Ruleset:
     """The chains of foreign tables that guests' packets may pass. Raises KernelError."""
     declared = {chain.name: chain for chain in _declared()}
-    printing: _Command = ("list ruleset", {"text": True, "terse": True})
-    ((listed,), (printed,)) = _ask([[_listing({"ruleset": None})], [printing]])
+    ((listed,), (printed,)) = _ask([[_listing({"ruleset": None})], [_printing("ruleset")]])
     rules = parse_rules(_objects(listed))
     rules |= _singly([name for name in declared if name not in rules])
-    texts = parse_texts(printed or "")
+    texts = parse_texts(printed) if printed is not None else _texts(rules)
     chains = {
         name: chain_with_rules(declared[name], rules[name], texts)
         for name in declared
@@ -81,6 +85,17 @@ def _singly(names: Sequence[ChainName]) -> dict[ChainName, list[Json]]:
     return {name: found[name] for name, found in listed if name in found}
 
 
+def _texts(names: Iterable[ChainName]) -> Texts:
+    """The printed rules of the tables that libnftables prints if it is asked for each by itself.
+
+    A name is part of the command, so there are none for tables with odd names.
+    """
+    tables = sorted({(name.family, name.table) for name in names if _PLAIN.fullmatch(name.table)})
+    asked = [[_printing(f"table {family} {table}")] for family, table in tables]
+    outputs = (output for (output,) in _ask(asked) if output is not None)
+    return {place: text for output in outputs for place, text in parse_texts(output).items()}
+
+
 def _sets(names: Sequence[SetName]) -> dict[SetName, Sequence[Any]]:
     """The elements of these sets and maps, of each that can be listed."""
     asked = [
@@ -103,6 +118,10 @@ def _reference(name: ChainName) -> Json:
 
 def _listing(what: Json, *, terse: bool = True) -> _Command:
     return json.dumps({"nftables": [{"list": what}]}), {"terse": terse}
+
+
+def _printing(what: str) -> _Command:
+    return f"list {what}", {"text": True, "terse": True}
 
 
 def _objects(output: str | None) -> list[Json]:
@@ -133,10 +152,13 @@ def _ask(requests: Sequence[list[_Command]]) -> list[list[str | None]]:
 def _run(requests: Iterable[list[_Command]]) -> list[list[str | None]]:
     """The answers of a child until its end, which comes early if it crashes or takes too long."""
     asked = "".join(f"{json.dumps(request)}\n" for request in requests)
-    child = [sys.executable, "-P", "-m", _CHILD]
     try:
         done = subprocess.run(
-            child, input=asked.encode(), capture_output=True, check=False, timeout=_SECONDS
+            [sys.executable, *_CHILD],
+            input=asked.encode(),
+            capture_output=True,
+            check=False,
+            timeout=_SECONDS,
         )
         output = done.stdout
     except subprocess.TimeoutExpired as expired:
