@@ -49,6 +49,7 @@ class Work(Enum):
     STORE = "the record of allocations"
     STATUS = "the answer to status"
     RTNETLINK = "the thread rtnetlink"
+    NEIGHBOURS = "the thread neighbours"
     NFTABLES = "the thread nftables"
     ARP = "the thread arp"
     LIBVIRT = "the thread libvirt"

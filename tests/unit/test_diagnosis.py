@@ -15,6 +15,7 @@ from vm_onetoone_nat.diagnose.remedies import remedy
 from vm_onetoone_nat.diagnose.render import diagnoses_to_json, render_diagnosis
 from vm_onetoone_nat.diagnose.steps import diagnose
 from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.host import ChainName
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.status import Cause
 from vm_onetoone_nat.model.traffic import Tracked, Traffic
@@ -115,6 +116,24 @@ def test_limits_are_told() -> None:
     (rules,) = (check for check in diagnose(found).checks if check.step == "our rules")
     assert rules.verdict is Verdict.OK
     assert rules.text.endswith("; only icmp, tcp/22, udp/53-60 to the guest; only from 10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("count", "names"),
+    [
+        (1, "chain ip t c0"),
+        (3, "chain ip t c0, chain ip t c1, chain ip t c2"),
+        (5, "chain ip t c0, chain ip t c1, chain ip t c2 and 2 more"),
+    ],
+)
+def test_chains_that_cannot_be_listed(count: int, names: str) -> None:
+    """A chain that libnftables cannot list is named, and is no fault of the path."""
+    chains = tuple(ChainName("ip", "t", f"c{n}") for n in range(count))
+    diagnosis = diagnose(replace(evidence(), unreadable=chains))
+    (firewalls,) = (check for check in diagnosis.checks if check.step == "other firewalls")
+    assert firewalls.verdict is Verdict.UNKNOWN
+    assert firewalls.text.endswith(f", but libnftables cannot list {names}")
+    assert diagnosis.first is None
 
 
 def test_table_of_connections_is_full() -> None:

@@ -12,7 +12,8 @@ from vm_onetoone_nat.model.status import Cause
 class Verdict(StrEnum):
     """The outcome of a check; the values are part of `diagnose --json`.
 
-    `SUSPECT`: likely, but not verifiable from this host. `UNKNOWN`: hidden by an earlier failure.
+    `SUSPECT`: likely, but not verifiable from this host. `UNKNOWN`: hidden by an earlier failure,
+    or by what another program has written.
     """
 
     OK = "ok"

@@ -8,7 +8,7 @@ from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.diagnose.hooks import Obstruction
 from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.guests import Network
-from vm_onetoone_nat.model.host import Uplink
+from vm_onetoone_nat.model.host import ChainName, Uplink
 from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.status import MappingStatus
 from vm_onetoone_nat.model.traffic import Tracked, Traffic
@@ -68,6 +68,7 @@ class Evidence:
     """All that is known about one mapping. The optional parts need an active mapping.
 
     `off_bridge` is the guest's tap device if it is not a port of the network's bridge.
+    `unreadable`: chains of other programs that cannot be listed.
     """
 
     look: Look
@@ -84,6 +85,7 @@ class Evidence:
     answers: Answers | None = None
     routes: Routes | None = None
     obstructions: tuple[Obstruction, ...] = ()
+    unreadable: tuple[ChainName, ...] = ()
     tracked: Tracked | None = None
     traffic: tuple[Traffic, Traffic] | None = None
 

@@ -119,7 +119,17 @@ def check_firewall(evidence: Evidence, step: str) -> Found:
         if not each.verdict.translated:
             text = f"{each.packets} are refused by {each.verdict}"
             return fault(evidence, step, Cause.FIREWALL, text)
-    return "no rule of another program refuses all of its packets"
+    text = "no rule of another program refuses all of its packets"
+    if evidence.unreadable:
+        names = ", ".join(f"chain {name}" for name in evidence.unreadable[:_NAMED])
+        more = len(evidence.unreadable) - _NAMED
+        names += f" and {more} more" if more > 0 else ""
+        return Check(step, Verdict.UNKNOWN, f"{text}, but libnftables cannot list {names}")
+    return text
+
+
+_NAMED = 3
+"""At most so many chains are named that cannot be listed."""
 
 
 def check_other_nat(evidence: Evidence, step: str) -> Found:

@@ -23,7 +23,7 @@ from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel.arp import Arp
 from vm_onetoone_nat.kernel.bridge import bridge_netfilter
 from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
-from vm_onetoone_nat.kernel.nft import read_counters
+from vm_onetoone_nat.kernel.libnftables import read_counters
 from vm_onetoone_nat.kernel.watch import Watch
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds
@@ -175,6 +175,9 @@ class Service:
         if look.guests is not None:
             self._macs = frozenset(n.mac for d in look.guests.domains for n in d.interfaces)
         self._internals = frozenset(str(s.mapping.internal) for s in look.desired.statuses)
+        guests = {s.mapping.internal for s in look.desired.statuses}
+        on_bridges = look.observed.neighbours if look.observed.bridge_netfilter else ()
+        self._watch.follow(frozenset(n.mac for n in on_bridges if n.address in guests))
 
     def _work(self) -> bool | None:
         """A slice of the flushes that passes have left; None if it failed. What failed is left."""

@@ -37,9 +37,9 @@ IN_TABLE: Json = {"family": "inet", "table": TABLE}
 _BY_NAME = {container.name: container for container in CONTAINERS}
 
 
-def table_commands(fwmark: int) -> list[Json]:
+def table_objects(fwmark: int) -> list[Json]:
     """The static table: declarations, chains and rules, independent of the mappings."""
-    return [{"add": value} for value in _static(fwmark)]
+    return _static(fwmark)
 
 
 def parse_table(listing: Sequence[Json]) -> Table:

@@ -37,9 +37,9 @@ def listing(kind: int, body: bytes) -> bytes:
     return _message(kind, _REQUEST | _DUMP, 0, body)
 
 
-def request(kind: int, body: bytes) -> bytes:
-    """A request without flags: the kernel answers it if there is something to say, or it fails."""
-    return _message(kind, _REQUEST, 0, body)
+def request(kind: int, body: bytes, *, flags: int = 0, sequence: int = 0) -> bytes:
+    """A request that the kernel answers if there is something to say, or if it fails."""
+    return _message(kind, _REQUEST | flags, sequence, body)
 
 
 def changes(kind: int, flags: int, bodies: Sequence[bytes]) -> bytes:
@@ -59,8 +59,7 @@ def parse_answer(data: bytes) -> Answer:
     offset = 0
     while offset < len(data):
         length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            raise struct.error(f"a message of {length} bytes")
+        _check(length, _HEADER)
         interrupted |= bool(flags & _DUMP_INTERRUPTED)
         start = offset + _HEADER.size
         if kind in (_NLMSG_ERROR, _NLMSG_DONE):
@@ -78,6 +77,19 @@ def attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
 
 
+def notifications(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The messages in a datagram: kind, sender's port, start after the header, and end.
+
+    Raises struct.error.
+    """
+    offset = 0
+    while offset < len(data):
+        length, kind, _, _, port = _HEADER.unpack_from(data, offset)
+        _check(length, _HEADER)
+        yield kind, port, offset + _HEADER.size, offset + length
+        offset += _aligned(length)
+
+
 def attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The attributes in a range of `data`: kind, start and end of the value.
 
@@ -85,8 +97,7 @@ def attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, i
     """
     while offset < end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            raise struct.error(f"an attribute of {length} bytes")
+        _check(length, _ATTRIBUTE)
         yield kind, offset + _ATTRIBUTE.size, offset + length
         offset += _aligned(length)
 
@@ -97,3 +108,9 @@ def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
 
 def _aligned(length: int) -> int:
     return length + 3 & ~3
+
+
+def _check(length: int, header: struct.Struct) -> None:
+    """Raise struct.error if it is shorter than its header: it would never end."""
+    if length < header.size:
+        raise struct.error(f"{length} bytes of a header of {header.size}")
