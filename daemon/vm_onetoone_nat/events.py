@@ -32,3 +32,4 @@ class Event(Enum):
     FIGHT = UUID("e7e2d8c1-6a3f-4f0f-9a9d-0c7f2d7cf3b9")
     RECONCILE_FAILED = UUID("7bbe301a-264a-4ba2-b8d1-01aedd6ca27b")
     INTERNAL_ERROR = UUID("3987aac2-8455-42b4-a381-a6fb0ecd8ab3")
+    FLUSH_FAILED = UUID("e46d1d40-a200-4d93-a04f-147138e3333c")

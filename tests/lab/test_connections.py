@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -303,6 +305,11 @@ def entries(host: Host) -> int:
     return int(host.run("cat", "/proc/sys/net/netfilter/nf_conntrack_count").stdout)
 
 
+def tracked(host: Host, address: IPv4Address) -> int:
+    """How many flows to an address there are."""
+    return len(host.run("conntrack", "-L", "-d", str(address)).stdout.splitlines())
+
+
 def when(seen: dict[str, Any], what: str, address: IPv4Address) -> float:
     """When the notification about an address came."""
     at: float = next(at for at, verb, of in seen["addresses"] if (verb, of) == (what, str(address)))
@@ -379,19 +386,57 @@ def test_guest_with_many_connections_stops(host: Host, daemon: Daemon, domain: I
         domain.start()
         daemon.wait_for(external(2), "active")
         wait_for(lambda: daemon.log().count("flushed connection tracking") > 0, 60, "a flush")
-        host.run(
-            *host.python(PROGRAM, "fill", str(others), str(count)),
-            str(external(2)),
-            str(internal(2)),
-        )
+        fill = host.python(PROGRAM, "fill", str(others), str(count), str(external(2)))
+        host.run(*fill, str(internal(2)))
         stops.append(stop(host, daemon, domain, count))
         print(stops[-1])
-    assert host.run("conntrack", "-L", "-d", str(external(2))).stdout == ""
+    assert tracked(host, external(2)) == 0
     assert entries(host) > OTHERS - STRAY
     empty, full = stops
     assert full.took <= empty.took + 0.1, stops
     assert full.gone <= 1, stops
     assert full.repaired <= empty.repaired + 0.1, stops
+
+
+@pytest.fixture
+def manager(host: Host) -> Iterator[dict[str, str]]:
+    """The environment of a process that a service manager started, which reads its messages."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(host.path("/run/lab/manager")))
+
+        def read() -> None:
+            while notified.recv(4096) != b"end":
+                pass
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        yield {"NOTIFY_SOCKET": "/run/lab/manager"}
+        notified.sendto(b"end", str(host.path("/run/lab/manager")))
+        thread.join()
+    host.path("/run/lab/manager").unlink()
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("managed", [True, False], ids=["by systemd", "by hand"])
+def test_daemon_stops_meanwhile(
+    host: Host, daemon: Daemon, domain: IdleDomain, manager: dict[str, str], managed: bool
+) -> None:
+    """A daemon that is stopped has ended all connections of the guest that stopped before it.
+
+    Another process would not know of them.
+    """
+    domain.start()
+    daemon.configure(mapping(2, domain="idle"), mapping(3))
+    daemon.start(env=manager if managed else None)
+    daemon.wait_for(external(2), "active")
+    fill = host.python(PROGRAM, "fill", str(OTHERS), str(COUNT), str(external(2)))
+    host.run(*fill, str(internal(2)))
+    said = f"- connections of {external(2)} and {internal(2)}"
+    domain.destroy()
+    wait_for(lambda: said in daemon.log(), 60, "its pass", interval=0.001)
+    assert daemon.stop() == 0
+    assert tracked(host, external(2)) == 0
+    assert (f"{external(3)}/24" in host.run("ip", "address").stdout) == managed
 
 
 @pytest.mark.usefixtures("forgetful")
@@ -450,8 +495,3 @@ def test_flows_from_before(lan: Lan, host: Host, daemon: Daemon) -> None:
     print(found)
     assert found["answered"] == found["flows"] > 50
     assert found["refused"] == 0
-
-
-def tracked(host: Host, address: IPv4Address) -> int:
-    """How many flows to an address there are."""
-    return len(host.run("conntrack", "-L", "-d", str(address)).stdout.splitlines())

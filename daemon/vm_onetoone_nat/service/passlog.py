@@ -76,13 +76,13 @@ class PassLog:
         self._failures = failures
 
     def work_failed(self, failure: str) -> None:
-        """Log that what passes have left failed, once until it is done."""
+        """Log why connections could not be flushed, once until they have been."""
         if failure != self._work_failure:
-            log.error("%s", failure, extra=entry(Event.RECONCILE_FAILED, reason=failure))
+            log.error("%s", failure, extra=entry(Event.FLUSH_FAILED, reason=failure))
         self._work_failure = failure
 
     def work_done(self) -> None:
-        """Nothing is left: another failure is a new one."""
+        """All have been flushed: the same failure is a new one."""
         self._work_failure = ""
 
     def fight(self, fight: Fight) -> None:

@@ -54,6 +54,9 @@ _FEATURES = {
         "iptables -A FORWARD -m conntrack --ctstate NEW -m comment --comment x -j REJECT"
     ),
     "connection tracking by netlink (CONFIG_NF_CT_NETLINK)": "conntrack -L",
+    "room for connections: 'sysctl -w net.netfilter.nf_conntrack_max=131072'": (
+        "test $(cat /proc/sys/net/netfilter/nf_conntrack_max) -ge 131072"
+    ),
     "br_netfilter: 'modprobe br_netfilter' (CONFIG_BRIDGE_NETFILTER)": (
         "test -e /proc/sys/net/bridge/bridge-nf-call-iptables"
     ),
