@@ -31,7 +31,7 @@ class KernelSide(Protocol):
 
 
 class GuestSide(Protocol):
-    """What a pass needs of libvirt; the real ones are in `virt/connection` and `virt/once`."""
+    """What a pass needs of libvirt; the real ones are in `virt/source` and `virt/once`."""
 
     def observe(self) -> Guests: ...
 
@@ -58,8 +58,9 @@ class Look:
 
     @property
     def libvirt(self) -> bool:
-        """Whether libvirt answers."""
-        return self.guests is not None and self.guests.current
+        """Whether libvirt answers, about guests and about networks."""
+        guests = self.guests
+        return guests is not None and guests.current and guests.networks_current
 
     @property
     def uplink_name(self) -> str:

@@ -25,9 +25,6 @@ from vm_onetoone_nat.model.trigger import Kind, Trigger
 
 log = logging.getLogger(__name__)
 
-_NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")
-"""A guest's address has changed."""
-
 _BRIDGE_PORT = Trigger(Kind.BRIDGE, "bridge port")
 _UNPARSED = Trigger(Kind.RULESET, "ruleset changed, in a notification that could not be parsed")
 
@@ -151,12 +148,18 @@ class Watch:
             return _BRIDGE_PORT if mac in self._macs.values() and not gone else None
         if gone:
             # A guest that has changed its address no longer answers at the old one.
-            return _NEIGHBOUR if self._macs.pop(address, None) is not None else None
+            before = self._macs.pop(address, None)
+            return _changed(before) if before is not None else None
         if not self._neighbours(address or "", mac):
             return None
         # An entry that expires and is renewed is notified every half minute.
         before, self._macs[address] = self._macs.get(address), mac
-        return _NEIGHBOUR if mac != before else None
+        return _changed(mac) if mac != before else None
+
+
+def _changed(mac: str) -> Trigger:
+    """A guest's address has changed."""
+    return Trigger(Kind.NEIGHBOUR, "neighbour", mac=mac)
 
 
 def _known_neighbours() -> dict[str, str]:

@@ -22,7 +22,7 @@ from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
 from vm_onetoone_nat.kernel.nft import read_counters
 from vm_onetoone_nat.kernel.watch import Watch
 from vm_onetoone_nat.model.configuration import Configuration
-from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds
+from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds, macs
 from vm_onetoone_nat.report.report import report_to_json
 from vm_onetoone_nat.service.history import History
 from vm_onetoone_nat.service.instance import Instance
@@ -30,7 +30,7 @@ from vm_onetoone_nat.service.notify import Notify
 from vm_onetoone_nat.service.passlog import PassLog, summary
 from vm_onetoone_nat.service.runner import Runner
 from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
-from vm_onetoone_nat.virt.connection import LibvirtSource
+from vm_onetoone_nat.virt.source import LibvirtSource
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Service:
         self._bridge_netfilter = bridge_netfilter()
         began = time.monotonic()
         if Kind.NEIGHBOUR in seen:
-            self._source.ask_agents_again()
+            self._source.ask_agents_again(macs(triggers))
         try:
             outcome = reconcile(
                 self._configuration,
