@@ -68,6 +68,7 @@ class Evidence:
     """All that is known about one mapping. The optional parts need an active mapping.
 
     `off_bridge` is the guest's tap device if it is not a port of the network's bridge.
+    `libvirt_units` are those that manage guests and networks here.
     """
 
     look: Look
@@ -81,6 +82,7 @@ class Evidence:
     uplink_runs: bool
     wireless: bool
     sysctls: Sysctls
+    libvirt_units: str = "libvirtd"
     answers: Answers | None = None
     routes: Routes | None = None
     obstructions: tuple[Obstruction, ...] = ()
