@@ -19,7 +19,7 @@ from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
 from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface, family_of_text
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.model.links import DefaultRoute, Link
-from vm_onetoone_nat.store.text import replace_text
+from vm_onetoone_nat.store.text import read_text, replace_text
 
 T = TypeVar("T")
 
@@ -197,7 +197,7 @@ class Addresses:
 
     def _recorded(self) -> set[tuple[str, IPInterface]]:
         try:
-            entries = json.loads(self._record.read_text())
+            entries = json.loads(read_text(self._record))
         except FileNotFoundError:
             return set()
         except (OSError, ValueError) as error:

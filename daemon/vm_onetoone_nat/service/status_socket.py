@@ -4,10 +4,12 @@ Owner and group of the daemon may connect; what clients send is not read.
 """
 
 import logging
+import os
 import socket
 import struct
 import threading
 from collections.abc import Callable
+from errno import ELOOP
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 
@@ -59,7 +61,7 @@ class StatusSocket:
 
         self._path.unlink(missing_ok=True)
         server = _Server(str(self._path), Handler)
-        self._path.chmod(_MODE)
+        _set_mode(self._path)
         # Without a poll interval it wakes only for connections.
         threading.Thread(
             target=server.serve_forever, args=(None,), name="status", daemon=True
@@ -78,6 +80,17 @@ class _Server(ThreadingUnixStreamServer):
     def handle_error(self, _request: object, _client: object) -> None:
         # Most likely the client disconnected before the end of the answer.
         log.debug("status could not be sent", exc_info=True)
+
+
+def _set_mode(path: Path) -> None:
+    """Set the mode of the socket, and of nothing that a link in its place leads to.
+
+    Raises OSError.
+    """
+    try:
+        path.chmod(_MODE, follow_symlinks=False)
+    except NotImplementedError as error:
+        raise OSError(ELOOP, os.strerror(ELOOP), str(path)) from error
 
 
 def ask(path: Path) -> str:
