@@ -16,6 +16,7 @@ from pyroute2 import IPRoute
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
+from vm_onetoone_nat.kernel.release import kernel_release
 from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface, family_of_text
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.model.links import DefaultRoute, Link
@@ -57,7 +58,7 @@ class Addresses:
         self._socket.bind((0, 0))
         self._record = record
         self._protocol_kept = (
-            _kernel_release() >= (5, 18) if protocol_kept is None else protocol_kept
+            kernel_release() >= (5, 18) if protocol_kept is None else protocol_kept
         )
 
     def close(self) -> None:
@@ -253,8 +254,3 @@ def _raise_any(failures: list[str]) -> None:
 
 def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPInterface]]:
     return {(a.ifname, a.interface) for a in addresses}
-
-
-def _kernel_release() -> tuple[int, int]:
-    major, minor, *_ = os.uname().release.split(".")
-    return int(major), int("".join(c for c in minor if c.isdigit()))
