@@ -28,6 +28,7 @@ from vm_onetoone_nat.service.history import History
 from vm_onetoone_nat.service.instance import Instance
 from vm_onetoone_nat.service.notify import Notify
 from vm_onetoone_nat.service.passlog import PassLog, summary
+from vm_onetoone_nat.service.recent import Recent
 from vm_onetoone_nat.service.runner import Runner
 from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
 from vm_onetoone_nat.virt.source import LibvirtSource
@@ -60,6 +61,7 @@ class Service:
         self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
         self._looked = threading.Event()
         self._history = History(time.monotonic())
+        self._counters = Recent(read_counters)
         self._status = StatusSocket(socket_path(runtime), self._answer_status)
         self._fights = Fights()
         self._log = PassLog()
@@ -198,7 +200,7 @@ class Service:
     def _answer_status(self) -> str:
         """The status socket's answer, in a thread of its own; waits for the first pass."""
         self._looked.wait(_FIRST_LOOK_SECONDS)
-        counters = read_counters()
+        counters = self._counters.get()
         report = self._history.report(time.monotonic(), os.getpid(), __version__, counters)
         return report_to_json(report) if report is not None else ""
 

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from errno import ELOOP
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
+from typing import Any
 
 from vm_onetoone_nat.errors import PrivilegeError, VmNatError
 
 log = logging.getLogger(__name__)
 
 _MODE = 0o660
+_AT_ONCE = 128
+"""Clients that are answered at once, each in a thread; others wait."""
 _PATIENCE_SECONDS = 5
 _PATIENCE = struct.pack("@ll", _PATIENCE_SECONDS, 0)  # struct timeval
 
@@ -76,6 +79,24 @@ class _Server(ThreadingUnixStreamServer):
     daemon_threads = True
     # Clients beyond this many waiting ones see that the daemon does not answer.
     request_queue_size = 128
+
+    def __init__(self, path: str, handler: type[StreamRequestHandler]) -> None:
+        super().__init__(path, handler)
+        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._slots.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
 
     def handle_error(self, _request: object, _client: object) -> None:
         # Most likely the client disconnected before the end of the answer.
