@@ -8,7 +8,6 @@ declare -A installed_files=(
     [systemd/vm-onetoone-nat-metrics.socket]=lib/systemd/system/vm-onetoone-nat-metrics.socket
     [systemd/vm-onetoone-nat.sysusers]=lib/sysusers.d/vm-onetoone-nat.conf
     [systemd/vm-onetoone-nat.tmpfiles]=lib/tmpfiles.d/vm-onetoone-nat.conf
-    [systemd/vm-onetoone-nat.sysctl]=lib/sysctl.d/50-vm-onetoone-nat.conf
     [systemd/vm-onetoone-nat.catalog]=lib/systemd/catalog/vm-onetoone-nat.catalog
     [completion/vm-onetoone-nat.bash]=share/bash-completion/completions/vm-onetoone-nat
     [completion/_vm-onetoone-nat]=share/zsh/${zsh_functions:-site-functions}/_vm-onetoone-nat
@@ -20,12 +19,18 @@ declare -A manual_pages=(
     [docs/vm-onetoone-nat.toml.5.scd]=share/man/man5/vm-onetoone-nat.toml.5
 )
 
+# Files that earlier versions installed below PREFIX. The package manager removes those of a package.
+obsolete_files=(
+    lib/sysctl.d/50-vm-onetoone-nat.conf
+)
+
 # The example, which is installed as the configuration if there is none.
 configuration=config.example.toml
 
-# Installs the files below PREFIX.
+# Installs the files below PREFIX, and removes those of an earlier version.
 install_files() {
     local prefix=$1 file
+    remove_obsolete_files "$prefix"
     for file in "${!installed_files[@]}"; do
         install -D -m 0644 "$file" "$prefix/${installed_files[$file]}"
     done
@@ -34,9 +39,17 @@ install_files() {
     done
 }
 
+remove_obsolete_files() {
+    local prefix=$1 file
+    for file in "${obsolete_files[@]}"; do
+        rm -f "$prefix/$file"
+    done
+}
+
 # Removes the files below PREFIX.
 remove_files() {
     local prefix=$1 file
+    remove_obsolete_files "$prefix"
     for file in "${installed_files[@]}" "${manual_pages[@]}"; do
         rm -f "$prefix/$file"
     done

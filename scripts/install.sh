@@ -65,7 +65,6 @@ install_all() {
     systemd-tmpfiles --create "$name.conf"
     reload_systemd
     if booted; then
-        sysctl -q -p "$prefix/lib/sysctl.d/50-$name.conf"
         # An upgrade: the new daemon adopts what is in the kernel, and no packet is lost.
         systemctl try-restart "$unit" "$name-metrics.service"
     fi

@@ -253,7 +253,9 @@ class TestLibvirt:
                 )
                 assert daemon.mapping(external(6))["state"] == "active"
                 host.libvirtd.start()
-                wait_for(lambda: daemon.log().count("connected to libvirt") == 2, 30, "reconnected")
+                wait_for(
+                    lambda: daemon.log().count("connected to libvirt at") == 2, 30, "reconnected"
+                )
                 daemon.wait_until_converged()
                 report = stream.finish()
             assert report.whole, report
@@ -268,7 +270,7 @@ class TestLibvirt:
         daemon.start()
         wait_for(lambda: "connected to libvirt" in daemon.log(), 60, "connected")
         host.libvirtd.restart()
-        wait_for(lambda: daemon.log().count("connected to libvirt") >= 2, 30, "reconnected")
+        wait_for(lambda: daemon.log().count("connected to libvirt at") >= 2, 30, "reconnected")
         domain.start()
         try:
             daemon.wait_for(external(6), "active")

@@ -801,4 +801,4 @@ class TestDaemon:
             else:
                 host.libvirtd.stop()
             host.libvirtd.start()
-            wait_for(lambda: running.log().count("connected to libvirt") == 2, 30, "reconnected")
+            wait_for(lambda: running.log().count("connected to libvirt at") == 2, 30, "reconnected")

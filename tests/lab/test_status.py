@@ -9,7 +9,9 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from lab import Host, Process, wait_for
 from lab.addresses import UPLINK, external, internal
 from reports import CONTRACT
 from running import Daemon, mapping
+from vm_onetoone_nat.service.recent import SECONDS
+from vm_onetoone_nat.service.status_socket import ask
 
 SOCKET = Path("/run/vm-onetoone-nat/status.sock")
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534")
@@ -124,6 +128,41 @@ def test_with_and_without_a_daemon(running: Daemon) -> None:
     assert not running.host.path(SOCKET).exists()
     assert lines(running)[0] == STOPPED
     assert {each["state"] for each in running.status()["mappings"]} == {"error", "inactive"}
+
+
+def test_many_at_once(running: Daemon) -> None:
+    """However many ask in a second, the daemon has the kernel list its table once for all of them.
+
+    Before, it did so for each.
+    """
+    trace = running.host.path("/run/lab/trace")
+    path = str(running.host.path(SOCKET))
+    assert running.process is not None
+    pid = running.host.run("pgrep", "-n", "-f", "vm_onetoone_nat.*run").stdout.strip()
+    strace = ("strace", "-f", "-qq", "-yy", "-e", "trace=sendto,sendmsg", "-o", "/run/lab/trace")
+
+    def listings(askers: int) -> int:
+        """How many messages to nftables it takes to answer so many at once."""
+        time.sleep(2 * SECONDS)
+        trace.write_text("")
+        with running.host.popen(*strace, "-p", pid) as process:
+            wait_for(lambda: is_traced(pid, running), 60, "strace is attached")
+            with ThreadPoolExecutor(askers) as pool:
+                answers = [*pool.map(lambda _: ask(Path(path)), range(askers))]
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+        assert all(len(json.loads(answer)["mappings"]) == 2 for answer in answers)
+        return len(re.findall(r"NETLINK:\[NETFILTER", trace.read_text()))
+
+    alone, together = listings(1), listings(30)
+    print(f"messages to nftables for 1 asker: {alone}, for 30: {together}")
+    assert 0 < together <= 2 * alone
+
+
+def is_traced(pid: str, daemon: Daemon) -> bool:
+    """Whether a process of the daemon's host has a tracer."""
+    text = daemon.host.run("cat", f"/proc/{pid}/status").stdout
+    return "TracerPid:\t0\n" not in text
 
 
 def test_traffic_without_a_daemon(running: Daemon) -> None:

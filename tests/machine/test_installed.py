@@ -16,7 +16,7 @@ def test_installed(machine: Machine) -> None:
     assert machine.path("/etc/vm-onetoone-nat/config.toml").read_text() == example
     assert machine.run("vm-onetoone-nat", "--version").stdout.startswith("vm-onetoone-nat ")
     assert machine.run("vm-onetoone-nat", "check").returncode == 0
-    assert machine.sysctl("net.ipv4.ip_forward") == "1"
+    assert [*machine.path("/usr/local/lib").glob("sysctl.d/*onetoone*")] == []
     for name in (
         *(f"man/{page}" for page in PAGES),
         *(BASH_COMPLETION, "zsh/site-functions/_vm-onetoone-nat"),

@@ -197,7 +197,8 @@ def test_first_installation(packaged: Machine, built: Built) -> None:
     assert machine.failed_units() == []
     assert machine.systemctl("is-enabled", UNIT, METRICS, check=False).split() == ["disabled"] * 2
     assert service.property("ActiveState") == "inactive"
-    assert machine.sysctl("net.ipv4.ip_forward") == "1"
+    assert machine.sysctl("net.ipv4.ip_forward") == "0"
+    machine.sysctl("net.ipv4.ip_forward", 1)
     assert machine.listing() == before
     example = (CHECKOUT / "config.example.toml").read_text()
     assert machine.path(service.config).read_text() == example

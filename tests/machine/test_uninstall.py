@@ -27,10 +27,16 @@ def test_upgrade_and_uninstall(machine: Machine, lan: Lan, guest: NamespaceGuest
     service.systemctl("enable", "--now")
     service.wait_for(external(1), "active")
     first = service.property("MainPID")
+    # Version 0.1.0 turned forwarding on at boot.
+    sysctl = machine.path("/usr/local/lib/sysctl.d/50-vm-onetoone-nat.conf")
+    sysctl.parent.mkdir(parents=True, exist_ok=True)
+    sysctl.write_text("net.ipv4.ip_forward = 1\n")
     with Stream(lan, external(1), PORT, guest, rate=1000) as stream:
         machine.run(INSTALL)
         service.wait_until_converged()
         assert stream.finish().whole
+    assert not sysctl.exists()
+    sysctl.parent.rmdir()
     assert service.property("MainPID") != first
     config = machine.path(service.config)
     kept = config.read_text()

@@ -9,8 +9,8 @@ from fakes import FakeLibvirt, default_network, domain
 from vm_onetoone_nat.decide.sides import GuestSide
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.model.guests import DomainState, Guests
-from vm_onetoone_nat.virt.connection import LibvirtSource
 from vm_onetoone_nat.virt.once import LibvirtOnce
+from vm_onetoone_nat.virt.source import LibvirtSource
 
 URI = "test:///default"
 GUEST = "guest1"
@@ -95,8 +95,8 @@ class Driver:
         def broken(*_: object) -> Guests:
             raise LibvirtUnavailable("client socket is closed")
 
-        for module in ("connection", "once"):
-            self._patch.setattr(f"vm_onetoone_nat.virt.{module}.read_guests", broken)
+        for module in ("source", "once"):
+            self._patch.setattr(f"vm_onetoone_nat.virt.{module}.read_domains", broken)
 
     def close(self) -> None:
         if GUEST in (each.name() for each in self._connection.listAllDomains()):

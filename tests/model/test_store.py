@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from typing import Protocol
 
 import pytest
@@ -46,21 +47,32 @@ class Fake:
         self.store.written = frozenset()
 
 
+class Full(FileStore):
+    """A file that cannot be written while `full`: by the kernel's limit, which root has too."""
+
+    full = False
+
+    def record(self, allocations: frozenset[Allocation]) -> None:
+        before = getrlimit(RLIMIT_FSIZE)
+        # The interpreter ignores SIGXFSZ, so a write fails.
+        setrlimit(RLIMIT_FSIZE, (0, before[1]) if self.full else before)
+        try:
+            super().record(allocations)
+        finally:
+            setrlimit(RLIMIT_FSIZE, before)
+
+
 class File:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.store = FileStore(directory)
+        self.store = Full(directory)
 
     def restart(self) -> None:
-        self.store = FileStore(self._directory)
+        full, self.store = self.store.full, Full(self._directory)
+        self.store.full = full
 
     def fill(self, full: bool) -> None:
-        # Root may write into any directory, but nobody replaces a directory by opening it.
-        obstacle = self._directory / "allocations.new"
-        if full:
-            obstacle.mkdir(parents=True, exist_ok=True)
-        elif obstacle.exists():
-            obstacle.rmdir()
+        self.store.full = full
 
     def spoil(self) -> None:
         path = self._directory / "allocations.json"

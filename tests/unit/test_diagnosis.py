@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from fakes import FORWARD, FakeKernel, FakeStore, laptop, running_guests
@@ -17,8 +18,9 @@ from vm_onetoone_nat.diagnose.steps import diagnose
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.host import ChainName
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
-from vm_onetoone_nat.model.status import Cause
+from vm_onetoone_nat.model.status import Cause, MappingState, MappingStatus
 from vm_onetoone_nat.model.traffic import Tracked, Traffic
+from vm_onetoone_nat.virt.units import libvirt_units
 
 GUEST = Mapping(external(1), "default", internal=internal(1), domain=guest_name(1))
 MAC = mac_of(internal(1))
@@ -186,7 +188,7 @@ def test_client_isolation(
 def test_certain_before_suspected() -> None:
     """What is certain is named before what is suspected, wherever it is on the path."""
     suspect = Check("LAN", Verdict.SUSPECT, "perhaps", Cause.CLIENT_ISOLATION)
-    certain = failed("guest", Cause.GUEST_OFF, "it is off", GUEST)
+    certain = failed("guest", Cause.GUEST_OFF, "it is off")
     assert Diagnosis("x", (suspect, certain)).first is certain
     assert Diagnosis("x", (suspect,)).first is suspect
     assert Diagnosis("x", (Check("guest", Verdict.UNKNOWN, ""),)).first is None
@@ -240,6 +242,41 @@ def test_each_cause_has_a_remedy(cause: Cause) -> None:
         assert not text.endswith(".")
 
 
+@pytest.mark.parametrize("units", ["libvirtd", "virtqemud virtnetworkd"])
+def test_units_of_libvirt(units: str) -> None:
+    """Remedies name the units that this host has, also where the mapping's own state is the cause.
+
+    libvirtd's unit conflicts with those of modular daemons: starting it would stop them.
+    """
+    found = replace(evidence(), libvirt_units=units)
+    unreachable = replace(found, look=replace(found.look, guests=None))
+    state = MappingStatus(GUEST, MappingState.INACTIVE, "libvirt cannot be reached", Cause.LIBVIRT)
+    for each in (unreachable, replace(found, status=state), replace(found, off_bridge="vnet0")):
+        first = diagnose(each).first
+        assert first is not None
+        assert f"systemctl restart {units}" in first.remedy
+        assert first.remedy.count("libvirtd") == units.count("libvirtd")
+
+
+@pytest.mark.parametrize(
+    ("present", "units"),
+    [
+        ((), "libvirtd"),
+        (("run/libvirt/libvirt-sock",), "libvirtd"),
+        (("run/libvirt/virtqemud-sock",), "virtqemud virtnetworkd"),
+        (("run/libvirt/virtqemud-sock", "run/libvirt/libvirt-sock"), "virtqemud virtnetworkd"),
+        (("usr/sbin/virtqemud",), "virtqemud virtnetworkd"),
+        (("usr/sbin/virtqemud", "run/libvirt/libvirt-sock"), "libvirtd"),
+    ],
+)
+def test_which_units(tmp_path: Path, present: tuple[str, ...], units: str) -> None:
+    """The socket that exists shows which units these are; without one the installed program."""
+    for name in present:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert libvirt_units(tmp_path) == units
+
+
 def test_shown_to_a_person() -> None:
     """Marks, what is wrong, what to do; in colour only where that is asked for."""
     found = diagnose(replace(evidence(), answers=Answers(guest=frozenset({MAC}), near=True)))
@@ -262,7 +299,7 @@ def test_shown_to_a_person() -> None:
 
 def test_names_cannot_harm_a_terminal() -> None:
     """No escape sequence in a guest's name, or in what another program wrote, is printed."""
-    check = failed("guest", Cause.GUEST_OFF, "domain '\033[2J' is not running", GUEST)
+    check = failed("guest", Cause.GUEST_OFF, "domain '\033[2J' is not running")
     shown = "\n".join(render_diagnosis(Diagnosis("\033]0;x\007", (check,))))
     assert "\033" not in shown and "\007" not in shown
 

@@ -312,7 +312,7 @@ def test_no_module_runs_a_program(path: Path) -> None:
 @pytest.mark.parametrize(
     ("library", "users"),
     [
-        ("libvirt", {"virt/agents", "virt/connection", "virt/read"}),
+        ("libvirt", {"virt/agents", "virt/connection", "virt/read", "virt/source"}),
         ("nftables", {"kernel/libnftables"}),
         ("prometheus_client", {"service/metrics"}),
         ("pydantic", {"config/schema"}),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from reports import entry, report
 from vm_onetoone_nat.report.report import report_to_json
+from vm_onetoone_nat.service import status_socket
 from vm_onetoone_nat.service.status_socket import NotRunning, Silent, StatusSocket, ask, socket_path
 
 SOCKET = Path("/run/vm-onetoone-nat/status.sock")
@@ -34,6 +35,20 @@ def test_answer(tmp_path: Path) -> None:
     status.stop()
     with pytest.raises(NotRunning):
         ask(socket_path(tmp_path))
+
+
+def test_link_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that takes the socket's place before its mode is set is not followed."""
+    victim, path = tmp_path / "victim", socket_path(tmp_path)
+    victim.touch(0o600)
+
+    def replaced(*_: object) -> None:
+        path.symlink_to(victim)
+
+    monkeypatch.setattr(status_socket, "_Server", replaced)
+    with pytest.raises(OSError, match="symbolic links"):
+        StatusSocket(path, lambda: "").start()
+    assert victim.stat().st_mode & 0o777 == 0o600
 
 
 def test_client_that_never_reads(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_every_event_is_in_the_catalog() -> None:
 
 def test_catalog_fields_exist() -> None:
     """Every field that a text fills in is one that entries of that event carry."""
-    carried = {"DOMAIN", "EXTERNAL", "INTERNAL", "NETWORK", "UPLINK", "STATE", "REASON"}
+    carried = {"DOMAIN", "EXTERNAL", "INTERNAL", "NETWORK", "UPLINK", "STATE", "REASON", "UNITS"}
     for entry in catalog().values():
         assert set(re.findall(r"@VMNAT_([A-Z]+)@", entry)) <= carried
 

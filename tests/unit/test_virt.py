@@ -3,21 +3,20 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address
 from typing import Any
 
 import libvirt
 import pytest
 from lab import wait_for
 from vm_onetoone_nat.errors import LibvirtUnavailable
-from vm_onetoone_nat.model.guests import Guests, Interface
+from vm_onetoone_nat.model.guests import DomainState, Guests, Interface
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 from vm_onetoone_nat.service.runner import RESYNC_SECONDS
 from vm_onetoone_nat.virt import connection as libvirt_connection
-from vm_onetoone_nat.virt.agents import Agents
+from vm_onetoone_nat.virt import source as libvirt_source
 from vm_onetoone_nat.virt.answers import BoundedCalls, LibvirtHangs
-from vm_onetoone_nat.virt.connection import LibvirtSource
 from vm_onetoone_nat.virt.read import Definitions
+from vm_onetoone_nat.virt.source import LibvirtSource
 
 URI = "test:///default"
 CONNECTED = Trigger(Kind.LIBVIRT, "libvirt connected")
@@ -71,10 +70,11 @@ class TestAnswers:
 
     def test_slow(self) -> None:
         """A libvirt that is slow, and not hung, is given the time that it needs."""
-        answered = threading.Event()
+        slow, answered = threading.Event(), threading.Event()
         answers = BoundedCalls(answered.set, patience=0.1)
         with pytest.raises(LibvirtHangs):
-            answers.call(lambda: time.sleep(0.3))
+            answers.call(slow.wait)
+        slow.set()
         assert answered.wait(60)
         assert answers.call(lambda: time.sleep(0.3) or 7) == 7  # type: ignore[func-returns-value]
 
@@ -98,7 +98,7 @@ class TestSource:
         guests = source.observe()
         assert [domain.name for domain in guests.domains] == ["test"]
         assert guests.current
-        assert triggers == [CONNECTED]
+        assert triggers == [CONNECTED, CONNECTED]
 
     def test_reconnected_after_an_error(
         self, source: LibvirtSource, triggers: list[Trigger], monkeypatch: pytest.MonkeyPatch
@@ -114,10 +114,10 @@ class TestSource:
             raise LibvirtUnavailable("client socket is closed")
 
         with monkeypatch.context() as patched:
-            patched.setattr(libvirt_connection, "read_guests", broken)
+            patched.setattr(libvirt_source, "read_domains", broken)
             known = source.observe()
             assert (known.domains, known.current) == (before.domains, False)
-        wait_for(lambda: triggers.count(CONNECTED) == 2, 60, "it is connected anew")
+        wait_for(lambda: triggers.count(CONNECTED) == 3, 60, "it is connected anew")
         assert source.observe().current
         assert Trigger(Kind.LIBVIRT, "libvirt lost") in triggers
 
@@ -128,6 +128,239 @@ class TestSource:
         with pytest.raises(LibvirtUnavailable):
             source.observe()
         source.stop()
+
+
+LOSSES = 100
+
+
+class Connections:
+    """What becomes of the connections that libvirt's test driver opens."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.opened = 0
+        self.left: list[int] = []
+        self._open, self._close = libvirt.openReadOnly, libvirt.virConnect.close
+        patch.setattr(libvirt, "openReadOnly", self.open)
+
+        def close(connection: Any) -> int:
+            return self.close(connection)
+
+        patch.setattr(libvirt.virConnect, "close", close)
+
+    def open(self, uri: str) -> Any:
+        connection = self._open(uri)
+        self.opened += 1
+        return connection
+
+    def close(self, connection: Any) -> int:
+        """`left` has the references that remain, and keep the connection open: none is right."""
+        left: int = self._close(connection)
+        self.left.append(left)
+        return left
+
+    def are_ended(self, least: int) -> bool:
+        """Whether so many were opened, and all but the last two are closed."""
+        return least <= self.opened <= len(self.left) + 2
+
+
+class TestLosses:
+    """Each loss ends its connection, whatever was lost, and whatever fails while it ends."""
+
+    @pytest.fixture
+    def connections(self, monkeypatch: pytest.MonkeyPatch) -> Connections:
+        monkeypatch.setattr(libvirt_connection, "_BACKOFF_SECONDS", (0.001,))
+        monkeypatch.setattr(libvirt_connection, "_SETTLE_SECONDS", 0.001)
+        return Connections(monkeypatch)
+
+    @pytest.fixture
+    def source(self, connections: Connections) -> Iterator[LibvirtSource]:
+        """A source with two connections, which are closed in the end."""
+        source = LibvirtSource(URI, lambda _trigger: None)
+        yield source
+        source.stop()
+        wait_for(lambda: connections.opened == len(connections.left), 60, "all are closed")
+        assert set(connections.left) == {0}
+
+    @pytest.mark.parametrize("part", ["domains", "networks"])
+    def test_errors(
+        self,
+        source: LibvirtSource,
+        connections: Connections,
+        part: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A connection that answers with errors is ended when it is replaced, each of 100 times.
+
+        Before, its callbacks kept each of them open.
+        """
+        source.start()
+        known = source.observe()
+
+        def broken(*_: object) -> tuple[()]:
+            raise LibvirtUnavailable("client socket is closed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt_source, f"read_{part}", broken)
+
+            def is_lost() -> bool:
+                assert source.observe().networks == known.networks
+                return connections.opened > LOSSES
+
+            wait_for(is_lost, 60, "100 losses", 0.001)
+        wait_for(lambda: source.observe() == known, 60, "all is current")
+
+    @pytest.mark.parametrize(
+        "method", ["networkEventRegisterAny", "domainEventRegisterAny", "registerCloseCallback"]
+    )
+    def test_subscription_fails(
+        self,
+        source: LibvirtSource,
+        connections: Connections,
+        method: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A connection that cannot be subscribed to is closed, each of 100 times.
+
+        So it is for networks while virtnetworkd is away: virtqemud answers, and it does not.
+        """
+
+        def fail(*_: object) -> int:
+            raise libvirt.libvirtError("Failed to connect socket to '/run/libvirt/virtnetworkd'")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt.virConnect, method, fail)
+            source.start()
+            wait_for(lambda: connections.are_ended(LOSSES), 60, "100 attempts")
+        wait_for(lambda: is_connected(source), 60, "it is connected")
+
+    def test_deregistration_fails(
+        self, source: LibvirtSource, connections: Connections, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An error while a connection is ended keeps none of the other callbacks on it.
+
+        So it is on a broken connection: libvirt removes the callback, then cannot say so.
+        """
+        for name in ("unregisterCloseCallback", "domainEventDeregisterAny"):
+            original = getattr(libvirt.virConnect, name)
+
+            def fail(*arguments: object, original: Callable[..., None] = original) -> None:
+                original(*arguments)
+                raise libvirt.libvirtError("client socket is closed")
+
+            monkeypatch.setattr(libvirt.virConnect, name, fail)
+        source.start()
+        for n in range(3, 13):
+            source._domains._lost.set()
+            wait_for(lambda n=n: connections.are_ended(n), 60, f"loss {n}", 0.001)  # type: ignore[misc]
+
+    def test_closed_only_after_a_call(
+        self, source: LibvirtSource, connections: Connections, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A connection that is lost during a call is closed after it: libvirt frees it at once."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow(*_: object) -> tuple[()]:
+            begun.set()
+            go_on.wait()
+            return ()
+
+        source.start()
+        source.observe()
+        monkeypatch.setattr(libvirt_source, "read_networks", slow)
+        reader = threading.Thread(target=source.observe)
+        reader.start()
+        assert begun.wait(60)
+        source._networks._lost.set()
+        wait_for(lambda: source._networks._open is None, 60, "it is lost")
+        reader.join()
+        assert connections.left == []
+        go_on.set()
+        wait_for(lambda: connections.left == [0], 60, "it is closed")
+
+
+class TestNetworksAway:
+    """Domains are followed while networks cannot be read.
+
+    So it is with modular daemons: virtqemud has the domains, and passes what concerns networks on
+    to virtnetworkd, which may be away or hang.
+    """
+
+    @pytest.fixture
+    def source(self) -> Iterator[LibvirtSource]:
+        source = LibvirtSource(URI, lambda _trigger: None)
+        source.start()
+        yield source
+        source.stop()
+
+    @pytest.fixture
+    def domain(self) -> Iterator[Any]:
+        """A running domain of the test driver's, which a test destroys."""
+        connection = libvirt.open(URI)
+        domain = connection.lookupByName("test")
+        yield domain
+        if not domain.isActive():
+            domain.create()
+        connection.close()
+
+    def test_away(
+        self, source: LibvirtSource, domain: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With networks that cannot be listed, the last known ones count, and domains are read."""
+        before = source.observe()
+
+        def fail(*_: object) -> list[object]:
+            raise libvirt.libvirtError("Failed to connect socket to '/run/libvirt/virtnetworkd'")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt.virConnect, "listAllNetworks", fail)
+            patched.setattr(libvirt.virConnect, "networkEventRegisterAny", fail)
+            assert state(source.observe()) is DomainState.RUNNING
+            domain.destroy()
+            seen = source.observe()
+            assert state(seen) is DomainState.OFF
+            assert (seen.networks, seen.current) == (before.networks, True)
+            assert not seen.networks_current
+        wait_for(lambda: is_connected(source), 60, "networks are read again")
+
+    def test_hangs(
+        self, source: LibvirtSource, domain: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A listing of networks that hangs costs one pass 1 to 5 s; later ones wait for nothing."""
+        before = source.observe()
+        released = threading.Event()
+        original = libvirt.virConnect.listAllNetworks
+
+        def hang(connection: Any) -> list[object]:
+            released.wait()
+            networks: list[object] = original(connection)
+            return networks
+
+        monkeypatch.setattr(libvirt.virConnect, "listAllNetworks", hang)
+        assert source.observe().networks == before.networks
+        # Were it waited for again, the test would not end.
+        source._networks._calls._patience = 3600.0
+        domain.destroy()
+        for _ in range(3):
+            seen = source.observe()
+            assert state(seen) is DomainState.OFF
+            assert (seen.networks, seen.current) == (before.networks, True)
+        released.set()
+        wait_for(lambda: is_connected(source), 60, "networks are read again")
+
+
+def is_connected(source: LibvirtSource) -> bool:
+    """Whether all is read."""
+    try:
+        guests = source.observe()
+    except LibvirtUnavailable:
+        return False
+    return guests.current and guests.networks_current
+
+
+def state(guests: Guests) -> DomainState:
+    """The state of the only domain."""
+    (domain,) = guests.domains
+    return domain.state
 
 
 class TestDefinitions:
@@ -182,23 +415,3 @@ class TestDefinitions:
         definition = Definitions().of(domain, domain.UUIDString())
         assert definition.interfaces == (Interface("52:54:00:aa:00:01", "default"),)
         assert definition.fault == "metadata: unknown element <x>; write <mapping external=...>"
-
-
-class TestAgents:
-    """Guest agents are asked apart, each once."""
-
-    def test_asked_once(self) -> None:
-        """An agent is asked once, until it is forgotten or its guest has shown a new address."""
-        told = threading.Event()
-        agents = Agents(URI, told.set)
-        connection = libvirt.open(URI)
-        uuid = connection.lookupByName("test").UUIDString()
-        connection.close()
-        assert agents.addresses(uuid) == {}
-        assert told.wait(5)
-        known = {"aa:bb:cc:dd:ee:ff": (IPv4Address("192.168.122.3"),)}
-        assert agents.addresses(uuid) == known
-        agents.ask_again()
-        assert agents.addresses(uuid) == known
-        agents.invalidate(uuid)
-        assert agents.addresses(uuid) == {}

@@ -28,6 +28,7 @@ from vm_onetoone_nat.model.nat_table import Translation
 from vm_onetoone_nat.model.status import MappingState, MappingStatus
 from vm_onetoone_nat.report.report import Report, report_from_json
 from vm_onetoone_nat.service.status_socket import NotRunning, Silent, ask
+from vm_onetoone_nat.virt.units import libvirt_units
 
 _SOME_HOSTS = 8
 """At most this many hosts of the LAN are probed."""
@@ -101,6 +102,7 @@ class _Examination:
             elsewhere=self._elsewhere(nics),
             uplink_runs=link is not None and link.running,
             wireless=link is not None and _is_wireless(link),
+            libvirt_units=libvirt_units(),
             sysctls=_sysctls(
                 family_of(self._mapping.external),
                 [each.name for each in (link, bridge) if each is not None],

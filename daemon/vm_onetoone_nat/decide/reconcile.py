@@ -34,8 +34,9 @@ class Look:
 
     @property
     def libvirt(self) -> bool:
-        """Whether libvirt answers."""
-        return self.guests is not None and self.guests.current
+        """Whether libvirt answers, about guests and about networks."""
+        guests = self.guests
+        return guests is not None and guests.current and guests.networks_current
 
     @property
     def uplink_name(self) -> str:

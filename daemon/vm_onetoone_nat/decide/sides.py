@@ -28,7 +28,7 @@ class KernelSide(Protocol):
 
 
 class GuestSide(Protocol):
-    """What a pass needs of libvirt; the real ones are in `virt/connection` and `virt/once`."""
+    """What a pass needs of libvirt; the real ones are in `virt/source` and `virt/once`."""
 
     def observe(self) -> Guests: ...
 

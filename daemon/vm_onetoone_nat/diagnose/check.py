@@ -5,7 +5,6 @@ from enum import StrEnum
 
 from vm_onetoone_nat.diagnose.evidence import Evidence
 from vm_onetoone_nat.diagnose.remedies import remedy
-from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.status import Cause
 
 
@@ -54,11 +53,12 @@ Found = str | Check | None
 """Text if the part is all right, a Check if not, None if that cannot be determined."""
 
 
-def failed(step: str, cause: Cause, text: str, mapping: Mapping | None = None) -> Check:
-    """A check that failed, with its remedy."""
-    return Check(step, Verdict.FAILED, text, cause, remedy(cause, mapping))
+def failed(step: str, cause: Cause, text: str) -> Check:
+    """A check that failed, of no mapping, with its remedy."""
+    return Check(step, Verdict.FAILED, text, cause, remedy(cause, None))
 
 
 def fault(evidence: Evidence, step: str, cause: Cause, text: str) -> Check:
     """A check of a mapping that failed, with its remedy."""
-    return failed(step, cause, text, evidence.mapping)
+    advice = remedy(cause, evidence.mapping, evidence.libvirt_units)
+    return Check(step, Verdict.FAILED, text, cause, advice)

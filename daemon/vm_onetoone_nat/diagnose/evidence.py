@@ -69,6 +69,7 @@ class Evidence:
 
     `off_bridge` is the guest's tap device if it is not a port of the network's bridge.
     `unreadable`: chains of other programs that cannot be listed.
+    `libvirt_units` are those that manage guests and networks here.
     """
 
     look: Look
@@ -82,6 +83,7 @@ class Evidence:
     uplink_runs: bool
     wireless: bool
     sysctls: Sysctls
+    libvirt_units: str = "libvirtd"
     answers: Answers | None = None
     routes: Routes | None = None
     obstructions: tuple[Obstruction, ...] = ()

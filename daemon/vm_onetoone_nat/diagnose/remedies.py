@@ -14,8 +14,7 @@ _TEXTS = {
     Cause.DAEMON_SILENT: "systemctl restart vm-onetoone-nat, and read its journal",
     Cause.NOT_RELOADED: "systemctl reload vm-onetoone-nat",
     Cause.LIBVIRT: (
-        "systemctl start libvirtd, or virtqemud and virtnetworkd; 'settings.libvirt_uri' must be "
-        "that of the guests"
+        "systemctl restart {libvirt}; 'settings.libvirt_uri' must be that of the guests"
     ),
     Cause.NETWORK_UNKNOWN: "'virsh net-list --all' lists the networks; correct 'network'",
     Cause.NETWORK_INACTIVE: "virsh net-start {network}; virsh net-autostart {network}",
@@ -31,7 +30,7 @@ _TEXTS = {
         "'virsh domif-setlink {domain} MAC up'; 'virsh domiflist {domain}' lists the MAC"
     ),
     Cause.OFF_BRIDGE: (
-        "systemctl restart libvirtd, which leaves guests running and attaches them again; a "
+        "systemctl restart {libvirt}, which leaves guests running and attaches them again; a "
         "restart of the network does not"
     ),
     Cause.ADDRESS_UNKNOWN: (
@@ -88,10 +87,11 @@ _TEXTS = {
 }
 
 
-def remedy(cause: Cause, mapping: Mapping | None) -> str:
-    """The remedy, with the names of the mapping if there is one."""
+def remedy(cause: Cause, mapping: Mapping | None, libvirt_units: str = "libvirtd") -> str:
+    """The remedy, with the names of the mapping if there is one, and of libvirt's units."""
     family = family_of(mapping.external) if mapping is not None else FAMILIES[0]
     names = {
+        "libvirt": libvirt_units,
         "family": family.name,
         "forwarding": family.forwarding,
         "domain": mapping.domain if mapping is not None and mapping.domain else "GUEST",

@@ -7,7 +7,7 @@ failures may follow from it.
 from collections.abc import Callable, Iterator
 
 from vm_onetoone_nat.diagnose import guest, host
-from vm_onetoone_nat.diagnose.check import Check, Diagnosis, Found, Verdict, failed, fault
+from vm_onetoone_nat.diagnose.check import Check, Diagnosis, Found, Verdict, fault
 from vm_onetoone_nat.diagnose.evidence import Daemon, Evidence
 from vm_onetoone_nat.model.status import Cause
 
@@ -22,7 +22,7 @@ def _walk(evidence: Evidence) -> Iterator[Check]:
     status = evidence.status
     for step, causes, look in _STEPS:
         if status.cause in causes:
-            yield failed(step, status.cause, status.reason, status.mapping)
+            yield fault(evidence, step, status.cause, status.reason)
             continue
         found = look(evidence, step)
         if isinstance(found, Check):

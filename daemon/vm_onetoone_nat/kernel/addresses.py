@@ -18,10 +18,11 @@ from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
 from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
+from vm_onetoone_nat.kernel.release import kernel_release
 from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface, family_of_text
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.model.links import DefaultRoute, Link
-from vm_onetoone_nat.store.text import replace_text
+from vm_onetoone_nat.store.text import read_text, replace_text
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class Addresses:
         self._netlink = Netlink(ROUTE, "rtnetlink")
         self._record = record
         self._protocol_kept = (
-            _kernel_release() >= (5, 18) if protocol_kept is None else protocol_kept
+            kernel_release() >= (5, 18) if protocol_kept is None else protocol_kept
         )
 
     def close(self) -> None:
@@ -162,7 +163,7 @@ class Addresses:
 
     def _recorded(self) -> set[tuple[str, IPInterface]]:
         try:
-            entries = json.loads(self._record.read_text())
+            entries = json.loads(read_text(self._record))
         except FileNotFoundError:
             return set()
         except (OSError, ValueError) as error:
@@ -218,8 +219,3 @@ def _raise_any(failures: list[str]) -> None:
 
 def _records(addresses: tuple[Address, ...]) -> set[tuple[str, IPInterface]]:
     return {(a.ifname, a.interface) for a in addresses}
-
-
-def _kernel_release() -> tuple[int, int]:
-    major, minor, *_ = os.uname().release.split(".")
-    return int(major), int("".join(c for c in minor if c.isdigit()))

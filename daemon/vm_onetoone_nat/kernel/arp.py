@@ -23,7 +23,7 @@ from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.model.host import Unavailable
 from vm_onetoone_nat.model.links import Link
 from vm_onetoone_nat.model.trigger import Kind, Trigger
-from vm_onetoone_nat.store.text import replace_text
+from vm_onetoone_nat.store.text import read_text, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class RecordedConflicts:
 
     def __init__(self, record: Path) -> None:
         try:
-            content = json.loads(record.read_text())
+            content = json.loads(read_text(record))
             self._uplink = content["uplink"]
             self._macs = {IPv4Address(a): m for a, m in content["contested"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

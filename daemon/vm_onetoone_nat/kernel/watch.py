@@ -25,9 +25,6 @@ from vm_onetoone_nat.model.trigger import Kind, Trigger
 
 log = logging.getLogger(__name__)
 
-_NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")
-"""A guest's address has changed."""
-
 _BRIDGE_PORT = Trigger(Kind.BRIDGE, "bridge port")
 _CHANGES_LOST = Trigger(Kind.RTNETLINK_LOST, "rtnetlink: notifications were lost")
 _NEIGHBOURS_LOST = Trigger(Kind.RTNETLINK_LOST, "neighbours: notifications were lost")
@@ -130,12 +127,18 @@ class Watch:
             return None
         if gone or entry.mac is None:
             # A guest that has changed its address no longer answers at the old one.
-            return _NEIGHBOUR if self._macs.pop(entry.address, None) is not None else None
+            before = self._macs.pop(entry.address, None)
+            return _moved_to(before) if before is not None else None
         if not self._is_guest(str(entry.address), entry.mac):
             return None
         # An entry that expires and is renewed is notified every half minute.
         before, self._macs[entry.address] = self._macs.get(entry.address), entry.mac
-        return _NEIGHBOUR if entry.mac != before else None
+        return _moved_to(entry.mac) if entry.mac != before else None
+
+
+def _moved_to(mac: str) -> Trigger:
+    """The address of the guest with that MAC has changed."""
+    return Trigger(Kind.NEIGHBOUR, "neighbour", mac=mac)
 
 
 def _known_neighbours() -> dict[IPAddress, str]:

@@ -78,11 +78,15 @@ class Network:
 
 @dataclass(frozen=True)
 class Guests:
-    """What libvirt has, read at once; `current` is false if libvirt has disconnected since."""
+    """What libvirt has, read at once; `current` is false if libvirt has disconnected since.
+
+    `networks_current` is false if only the networks are those of an earlier time.
+    """
 
     domains: tuple[Domain, ...] = ()
     networks: tuple[Network, ...] = ()
     current: bool = True
+    networks_current: bool = True
 
     def network(self, name: str) -> Network | None:
         """The network of that name."""

@@ -42,12 +42,14 @@ _LABELS = {Kind.RTNETLINK_LOST: "rtnetlink", Kind.NFTABLES_LOST: "nftables"}
 class Trigger:
     """One event that asks for a pass. `text` is for the log.
 
-    `writer` is the process that wrote to the kernel, if the event says which.
+    `writer` is the process that wrote to the kernel, if the event says which. `mac` is that of the
+    neighbour.
     """
 
     kind: Kind
     text: str
     writer: str | None = None
+    mac: str | None = None
 
 
 START = Trigger(Kind.START, "start")
@@ -66,7 +68,12 @@ def kinds(triggers: Triggers) -> frozenset[Kind]:
 
 def texts(triggers: Triggers) -> str:
     """The triggers, for the log."""
-    return ", ".join(sorted(trigger.text for trigger in triggers))
+    return ", ".join(sorted({trigger.text for trigger in triggers}))
+
+
+def macs(triggers: Triggers) -> frozenset[str]:
+    """The MACs of the neighbours that triggers are about."""
+    return frozenset(trigger.mac for trigger in triggers if trigger.mac is not None)
 
 
 def is_news(triggers: Set[Trigger], notified: int, observed: int) -> bool:

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Set
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -26,15 +25,16 @@ from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
 from vm_onetoone_nat.kernel.libnftables import read_counters
 from vm_onetoone_nat.kernel.watch import Watch
 from vm_onetoone_nat.model.configuration import Configuration
-from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds
+from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds, macs
 from vm_onetoone_nat.report.report import report_to_json
 from vm_onetoone_nat.service.history import History
 from vm_onetoone_nat.service.instance import Instance
 from vm_onetoone_nat.service.notify import Notify
 from vm_onetoone_nat.service.passlog import PassLog, summary
+from vm_onetoone_nat.service.recent import Recent
 from vm_onetoone_nat.service.runner import Runner
 from vm_onetoone_nat.service.status_socket import StatusSocket, socket_path
-from vm_onetoone_nat.virt.connection import LibvirtSource
+from vm_onetoone_nat.virt.source import LibvirtSource
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Service:
         self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
         self._looked = threading.Event()
         self._history = History(time.monotonic())
+        self._counters = Recent(read_counters)
         self._status = StatusSocket(socket_path(runtime), self._answer_status)
         self._fights = Fights()
         self._log = PassLog()
@@ -135,7 +136,7 @@ class Service:
         outcome, line = None, "internal error: see the journal"
         with contain(Work.PASS):
             try:
-                outcome = self._reconcile(seen)
+                outcome = self._reconcile(triggers)
                 line = summary(outcome)
             except KernelError as error:
                 self._log.failed((str(error),))
@@ -162,11 +163,10 @@ class Service:
         # A DHCP server records a lease only after the guest has it.
         return min(again, _LEASE_SECONDS) if Kind.NEIGHBOUR in seen else again
 
-    def _reconcile(self, seen: Set[Kind]) -> Outcome:
+    def _reconcile(self, triggers: Triggers) -> Outcome:
         """Raises KernelError."""
         self._bridge_netfilter = bridge_netfilter()
-        if Kind.NEIGHBOUR in seen:
-            self._source.ask_agents_again()
+        self._source.ask_agents_again(macs(triggers))
         held = self._fights.held(time.monotonic())
         return reconcile(self._configuration, self._source, self._kernel, self._store, held)
 
@@ -232,7 +232,7 @@ class Service:
     def _answer_status(self) -> str:
         """The status socket's answer, in a thread of its own; waits for the first pass."""
         self._looked.wait(_FIRST_LOOK_SECONDS)
-        counters = read_counters()
+        counters = self._counters.get()
         report = self._history.report(
             time.monotonic(), os.getpid(), __version__, counters, OCCURRED.counts
         )

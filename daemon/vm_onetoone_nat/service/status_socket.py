@@ -4,12 +4,16 @@ Owner and group of the daemon may connect; what clients send is not read.
 """
 
 import logging
+import os
 import socket
 import struct
+import threading
 from collections.abc import Callable
+from errno import ELOOP
 from functools import partial
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
+from typing import Any
 
 from vm_onetoone_nat.errors import PrivilegeError, VmNatError
 from vm_onetoone_nat.internal_errors import Work, contain, thread
@@ -19,6 +23,8 @@ log = logging.getLogger(__name__)
 _MODE = 0o660
 _POLL_SECONDS = 86400.0
 """The server wakes for connections, and else once a day."""
+_AT_ONCE = 128
+"""Clients that are answered at once, each in a thread; others wait."""
 _PATIENCE_SECONDS = 5
 _PATIENCE = struct.pack("@ll", _PATIENCE_SECONDS, 0)  # struct timeval
 
@@ -65,7 +71,7 @@ class StatusSocket:
 
         self._path.unlink(missing_ok=True)
         server = _Server(str(self._path), Handler)
-        self._path.chmod(_MODE)
+        _set_mode(self._path)
         thread(Work.STATUS, partial(server.serve_forever, _POLL_SECONDS)).start()
 
     def stop(self) -> None:
@@ -78,9 +84,38 @@ class _Server(ThreadingUnixStreamServer):
     # Clients beyond this many waiting ones see that the daemon does not answer.
     request_queue_size = 128
 
+    def __init__(self, path: str, handler: type[StreamRequestHandler]) -> None:
+        super().__init__(path, handler)
+        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._slots.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
     def handle_error(self, _request: object, _client: object) -> None:
         # Most likely the client disconnected before the end of the answer.
         log.debug("status could not be sent", exc_info=True)
+
+
+def _set_mode(path: Path) -> None:
+    """Set the mode of the socket, and of nothing that a link in its place leads to.
+
+    Raises OSError.
+    """
+    try:
+        path.chmod(_MODE, follow_symlinks=False)
+    except NotImplementedError as error:
+        raise OSError(ELOOP, os.strerror(ELOOP), str(path)) from error
 
 
 def ask(path: Path) -> str:

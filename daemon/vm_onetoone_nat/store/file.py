@@ -12,7 +12,7 @@ from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.model.family import address
 from vm_onetoone_nat.model.mapping import Origin
 from vm_onetoone_nat.model.store import Allocation, Stored
-from vm_onetoone_nat.store.text import replace_text
+from vm_onetoone_nat.store.text import read_text, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class FileStore:
         if self._unwritten is not None:
             return Stored(self._unwritten, recorded=False)
         try:
-            return Stored(_from_json(self._path.read_text()))
+            return Stored(_from_json(read_text(self._path)))
         except FileNotFoundError:
             return Stored()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,81 +1,194 @@
 """Addresses that guest agents report (libvirt).
 
 A query to an agent needs a read-write connection, which gives full control of every guest; it is
-opened only if the configuration enables it.
+opened only if the configuration enables it. What an agent answers is the guest's word: it is
+checked, and what is wrong in it concerns that guest only.
 """
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from math import inf
 
 import libvirt
 
+from vm_onetoone_nat.errors import LibvirtUnavailable
+from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.internal_errors import Work, contain
+from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.model.family import LIBVIRT_TYPES, IPAddress, address
 
 log = logging.getLogger(__name__)
 
-AddressesByMac = dict[str, tuple[IPAddress, ...]]
+AddressesByMac = Mapping[str, tuple[IPAddress, ...]]
 """A guest's addresses by MAC."""
+
+AT_ONCE = 8
+"""Agents that are asked at once. One that hangs blocks a thread here, and one of the 20 workers of
+libvirtd (max_workers in libvirtd.conf)."""
+
+PAUSE_SECONDS = 2.0
+"""Between two queries of one agent, whatever its guest does."""
+
+MOST_ADDRESSES = 64
+"""Of one MAC; further ones are ignored."""
+
+
+@dataclass
+class _Guest:
+    """`due` is when its agent is to be asked, infinite if not. `logged`: whether a fault was."""
+
+    macs: frozenset[str]
+    due: float
+    known: AddressesByMac = field(default_factory=dict)
+    asked: float = -inf
+    asking: bool = False
+    logged: bool = False
 
 
 class Agents:
-    """Queries each agent in a thread of its own, since an agent that hangs may never answer.
+    """Queries agents in at most AT_ONCE threads, since an agent that hangs may never answer.
 
-    `answered` is called in that thread when an agent reports a change.
+    Such an agent occupies one thread, and is not asked again meanwhile. `answered` is called in
+    these threads when an agent reports a change. The methods may be called from any thread.
     """
 
     def __init__(self, uri: str, answered: Callable[[], None]) -> None:
         self._uri = uri
         self._answered = answered
-        self._known: dict[str, AddressesByMac] = {}
-        self._asked: set[str] = set()
-        self._lock = threading.Lock()
+        self._guests: dict[str, _Guest] = {}
+        self._changed = threading.Condition()
+        self._threads = 0
 
-    def addresses(self, uuid: str) -> AddressesByMac:
-        """The addresses that this guest's agent has reported; the first call starts the query."""
-        with self._lock:
-            known, asked = self._known.get(uuid, {}), uuid in self._asked
-            self._asked.add(uuid)
-        if not asked:
-            threading.Thread(target=self._ask, args=(uuid,), name="agent", daemon=True).start()
-        return known
+    def addresses(self, uuid: str, macs: frozenset[str]) -> AddressesByMac:
+        """The addresses that this guest's agent has reported for these MACs, its own.
+
+        The first call starts the query, and one with other MACs another.
+        """
+        with self._changed:
+            guest = self._guests.get(uuid)
+            if guest is None:
+                guest = self._guests[uuid] = _Guest(macs, inf)
+                self._ask_soon(guest)
+            elif macs != guest.macs:
+                guest.macs = macs
+                self._ask_soon(guest)
+            return guest.known
 
     def invalidate(self, uuid: str) -> None:
         """The agent of this guest has connected or disconnected."""
-        with self._lock:
-            self._known.pop(uuid, None)
-            self._asked.discard(uuid)
+        with self._changed:
+            if (guest := self._guests.get(uuid)) is not None:
+                guest.known = {}
+                self._ask_soon(guest)
 
-    def ask_again(self) -> None:
-        """Query all again at the next call: some guest has shown a new address."""
-        with self._lock:
-            self._asked &= self._asked - self._known.keys()
+    def ask_again(self, uuid: str) -> None:
+        """Query this guest's agent again, if it was queried before: it has shown an address."""
+        with self._changed:
+            if (guest := self._guests.get(uuid)) is not None:
+                self._ask_soon(guest)
 
-    @contain(Work.AGENT)
-    def _ask(self, uuid: str) -> None:
-        try:
-            connection = libvirt.open(self._uri)
-            try:
-                domain = connection.lookupByUUIDString(uuid)
-                reported = domain.interfaceAddresses(
-                    libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT
-                )
-            finally:
-                connection.close()
-        except libvirt.libvirtError as error:
-            log.warning("guest agent of %s: %s", uuid, error.get_error_message())
+    def keep(self, uuids: Collection[str]) -> None:
+        """Forget all guests but these. One whose agent hangs is known as long as it does."""
+        with self._changed:
+            for uuid in [u for u, g in self._guests.items() if u not in uuids and not g.asking]:
+                del self._guests[uuid]
+
+    def _ask_soon(self, guest: _Guest) -> None:
+        if guest.due < inf:
             return
-        found = {
-            interface["hwaddr"].lower(): tuple(
-                address(each["addr"])
-                for each in interface["addrs"] or ()
-                if each["type"] in LIBVIRT_TYPES
+        guest.due = max(time.monotonic(), guest.asked + PAUSE_SECONDS)
+        if guest.asking:
+            return  # the same thread asks it again
+        if self._threads < AT_ONCE:
+            threading.Thread(target=self._work, name="agent", daemon=True).start()
+            self._threads += 1
+        else:
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while (asked := self._next()) is not None:
+            uuid, guest = asked
+            found, fault = dict[str, tuple[IPAddress, ...]](), "internal error: see the journal"
+            with contain(Work.AGENT):
+                try:
+                    found = reported_addresses(ask_agent(self._uri, uuid), guest.macs)
+                    fault = ""
+                except (LibvirtUnavailable, ValueError) as error:
+                    fault = str(error)
+            self._finish(uuid, guest, found, fault)
+
+    def _next(self) -> tuple[str, _Guest] | None:
+        """Wait until an agent is to be asked; None if none is, and the thread ends."""
+        with self._changed:
+            while True:
+                waiting = ((g.due, uuid) for uuid, g in self._guests.items() if not g.asking)
+                due, uuid = min(waiting, default=(inf, ""))
+                now = time.monotonic()
+                if due <= now:
+                    guest = self._guests[uuid]
+                    guest.asking, guest.asked, guest.due = True, now, inf
+                    return uuid, guest
+                if due == inf:
+                    self._threads -= 1
+                    return None
+                self._changed.wait(due - now)
+
+    def _finish(self, uuid: str, guest: _Guest, found: AddressesByMac, fault: str) -> None:
+        with self._changed:
+            guest.asking = False
+            before, guest.known = guest.known, found
+            is_new, guest.logged = bool(fault) and not guest.logged, guest.logged or bool(fault)
+        if is_new:
+            log.warning(
+                "guest agent of %s: %s",
+                uuid,
+                fault,
+                extra=entry(Event.AGENT_FAILED, reason=fault),
             )
-            for interface in reported.values()
-            if interface["hwaddr"]
-        }
-        with self._lock:
-            before, self._known[uuid] = self._known.get(uuid), found
         if found != before:
             self._answered()
+
+
+def reported_addresses(reported: object, macs: Collection[str]) -> dict[str, tuple[IPAddress, ...]]:
+    """The addresses of interfaces with these MACs. Raises ValueError if it is no such report.
+
+    `reported` has the form of virDomain.interfaceAddresses().
+    """
+    if not isinstance(reported, dict):
+        raise ValueError(f"it reports no interfaces: {reported!r:.80}")
+    found: dict[str, tuple[IPAddress, ...]] = {}
+    for interface in reported.values():
+        match interface:
+            case {"hwaddr": str(mac), "addrs": list(listed)} if mac.lower() in macs:
+                known = found.get(mac.lower(), ())
+                more = map(_address, listed[: MOST_ADDRESSES - len(known)])
+                found[mac.lower()] = (*known, *(each for each in more if each is not None))
+            case {"hwaddr": str() | None, "addrs": list() | None}:
+                pass
+            case _:
+                raise ValueError(f"it reports no interface: {interface!r:.80}")
+    return found
+
+
+def _address(listed: object) -> IPAddress | None:
+    """One address; None if it is of another family. Raises ValueError."""
+    match listed:
+        case {"type": int(kind), "addr": str(text)}:
+            return address(text) if kind in LIBVIRT_TYPES else None
+    raise ValueError(f"it reports no address: {listed!r:.80}")
+
+
+def ask_agent(uri: str, uuid: str) -> object:
+    """What libvirt's own call returns; it may never return. Raises LibvirtUnavailable."""
+    try:
+        connection = libvirt.open(uri)
+        try:
+            domain = connection.lookupByUUIDString(uuid)
+            return domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
+        finally:
+            connection.close()
+    except libvirt.libvirtError as error:
+        raise LibvirtUnavailable(error.get_error_message()) from error

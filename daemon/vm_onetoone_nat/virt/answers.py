@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from vm_onetoone_nat.errors import LibvirtUnavailable
 
@@ -29,23 +29,30 @@ class BoundedCalls:
     def __init__(self, answered: Callable[[], None], patience: float = ANSWER_SECONDS[0]) -> None:
         self._answered = answered
         self._patience = patience
-        self._pending: Future[Any] | None = None
+        # Not the result: an error has a traceback, whose frames have objects of the connection.
+        self._returned = threading.Event()
+        self._returned.set()
 
     def call(self, function: Callable[[], T]) -> T:
         """Return or raise what `function` does. Raises LibvirtHangs after the timeout."""
-        if self._pending is not None and not self._pending.done():
+        if not self._returned.is_set():
             raise LibvirtHangs("libvirt still does not answer")
         answer: Future[T] = Future()
-        self._pending = answer
+        returned = threading.Event()
         began = time.monotonic()
 
         def run() -> None:
             try:
-                answer.set_result(function())
+                found = function()
             except Exception as error:
+                returned.set()
                 answer.set_exception(error)
+            else:
+                returned.set()
+                answer.set_result(found)
 
         threading.Thread(target=run, name="libvirt-call", daemon=True).start()
+        self._returned = returned
         try:
             return answer.result(timeout=self._patience)
         except TimeoutError as error:

@@ -1,235 +1,198 @@
-"""The daemon's connection to libvirt: connects and reconnects, observes, gets events.
+"""A connection to libvirt that is replaced whenever it is lost.
 
-Three threads: libvirt's event loop has its own, and its callbacks only call `notify`. Connecting
-has its own, since `open` blocks while libvirtd hangs. The thread that reconciles calls `observe`.
+Connecting has a thread of its own, since `open` blocks while libvirtd hangs. Callbacks run in the
+thread of libvirt's event loop.
 """
 
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import libvirt
 
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.internal_errors import Work, contain, thread
+from vm_onetoone_nat.internal_errors import Work, thread
 from vm_onetoone_nat.journal import entry
-from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.trigger import Kind, Trigger
-from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.answers import BoundedCalls, LibvirtHangs
-from vm_onetoone_nat.virt.read import Definitions, read_guests
+from vm_onetoone_nat.virt.units import libvirt_units
 
-_AGENT = Trigger(Kind.GUEST, "guest agent")
+T = TypeVar("T")
+
 _ANSWERS = Trigger(Kind.LIBVIRT, "libvirt answers")
 _CONNECTED = Trigger(Kind.LIBVIRT, "libvirt connected")
 _LOST = Trigger(Kind.LIBVIRT, "libvirt lost")
 
-log = logging.getLogger(__name__)
-
-_FIRST_ATTEMPT_SECONDS = 2
 _KEEPALIVE_SECONDS = 10
 _KEEPALIVE_COUNT = 3
 _BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0)
+_SETTLE_SECONDS = 0.1
+"""Before the first attempt after a loss: a libvirtd that ends closes its clients before its socket.
+An attempt in between fails, and libvirt 9.0 may leave a descriptor of it open."""
+
+log = logging.getLogger(__name__)
 
 
-class LibvirtSource:
-    """The daemon's connection: reconnects whenever it is lost, calls `notify` for every event.
+class Connection:
+    """A read-only connection; `notify` is called when it is there, lost, or answers late.
 
-    `notify` is called in threads of libvirt and of this class; it must not block.
+    `subscribe` registers callbacks on each new connection, since registrations end with theirs. It
+    adds to the stack what deregisters them. `name` is for the log.
     """
 
     def __init__(
-        self, uri: str, notify: Callable[[Trigger], None], *, guest_agent: bool = False
+        self,
+        uri: str,
+        name: str,
+        subscribe: Callable[[Any, ExitStack], None],
+        notify: Callable[[Trigger], None],
     ) -> None:
-        silence()
-        self._agents = Agents(uri, lambda: notify(_AGENT)) if guest_agent else None
         self._uri = uri
+        self._name = name
+        self._subscribe = subscribe
         self._notify = notify
-        self._connection: Any = None
+        self._open: Any = None
+        # Held by a call, and to close: libvirt frees a connection that is closed during a call.
+        self._in_use = threading.Lock()
         self._calls = BoundedCalls(lambda: notify(_ANSWERS))
-        self._known: Guests | None = None
-        self._definitions = Definitions()
+        self._answered = False
+        # The text only: an error has a traceback, whose frames have objects of the connection.
+        self._fault = ""
         self._lost = threading.Event()
         self._tried = threading.Event()
         self._stopped = threading.Event()
-        # Before any open(): a connection opened earlier never delivers an event.
-        libvirt.virEventRegisterDefaultImpl()
-        self._loop = thread(Work.LIBVIRT_EVENTS, self._run_loop)
-        self._connector = thread(Work.LIBVIRT, self._connect)
 
     def start(self) -> None:
-        """Start both threads; return after the first attempt, or after a timeout."""
-        self._loop.start()
-        self._connector.start()
-        self._tried.wait(_FIRST_ATTEMPT_SECONDS)
+        """Connect, in a thread of its own. libvirt's event loop must be registered before."""
+        thread(Work.LIBVIRT, self._run).start()
 
-    def ask_agents_again(self) -> None:
-        """Query guest agents again: a guest has shown an address that may be new to them."""
-        if self._agents is not None:
-            self._agents.ask_again()
+    def wait_until_tried(self, timeout: float) -> None:
+        """Wait until the first attempt has succeeded or failed, at most `timeout` seconds."""
+        self._tried.wait(timeout)
 
     def stop(self) -> None:
-        """Stop connecting. The threads end with the process, since libvirt may block them."""
+        """Close the connection, and open no other. The thread may end later: libvirt may block."""
         self._stopped.set()
         self._lost.set()
 
-    def observe(self) -> Guests:
-        """All domains and networks; while libvirt cannot be reached, the last ones, not `current`.
+    def call(self, read: Callable[[Any], T]) -> T:
+        """Return what `read` returns for the connection. Raises LibvirtUnavailable.
 
-        Repairs go on with those. Raises LibvirtUnavailable if there are none.
+        A call that hangs is waited for once, at most 5 s; until it has returned, others raise
+        LibvirtHangs at once.
         """
-        try:
-            with contain(Work.GUESTS, raises=LibvirtUnavailable):
-                self._known = self._ask()
-        except LibvirtUnavailable:
-            if self._known is None:
-                raise
-            return replace(self._known, current=False)
-        return self._known
-
-    def _ask(self) -> Guests:
-        connection = self._connection
-        if connection is None:
+        if self._open is None:
             raise LibvirtUnavailable("libvirt is not connected")
         try:
-            definitions = self._definitions
-            return self._calls.call(lambda: read_guests(connection, definitions, self._agents))
+            return self._calls.call(lambda: self._read(read))
         except LibvirtHangs:
             # keepalive decides whether to close the connection.
             raise
-        except LibvirtUnavailable:
+        except LibvirtUnavailable as error:
+            self._fault = str(error)
             # Reconnect even if the connection is alive: with modular daemons it leads to virtqemud,
             # whose own connection to virtnetworkd, with its events, stays broken after a restart
             # of virtnetworkd.
             self._lost.set()
             raise
 
-    def _run_loop(self) -> None:
-        while not self._stopped.is_set():
-            libvirt.virEventRunDefaultImpl()
+    def _read(self, read: Callable[[Any], T]) -> T:
+        with self._in_use:
+            if self._open is None:
+                raise LibvirtUnavailable("libvirt is not connected")
+            found = read(self._open)
+            if not self._answered:
+                self._answered = True
+                self._log_connected()
+            return found
 
-    def _connect(self) -> None:
+    def _run(self) -> None:
         attempt = 0
         while not self._stopped.is_set():
-            self._lost.clear()
-            try:
-                connection = connect(self._uri)
-                # Events that happened without a connection are lost.
-                self._definitions = Definitions()
-                self._subscribe(connection)
-            except (LibvirtUnavailable, libvirt.libvirtError) as error:
-                if attempt == 0:
-                    log.warning(
-                        "waiting for libvirt at %s: %s",
-                        self._uri,
-                        error,
-                        extra=entry(Event.LIBVIRT_UNAVAILABLE, reason=error),
-                    )
-                self._tried.set()
-                delay = _BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)]
-                attempt += 1
-                self._stopped.wait(delay)
+            fault = self._serve()
+            if fault is None:
+                attempt = 0
+                self._stopped.wait(_SETTLE_SECONDS)
                 continue
-            attempt = 0
-            log.info("connected to libvirt at %s", self._uri, extra=entry(Event.LIBVIRT_CONNECTED))
-            self._connection = connection
-            self._tried.set()
-            self._notify(_CONNECTED)
-            self._lost.wait()
-            self._connection = None
-            if not self._stopped.is_set():
-                log.warning(
-                    "lost libvirt at %s; what is active stays active",
-                    self._uri,
-                    extra=entry(Event.LIBVIRT_LOST),
-                )
-                self._notify(_LOST)
-            _close(connection)
+            if attempt == 0:
+                self._log_unavailable(fault)
+            delay = _BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)]
+            attempt += 1
+            self._stopped.wait(delay)
 
-    def _subscribe(self, connection: Any) -> None:
-        """Register every callback again: registrations end with their connection."""
-        connection.registerCloseCallback(self._on_close, None)
-        connection.domainEventRegisterAny(
-            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_domain, None
-        )
-        for event, what in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, "device added"),
-            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, "device removed"),
-            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, "metadata changed"),
-        ):
-            connection.domainEventRegisterAny(None, event, self._on_change, what)
-        connection.domainEventRegisterAny(
-            None, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, self._on_agent, None
-        )
-        connection.networkEventRegisterAny(
-            None, libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE, self._on_network, None
-        )
+    def _serve(self) -> str | None:
+        """Connect, and wait until the connection is lost.
+
+        Returns why there was none, or none that answered; None if it answered.
+        """
+        self._lost.clear()
+        self._answered, self._fault = False, "the connection was closed"
         try:
-            connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
-        except libvirt.libvirtError as error:
-            # Drivers without a socket, such as test:///default, do not support it.
-            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                raise
+            self._open, ending = self._connect()
+        except (LibvirtUnavailable, libvirt.libvirtError) as error:
+            return str(error)
+        finally:
+            self._tried.set()
+        self._notify(_CONNECTED)
+        self._lost.wait()
+        self._open = None
+        if not self._stopped.is_set():
+            if self._answered:
+                self._log_lost()
+            self._notify(_LOST)
+        self._close(ending)
+        return None if self._answered else self._fault
+
+    def _connect(self) -> tuple[Any, ExitStack]:
+        """A connection with its callbacks, and what ends both.
+
+        Raises LibvirtUnavailable and libvirtError; then the connection is closed. Every callback
+        has a reference to its connection: one that is left keeps the connection open.
+        """
+        with ExitStack() as ending:
+            connection = connect(self._uri)
+            ending.callback(connection.close)
+            connection.registerCloseCallback(self._on_close, None)
+            ending.callback(connection.unregisterCloseCallback)
+            self._subscribe(connection, ending)
+            _keep_alive(connection)
+            return connection, ending.pop_all()
+
+    def _close(self, ending: ExitStack) -> None:
+        """End a connection. Deregistration fails on a broken one, and ends the callback even so."""
+        with self._in_use:
+            try:
+                ending.close()
+            except libvirt.libvirtError as error:
+                log.debug("closing a lost connection: %s", error)
 
     def _on_close(self, _connection: Any, _reason: int, _opaque: None) -> None:
         self._lost.set()
 
-    def _on_domain(
-        self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: None
-    ) -> None:
-        self._changed(domain, str(_DOMAIN_EVENTS.get(event, event)))
+    def _log_connected(self) -> None:
+        log.info(
+            "connected to %s at %s", self._name, self._uri, extra=entry(Event.LIBVIRT_CONNECTED)
+        )
 
-    def _on_change(self, _connection: Any, domain: Any, *details: Any) -> None:
-        # The registered value is the last argument; events differ in the others.
-        self._changed(domain, details[-1])
+    def _log_unavailable(self, fault: str) -> None:
+        log.warning(
+            "waiting for %s at %s: %s",
+            self._name,
+            self._uri,
+            fault,
+            extra=entry(Event.LIBVIRT_UNAVAILABLE, reason=fault, units=libvirt_units()),
+        )
 
-    def _on_agent(
-        self, _connection: Any, domain: Any, _state: int, _reason: int, _opaque: None
-    ) -> None:
-        if self._agents is not None:
-            with contain(Work.LIBVIRT_EVENTS):
-                self._agents.invalidate(domain.UUIDString())
-            self._changed(domain, "guest agent")
-
-    # An event that cannot be read is a trigger all the same.
-
-    def _changed(self, domain: Any, what: str) -> None:
-        trigger = Trigger(Kind.DOMAIN, f"a domain: {what}")
-        with contain(Work.LIBVIRT_EVENTS):
-            self._definitions.changed(domain.UUIDString())
-            trigger = Trigger(Kind.DOMAIN, f"domain {domain.name()}: {what}")
-        self._notify(trigger)
-
-    def _on_network(
-        self, _connection: Any, network: Any, event: int, _detail: int, _opaque: None
-    ) -> None:
-        what = _NETWORK_EVENTS.get(event, event)
-        trigger = Trigger(Kind.NETWORK, f"a network: {what}")
-        with contain(Work.LIBVIRT_EVENTS):
-            trigger = Trigger(Kind.NETWORK, f"network {network.name()}: {what}")
-        self._notify(trigger)
-
-
-_DOMAIN_EVENTS = {
-    libvirt.VIR_DOMAIN_EVENT_DEFINED: "defined",
-    libvirt.VIR_DOMAIN_EVENT_UNDEFINED: "undefined",
-    libvirt.VIR_DOMAIN_EVENT_STARTED: "started",
-    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: "suspended",
-    libvirt.VIR_DOMAIN_EVENT_RESUMED: "resumed",
-    libvirt.VIR_DOMAIN_EVENT_STOPPED: "stopped",
-    libvirt.VIR_DOMAIN_EVENT_SHUTDOWN: "shutdown",
-    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: "suspended by power management",
-    libvirt.VIR_DOMAIN_EVENT_CRASHED: "crashed",
-}
-_NETWORK_EVENTS = {
-    libvirt.VIR_NETWORK_EVENT_DEFINED: "defined",
-    libvirt.VIR_NETWORK_EVENT_UNDEFINED: "undefined",
-    libvirt.VIR_NETWORK_EVENT_STARTED: "started",
-    libvirt.VIR_NETWORK_EVENT_STOPPED: "stopped",
-}
+    def _log_lost(self) -> None:
+        log.warning(
+            "lost %s at %s; what is active stays active",
+            self._name,
+            self._uri,
+            extra=entry(Event.LIBVIRT_LOST, units=libvirt_units()),
+        )
 
 
 def silence() -> None:
@@ -245,9 +208,11 @@ def connect(uri: str) -> Any:
         raise LibvirtUnavailable(error.get_error_message()) from error
 
 
-def _close(connection: Any) -> None:
+def _keep_alive(connection: Any) -> None:
+    """Have libvirt close the connection if the other side does not answer for 40 s."""
     try:
-        connection.unregisterCloseCallback()
-        connection.close()
+        connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
     except libvirt.libvirtError as error:
-        log.debug("closing a lost connection: %s", error)
+        # Drivers without a socket, such as test:///default, do not support it.
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise

@@ -7,7 +7,7 @@ from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.answers import ANSWER_SECONDS, BoundedCalls
 from vm_onetoone_nat.virt.connection import connect, silence
-from vm_onetoone_nat.virt.read import Definitions, read_guests
+from vm_onetoone_nat.virt.read import Definitions, read_domains, read_networks
 
 
 class LibvirtOnce:
@@ -31,4 +31,5 @@ class LibvirtOnce:
         return guests
 
     def _read(self) -> Guests:
-        return read_guests(self._connection, Definitions(), self._agents)
+        domains = read_domains(self._connection, Definitions(), self._agents)
+        return Guests(domains, read_networks(self._connection))

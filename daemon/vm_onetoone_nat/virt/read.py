@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import libvirt
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.internal_errors import Work, contain
 from vm_onetoone_nat.model.family import LIBVIRT_TYPES, IPAddress, address
-from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Network
+from vm_onetoone_nat.model.guests import Domain, DomainState, Network
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.xml import (
     Definition,
@@ -80,23 +81,38 @@ class Definitions:
             self._read.pop(uuid, None)
 
 
-def read_guests(connection: Any, definitions: Definitions, agents: Agents | None) -> Guests:
-    """All domains and networks of a connection. Raises LibvirtUnavailable.
+def read_domains(
+    connection: Any, definitions: Definitions, agents: Agents | None
+) -> tuple[Domain, ...]:
+    """All domains of a connection. Raises LibvirtUnavailable.
 
     What cannot be read of one of them is a fault of that one only.
     A read-only connection is enough; with `agents` None no guest agent is queried.
     """
-    try:
+    with _errors():
         every = connection.listAllDomains()
         running = {d.ID() for d in connection.listAllDomains(_RUNNING)}
         domains: list[Domain] = []
         for each in every:
             with contain(Work.DOMAIN, handled=libvirt.libvirtError):
                 domains.append(_domain(each, _listed_state(each, running), definitions, agents))
-        networks = tuple(_network(n) for n in connection.listAllNetworks())
+    if agents is not None:
+        agents.keep({domain.uuid for domain in domains})
+    return tuple(domains)
+
+
+def read_networks(connection: Any) -> tuple[Network, ...]:
+    """All networks of a connection, which may be read-only. Raises LibvirtUnavailable."""
+    with _errors():
+        return tuple(map(_network, connection.listAllNetworks()))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
     except libvirt.libvirtError as error:
         raise LibvirtUnavailable(f"libvirt: {error.get_error_message()}") from error
-    return Guests(tuple(domains), networks)
 
 
 def _domain(
@@ -114,7 +130,7 @@ def _domain(
             definition = Definition(fault=fault)
     interfaces = definition.interfaces
     if agents is not None and definition.agent:
-        reported = agents.addresses(uuid)
+        reported = agents.addresses(uuid, frozenset(nic.mac for nic in interfaces))
         interfaces = tuple(replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces)
     return Domain(
         domain.name(),
