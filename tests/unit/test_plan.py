@@ -591,6 +591,8 @@ def _element_text(element: Element) -> str:
         "internal": "snat {0} to {value}",
         "inbound": "forward connections to {0}",
         "outbound": "forward connections from {0}",
+        "untranslated_in": "drop packets to {0} that are not translated",
+        "untranslated_out": "drop packets from {0} that are not translated",
         "allowed": "allow {2} {3} from {1} to {0}",
         "uplink": "uplink {0}",
         "hairpin": "record of the hairpin on {0}",

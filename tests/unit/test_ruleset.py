@@ -84,7 +84,7 @@ def test_extra_object(position: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("hook", "input"), ("prio", 0), ("policy", "drop"), ("type", "route")]
+    ("key", "value"), [("hook", "ingress"), ("prio", 0), ("policy", "drop"), ("type", "route")]
 )
 @pytest.mark.parametrize(
     "position", [i for i in positions("chain") if "hook" in listing()[i]["chain"]]
@@ -247,6 +247,8 @@ def test_one_command_for_each_container() -> None:
         "inbound",
         "internal",
         "outbound",
+        "untranslated_in",
+        "untranslated_out",
     ]
 
 
