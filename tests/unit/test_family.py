@@ -102,7 +102,7 @@ def test_table_of_another_family(monkeypatch: pytest.MonkeyPatch) -> None:
     other = replace_family(EXTERNAL)
     monkeypatch.setattr(nft_table, "EXTERNAL", other)
     monkeypatch.setattr(nft_table, "CONTAINERS", (other,))
-    added = [command["add"] for command in nft_table.table_commands(1)]
+    added = [command["add"] for command in nft_table.table_commands(1, persistent=False)]
     (declared,) = (each["map"] for each in added if "map" in each)
     assert (declared["type"], declared["map"]) == ("ipv6_addr", "ipv6_addr")
     (dnat, _) = (

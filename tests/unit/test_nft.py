@@ -5,13 +5,14 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from vm_onetoone_nat.kernel.messages.nft_owner import Ownership
 from vm_onetoone_nat.kernel.messages.nft_table import table_commands
 from vm_onetoone_nat.kernel.nft import Nft
+from vm_onetoone_nat.kernel.ownership import OwnershipSocket
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
 
 MARK = DEFAULT_FWMARK
-CHAIN = {"chain": {"family": "inet", "table": "vm_onetoone_nat", "name": "admit"}}
-INTACT = [command["add"] for command in table_commands(MARK)]
+INTACT = [command["add"] for command in table_commands(MARK, persistent=False)]
 
 
 class Ruleset:
@@ -23,9 +24,13 @@ class Ruleset:
         self.listed = 0
         self.changes_meanwhile = False
 
+    @property
+    def ownership(self) -> Ownership | None:
+        return Ownership(persistent=False, owner=None) if self.table else None
+
     def list(self, what: dict[str, Any]) -> list[dict[str, Any]]:
         if "chains" in what:
-            return [CHAIN] if self.table else []
+            return []
         self.listed += 1
         self.generation += self.changes_meanwhile
         return self.table
@@ -38,6 +43,7 @@ def ruleset(monkeypatch: pytest.MonkeyPatch) -> Ruleset:
         "vm_onetoone_nat.kernel.nft._Context.list", lambda _self, what: ruleset.list(what)
     )
     monkeypatch.setattr(Nft, "_generation", lambda _self: ruleset.generation)
+    monkeypatch.setattr(OwnershipSocket, "read", lambda _self: ruleset.ownership)
     return ruleset
 
 

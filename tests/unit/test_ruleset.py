@@ -28,7 +28,7 @@ BOUNDED = settings(max_examples=100, derandomize=True, deadline=None, database=N
 def listing(fwmark: int = MARK) -> list[Json]:
     """The static table as the kernel lists it: with metainfo, and a handle on every object."""
     entries: list[Json] = [METAINFO]
-    for number, command in enumerate(table_commands(fwmark)):
+    for number, command in enumerate(table_commands(fwmark, persistent=False)):
         ((kind, value),) = copy.deepcopy(command["add"]).items()
         entries.append({kind: {**value, "handle": number}})
     return entries

@@ -20,6 +20,7 @@ from vm_onetoone_nat.decide.host_writes import (
 from vm_onetoone_nat.decide.nft_writes import (
     TABLE_KEY,
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -119,13 +120,19 @@ def _present(observed: Observed) -> frozenset[Element]:
 def _table(observed: Observed, desired: Desired, elements: frozenset[Element]) -> Iterator[Write]:
     """Our table with these elements, and the connections that the change concerns."""
     table, present = observed.table, _present(observed)
-    replaced = table is None or not table.intact or table.fwmark != desired.fwmark
+    wanted = desired.fwmark, observed.persistent
+    replaced = table is None or not table.intact or (table.fwmark, table.persistent) != wanted
     # A table without its chains or rules did not translate, whatever elements it had.
     added = elements if replaced else elements - present
     whole = TABLE_KEY if replaced else None
     if replaced:
-        yield InstallTable(desired.fwmark)
+        if table is not None and table.persistent and not observed.persistent:
+            # Without the flags of a table, "add" is refused on one that has them.
+            yield RemoveTable()
+        yield InstallTable(desired.fwmark, observed.persistent)
     else:
+        if table is not None and not table.owned:
+            yield AdoptTable()
         yield from map(DeleteElement, in_order(present - elements))
     yield from (AddElement(each, whole) for each in in_order(added))
     for pair in _by_external(translations(present - elements)):

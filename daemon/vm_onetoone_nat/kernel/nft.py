@@ -5,6 +5,8 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 
 import nftables
 from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_REQUEST
@@ -12,6 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
+from vm_onetoone_nat.decide.nft_writes import AdoptTable, InstallTable
 from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.kernel.messages.nft_accept import (
@@ -26,8 +29,10 @@ from vm_onetoone_nat.kernel.messages.nft_foreign import (
     parse_chain,
     parse_collection,
 )
-from vm_onetoone_nat.kernel.messages.nft_table import TABLE_JSON, parse_table
+from vm_onetoone_nat.kernel.messages.nft_owner import Ownership
+from vm_onetoone_nat.kernel.messages.nft_table import PERSISTENT_JSON, TABLE_JSON, parse_table
 from vm_onetoone_nat.kernel.messages.ruleset import Json, transaction_commands
+from vm_onetoone_nat.kernel.ownership import OwnershipSocket
 from vm_onetoone_nat.model.family import FAMILIES
 from vm_onetoone_nat.model.host import ChainName, ForeignChain, Obstacle
 from vm_onetoone_nat.model.nat_table import TABLE, Table
@@ -51,13 +56,17 @@ class _UnreadableListing(KernelError):
 
 
 class _Context:
-    """One libnftables context. Not thread-safe. `stateless` listings have no counter values."""
+    """One libnftables context. Not thread-safe. `stateless` listings have no counter values.
 
-    def __init__(self, *, stateless: bool) -> None:
+    `dry_run`: commands are checked by the kernel and not executed.
+    """
+
+    def __init__(self, *, stateless: bool, dry_run: bool = False) -> None:
         self._nftables = nftables.Nftables()
         self._nftables.set_json_output(True)
         self._nftables.set_handle_output(True)
         self._nftables.set_stateless_output(stateless)
+        self._nftables.set_dry_run(dry_run)
 
     def list(self, what: Json) -> list[Json]:
         """The objects of a listing. Raises KernelError."""
@@ -124,11 +133,33 @@ def read_others() -> Ruleset:
     return Ruleset(chains, sets)
 
 
-class Nft:
-    """The whole ruleset. Not thread-safe: use it from the thread that reconciles."""
+def _knows_owners() -> bool:
+    """Whether libnftables and the kernel know tables that outlive their owner. Writes nothing.
 
-    def __init__(self) -> None:
+    libnftables 1.0.6 ignores the flags of a table, whatever they are.
+    """
+    context = _Context(stateless=True, dry_run=True)
+
+    def takes(flags: Sequence[str]) -> bool:
+        table = {"family": "inet", "name": f"{TABLE}_flags", "flags": flags}
+        code, _, _ = context.run([{"add": {"table": table}}])
+        return code == 0
+
+    return takes(PERSISTENT_JSON["table"]["flags"]) and not takes(["unknown"])
+
+
+class Nft:
+    """The whole ruleset. Not thread-safe: use it from the thread that reconciles.
+
+    `owner`: where nftables knows tables with an owner, ours has to belong to this process.
+    """
+
+    def __init__(self, *, owner: bool = False) -> None:
         self._context = _Context(stateless=True)
+        # The owner of a table is a socket, which a context keeps while it exists (nftables 0.9.9).
+        self._writer = _Context(stateless=True)
+        self._owner = owner
+        self._port: int | None = None
         self._netlink = NetlinkSocket(family=NETLINK_NETFILTER)
         self._netlink.register_policy({_NEW_GENERATION: nft_gen_msg})
         self._netlink.bind()
@@ -136,11 +167,18 @@ class Nft:
         """The ruleset generation with which `observe` began; it may miss later changes."""
         self._listed: tuple[int, Table] | None = None
         self._batches = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        self._ownership = OwnershipSocket()
 
     def close(self) -> None:
         """Close the sockets."""
         self._netlink.close()
         self._batches.close()
+        self._ownership.close()
+
+    @cached_property
+    def persistent(self) -> bool:
+        """Whether nftables knows tables that only their owner writes, and that outlive it."""
+        return _knows_owners()
 
     def observe(
         self, fwmark: int
@@ -152,9 +190,9 @@ class Nft:
         self.generation = self._generation()
         if self._listed is None or self._listed[0] != self.generation:
             self._wait_for_writer()
+        ownership = self._ownership.read()
         # Not `list tables`: libnftables 1.0.6 prints invalid JSON for tables with flags.
         chains = parse_chains(self._context.list({"chains": None}))
-        ours = any((chain.family, chain.table) == ("inet", TABLE) for chain in chains)
         hooks = {chain: chains[chain] for chain in chains if chains[chain] is not None}
         foreign = tuple(
             parse_foreign_chain(name, self._chain(name)) for name in FORWARD_CHAINS if name in hooks
@@ -166,7 +204,7 @@ class Nft:
             if name.table != TABLE
         )
         return (
-            self._table() if ours else None,
+            self._with_owner(self._table(), ownership) if ownership is not None else None,
             foreign,
             tuple(o for o in obstacles if o is not None),
         )
@@ -176,20 +214,43 @@ class Nft:
 
         Raises TransactionRefused with libnftables' message; nothing has changed then.
         """
-        code, error, _ = self._context.run(transaction_commands(writes))
+        code, error, _ = self._writer.run(transaction_commands(writes))
         if code != 0:
-            raise TransactionRefused(
-                f"nftables refused a transaction: {_one_line(error)}",
-                hint="the daemon retries; 'nft monitor' shows what other programs write",
+            raise self._refusal(error)
+        if any(isinstance(write, AdoptTable | InstallTable) for write in writes):
+            ownership = self._ownership.read()
+            self._port = ownership.owner if ownership is not None else None
+
+    def _refusal(self, error: str) -> TransactionRefused:
+        ownership = self._ownership.read()
+        if ownership is not None and ownership.owner not in (None, self._port):
+            table = f"table inet {TABLE}"
+            return TransactionRefused(
+                f"nftables refused a transaction: {table} belongs to another process, "
+                f"netlink port {ownership.owner}",
+                hint=f"end the program that 'nft list {table}' names in its first line",
             )
+        return TransactionRefused(
+            f"nftables refused a transaction: {_one_line(error)}",
+            hint="the daemon retries; 'nft monitor' shows what other programs write",
+        )
+
+    def _with_owner(self, table: Table, ownership: Ownership) -> Table:
+        owner = ownership.owner
+        owned = owner is not None and (owner == self._port or not self._owner)
+        return replace(
+            table,
+            persistent=ownership.persistent,
+            owned=owned or not ownership.persistent,
+        )
 
     def _table(self) -> Table:
         """Our table; not listed again while the ruleset generation is the same.
 
         Every transaction in this network namespace begins a new generation, and only a transaction
-        changes our table: its elements have no timeout, no rule adds any, and it has no owner with
-        which it would disappear. `observe` has just listed that it exists, after the transaction
-        that began this generation was complete.
+        changes our table, apart from its owner: its elements have no timeout, no rule adds any, and
+        it outlives an owner. `observe` has just read that it exists, after the transaction that
+        began this generation was complete.
         """
         if self._listed is not None and self._listed[0] == self.generation:
             return self._listed[1]

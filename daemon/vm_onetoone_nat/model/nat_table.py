@@ -221,12 +221,16 @@ def translations(elements: Iterable[Element]) -> frozenset[Translation]:
 class Table:
     """Our table. `intact` is false if chains, rules or declarations differ from ours.
 
-    `fwmark` is the mark bit that the table sets; None if its rules do not show one.
+    `fwmark` is the mark bit that the table sets; None if its rules do not show one. `persistent`:
+    its owner alone may write to it, and it outlives the owner. `owned` is false if such a table has
+    no owner, or has to be this process's and is not.
     """
 
     intact: bool
     elements: frozenset[Element] = frozenset()
     fwmark: int | None = None
+    persistent: bool = False
+    owned: bool = True
 
     @cached_property
     def translations(self) -> dict[IPAddress, IPAddress]:

@@ -34,15 +34,20 @@ from vm_onetoone_nat.model.nat_table import (
 Json = dict[str, Any]
 
 TABLE_JSON: Json = {"table": {"family": "inet", "name": TABLE}}
+PERSISTENT_JSON: Json = {"table": {**TABLE_JSON["table"], "flags": ["owner", "persist"]}}
+"""The table with an owner, which alone can write to it, and which it outlives."""
+
 IN_TABLE: Json = {"family": "inet", "table": TABLE}
 """The table, as the place of an object."""
 
 _BY_NAME = {container.name: container for container in CONTAINERS}
 
 
-def table_commands(fwmark: int) -> list[Json]:
+def table_commands(fwmark: int, *, persistent: bool) -> list[Json]:
     """The static table: declarations, chains and rules, independent of the mappings."""
-    return [{"add": value} for value in _static(fwmark)]
+    _, *objects = _static(fwmark)
+    table = PERSISTENT_JSON if persistent else TABLE_JSON
+    return [{"add": value} for value in (table, *objects)]
 
 
 def parse_table(listing: Sequence[Json]) -> Table:
@@ -56,6 +61,8 @@ def parse_table(listing: Sequence[Json]) -> Table:
         if kind == "metainfo":
             continue
         value = {k: v for k, v in value.items() if k != "handle"}
+        if kind == "table" and _is_ownership(value.get("flags")):
+            del value["flags"]
         if kind in ("set", "map"):
             items = value.pop("elem", ())
             container = _BY_NAME.get(value["name"])
@@ -68,6 +75,11 @@ def parse_table(listing: Sequence[Json]) -> Table:
         static.append({kind: value})
     intact = fwmark is not None and _canonical(static) == _canonical(_static(fwmark))
     return Table(intact and not strange, frozenset(elements), fwmark)
+
+
+def _is_ownership(flags: object) -> bool:
+    """Whether these are the flags of a table with an owner, or of one whose owner has ended."""
+    return flags in (PERSISTENT_JSON["table"]["flags"], "persist", ["persist"])
 
 
 def _static(fwmark: int) -> list[Json]:

@@ -31,6 +31,11 @@ class Answer:
     interrupted: bool
 
 
+def request(kind: int, body: bytes) -> bytes:
+    """A request for one object."""
+    return _message(kind, _REQUEST, 0, body)
+
+
 def listing(kind: int, body: bytes) -> bytes:
     """A request for a dump."""
     return _message(kind, _REQUEST | _DUMP, 0, body)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from vm_onetoone_nat.decide.nft_writes import (
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -17,7 +18,12 @@ from vm_onetoone_nat.decide.nft_writes import (
 from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.kernel.messages.nft_accept import accept_expression
 from vm_onetoone_nat.kernel.messages.nft_elements import element_json
-from vm_onetoone_nat.kernel.messages.nft_table import IN_TABLE, TABLE_JSON, table_commands
+from vm_onetoone_nat.kernel.messages.nft_table import (
+    IN_TABLE,
+    PERSISTENT_JSON,
+    TABLE_JSON,
+    table_commands,
+)
 from vm_onetoone_nat.model.host import ChainName
 from vm_onetoone_nat.model.nat_table import Container, Element
 
@@ -36,9 +42,16 @@ def transaction_commands(writes: Sequence[NftWrite]) -> list[Json]:
 
 
 def _install(batch: Sequence[InstallTable]) -> list[Json]:
-    # add, delete, add: the delete fails without a table.
-    ensure = [{"add": TABLE_JSON}, {"delete": TABLE_JSON}]
-    return [*ensure, *(c for write in batch for c in table_commands(write.fwmark))]
+    commands: list[Json] = []
+    for write in batch:
+        if write.persistent:
+            # Not add, delete, add: the kernel takes no "add" that changes the flags of a table.
+            commands += [{"destroy": TABLE_JSON}]
+        else:
+            # add, delete, add: the delete fails without a table. libnftables 1.0.6 has no destroy.
+            commands += [{"add": TABLE_JSON}, {"delete": TABLE_JSON}]
+        commands += table_commands(write.fwmark, persistent=write.persistent)
+    return commands
 
 
 def _delete_accepts(batch: Sequence[DeleteAccept]) -> list[Json]:
@@ -81,6 +94,8 @@ def _for(
 
 COMMANDS: dict[type[NftWrite], _Commands] = dict(
     (
+        # The same flags: only an orphan changes.
+        _for(AdoptTable, lambda _: [{"add": PERSISTENT_JSON}]),
         _for(RemoveTable, lambda _: [{"delete": TABLE_JSON}]),
         _for(InstallTable, _install),
         _for(DeleteAccept, _delete_accepts),
