@@ -30,7 +30,7 @@ import pickle, subprocess, sys
 for command in sys.argv[2:]:
     subprocess.run(command.split(), check=True)
 subprocess.run(["nft", "-f", "-"], input=sys.argv[1], text=True, check=True)
-from vm_onetoone_nat.kernel.nft import read_others
+from vm_onetoone_nat.kernel.foreign import read_others
 sys.stdout.buffer.write(pickle.dumps(read_others()))
 """
 

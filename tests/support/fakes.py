@@ -454,8 +454,6 @@ def _same_address(one: Address, other: Address) -> bool:
 def _table_after(write: NftWrite, table: Table | None) -> Table | None:
     match write:
         case InstallTable():
-            if table is not None and table.persistent and not write.persistent:
-                raise _refused("the flags of a table cannot be changed")
             return Table(intact=True, fwmark=write.fwmark, persistent=write.persistent)
         case AdoptTable() if table is not None and table.persistent:
             return replace(table, owned=True)

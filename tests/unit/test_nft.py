@@ -1,49 +1,70 @@
-"""When our table is listed again: the kernel's generation decides, and nothing else."""
+"""When our table and foreign chains are listed again: the kernel's generation decides."""
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
-from vm_onetoone_nat.kernel.messages.nft_owner import Ownership
-from vm_onetoone_nat.kernel.messages.nft_table import table_commands
+from fakes import FORWARD
+from listing import Json, listing
+from nft_dump import answer, chain, rule
+from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel.messages import nft_rules, nftables
+from vm_onetoone_nat.kernel.messages.nft_accept import accept_expression
+from vm_onetoone_nat.kernel.messages.nftables import OWNER, PERSIST, header, number, text
+from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.kernel.nft import Nft
-from vm_onetoone_nat.kernel.ownership import OwnershipSocket
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
+from vm_onetoone_nat.model.host import AcceptRule, ChainName, ForeignChain
+from vm_onetoone_nat.model.nat_table import TABLE
 
 MARK = DEFAULT_FWMARK
-INTACT = [command["add"] for command in table_commands(MARK, persistent=False)]
+INTACT = listing(MARK)
+OWNED = ChainName("inet", "firewalld", "filter_FORWARD")
 
 
 class Ruleset:
-    """The kernel's answers; `listed` counts how often our table was asked for."""
+    """The kernel's answers; `listed`, `read`: listings of our table, of foreign rules."""
 
     def __init__(self) -> None:
-        self.table: list[dict[str, Any]] = INTACT
+        self.table: list[Json] = INTACT
+        self.tables = [("inet", TABLE), ("ip", "filter"), ("inet", "firewalld")]
+        self.flags = b""
         self.generation = 1
-        self.listed = 0
+        self.listed = self.read = 0
         self.changes_meanwhile = False
 
-    @property
-    def ownership(self) -> Ownership | None:
-        return Ownership(persistent=False, owner=None) if self.table else None
-
-    def list(self, what: dict[str, Any]) -> list[dict[str, Any]]:
-        if "chains" in what:
-            return []
+    def list_table(self) -> list[Json]:
         self.listed += 1
         self.generation += self.changes_meanwhile
         return self.table
+
+    def ask(self, _requests: bytes, _count: int) -> Iterator[Answer]:
+        body = header() + number(1, self.generation)
+        yield answer(nftables.NEW_GENERATION, body)
+
+    def dump(self, request: bytes) -> list[Answer]:
+        if request == nft_rules.list_tables():
+            bodies = (header(f) + text(1, name) + self.flags for f, name in self.tables)
+            return [answer(nftables.NEW_TABLE, *bodies)]
+        if request == nft_rules.list_chains():
+            names = (name for name in (FORWARD, OWNED) if (name.family, name.table) in self.tables)
+            return [answer(nftables.NEW_CHAIN, *(chain(name, hook=2, policy=0) for name in names))]
+        self.read += 1
+        self.generation += self.changes_meanwhile
+        of_forward = request == nft_rules.list_rules(FORWARD)
+        accepts = [rule(FORWARD, 7, accept_expression(MARK))] if of_forward else []
+        return [answer(nftables.NEW_RULE, *accepts)]
 
 
 @pytest.fixture
 def ruleset(monkeypatch: pytest.MonkeyPatch) -> Ruleset:
     ruleset = Ruleset()
+    netlink = "vm_onetoone_nat.kernel.nft.Netlink"
     monkeypatch.setattr(
-        "vm_onetoone_nat.kernel.nft._Context.list", lambda _self, what: ruleset.list(what)
+        "vm_onetoone_nat.kernel.nft.Libnftables.list_table", lambda _self: ruleset.list_table()
     )
-    monkeypatch.setattr(Nft, "_generation", lambda _self: ruleset.generation)
-    monkeypatch.setattr(OwnershipSocket, "read", lambda _self: ruleset.ownership)
+    monkeypatch.setattr(f"{netlink}.ask", lambda _self, *asked: ruleset.ask(*asked))
+    monkeypatch.setattr(f"{netlink}.dump", lambda _self, request: ruleset.dump(request))
     return ruleset
 
 
@@ -55,10 +76,12 @@ def nft(ruleset: Ruleset) -> Iterator[Nft]:
 
 def test_same_generation_is_listed_once(nft: Nft, ruleset: Ruleset) -> None:
     """Nobody has written since: what was listed still is."""
-    before = nft.observe(MARK)
-    assert before[0] is not None and before[0].intact
-    assert nft.observe(MARK) == before
-    assert ruleset.listed == 1
+    table, foreign, obstacles = nft.observe(MARK)
+    assert table is not None and table.intact
+    assert foreign == (ForeignChain(FORWARD, (AcceptRule(7, MARK, at_head=True),)),)
+    assert [each.where for each in obstacles] == [f"chain {OWNED}"]
+    assert nft.observe(MARK) == (table, foreign, obstacles)
+    assert (ruleset.listed, ruleset.read) == (1, 2)
 
 
 def test_new_generation_is_listed(nft: Nft, ruleset: Ruleset) -> None:
@@ -67,6 +90,7 @@ def test_new_generation_is_listed(nft: Nft, ruleset: Ruleset) -> None:
     ruleset.generation, ruleset.table = 2, INTACT[:-1]
     table, _, _ = nft.observe(MARK)
     assert table is not None and not table.intact
+    assert ruleset.read == 4
 
 
 def test_change_during_the_listing(nft: Nft, ruleset: Ruleset) -> None:
@@ -76,7 +100,7 @@ def test_change_during_the_listing(nft: Nft, ruleset: Ruleset) -> None:
     ruleset.changes_meanwhile = False
     nft.observe(MARK)
     nft.observe(MARK)
-    assert ruleset.listed == 2
+    assert (ruleset.listed, ruleset.read) == (2, 4)
 
 
 def test_strange_table_is_listed_each_time(nft: Nft, ruleset: Ruleset) -> None:
@@ -88,7 +112,59 @@ def test_strange_table_is_listed_each_time(nft: Nft, ruleset: Ruleset) -> None:
 
 
 def test_table_that_is_gone(nft: Nft, ruleset: Ruleset) -> None:
-    """Whether there is a table at all is looked at each time."""
+    """Whether there is a table at all is looked at each time, of ours and of others.
+
+    A table with an owner is deleted with it, and no generation begins.
+    """
     nft.observe(MARK)
-    ruleset.table = []
+    del ruleset.tables[0]
     assert nft.observe(MARK)[0] is None
+    del ruleset.tables[-1]
+    table, foreign, obstacles = nft.observe(MARK)
+    assert (table, len(foreign), obstacles) == (None, 1, ())
+
+
+def test_tables_that_cannot_be_read(
+    nft: Nft, ruleset: Ruleset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure is that of this pass; the next one reads everything."""
+    nft.observe(MARK)
+    ruleset.generation = 2
+    with monkeypatch.context() as broken:
+        broken.setattr(ruleset, "dump", failing)
+        with pytest.raises(KernelError):
+            nft.observe(MARK)
+    nft.observe(MARK)
+    assert (ruleset.listed, ruleset.read) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "owner", "process_owns", "persistent", "owned"),
+    [
+        (0, None, True, False, True),
+        (OWNER | PERSIST, "itself", True, True, True),
+        (OWNER | PERSIST, "another", True, True, False),
+        (PERSIST, None, True, True, False),
+        (OWNER | PERSIST, "another", False, True, True),
+        (PERSIST, None, False, True, False),
+    ],
+)
+def test_owner(
+    ruleset: Ruleset,
+    flags: int,
+    owner: str | None,
+    process_owns: bool,
+    persistent: bool,
+    owned: bool,
+) -> None:
+    """The daemon has to own a table that outlives its owner; a command sees whether anybody does."""
+    with closing(Nft(owner=process_owns)) as nft:
+        port = nft._netlink.portid + (owner == "another")
+        ruleset.flags = number(2, flags) + (number(7, port) if owner is not None else b"")
+        table, _, _ = nft.observe(MARK)
+    assert table is not None
+    assert (table.intact, table.persistent, table.owned) == (True, persistent, owned)
+
+
+def failing(_request: bytes) -> list[Answer]:
+    raise KernelError("nftables cannot be read")

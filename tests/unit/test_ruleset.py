@@ -1,4 +1,4 @@
-"""libnftables' JSON: our table and its elements."""
+"""Our table and its elements: as libnftables lists them, and the requests that write them."""
 
 import copy
 from ipaddress import IPv4Address, IPv4Network
@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.addresses import UPLINK
+from listing import METAINFO, listing
 from vm_onetoone_nat.decide.desired import mapping_elements
-from vm_onetoone_nat.decide.nft_writes import AddElement, DeleteElement
-from vm_onetoone_nat.kernel.messages.nft_table import parse_table, table_commands
-from vm_onetoone_nat.kernel.messages.ruleset import (
-    transaction_commands,
-)
+from vm_onetoone_nat.decide.nft_writes import DeleteElement
+from vm_onetoone_nat.kernel.messages.nft_table import parse_table
+from vm_onetoone_nat.kernel.messages.ruleset import transaction
 from vm_onetoone_nat.model import nat_table
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
@@ -21,22 +20,12 @@ from vm_onetoone_nat.model.nat_table import Element, Table, element
 
 Json = dict[str, Any]
 MARK = DEFAULT_FWMARK
-METAINFO: Json = {"metainfo": {"version": "1.0.6", "json_schema_version": 1}}
 BOUNDED = settings(max_examples=100, derandomize=True, deadline=None, database=None)
-
-
-def listing(fwmark: int = MARK) -> list[Json]:
-    """The static table as the kernel lists it: with metainfo, and a handle on every object."""
-    entries: list[Json] = [METAINFO]
-    for number, command in enumerate(table_commands(fwmark, persistent=False)):
-        ((kind, value),) = copy.deepcopy(command["add"]).items()
-        entries.append({kind: {**value, "handle": number}})
-    return entries
 
 
 def positions(kind: str) -> list[int]:
     """Where objects of a kind are in the listing."""
-    return [i for i, entry in enumerate(listing()) if kind in entry]
+    return [i for i, entry in enumerate(listing(MARK)) if kind in entry]
 
 
 @pytest.mark.parametrize("fwmark", [MARK, 0x1, 0x80000000])
@@ -45,18 +34,35 @@ def test_own_table_is_intact(fwmark: int) -> None:
     assert parse_table(listing(fwmark)) == Table(True, frozenset(), fwmark)
 
 
-@pytest.mark.parametrize("position", range(1, len(listing())))
+@pytest.mark.parametrize(
+    ("flags", "intact"),
+    [
+        (["owner", "persist"], True),
+        ("persist", True),
+        ("owner", False),
+        ("dormant", False),
+        (["dormant", "persist"], False),
+    ],
+)
+def test_flags_of_the_table(flags: object, intact: bool) -> None:
+    """A table that outlives its owner is intact, with its owner and without, and no other flags."""
+    entries = listing(MARK)
+    entries[1]["table"]["flags"] = flags
+    assert parse_table(entries).intact is intact
+
+
+@pytest.mark.parametrize("position", range(1, len(listing(MARK))))
 def test_missing_object(position: int) -> None:
     """A table that lacks any one of its objects is not intact."""
-    entries = listing()
+    entries = listing(MARK)
     del entries[position]
     assert not parse_table(entries).intact
 
 
-@pytest.mark.parametrize("position", range(1, len(listing())))
+@pytest.mark.parametrize("position", range(1, len(listing(MARK))))
 def test_changed_object(position: int) -> None:
     """A table in which any one object says something else is not intact."""
-    entries = listing()
+    entries = listing(MARK)
     ((_, value),) = entries[position].items()
     value["comment"] = "changed"
     assert not parse_table(entries).intact
@@ -65,10 +71,10 @@ def test_changed_object(position: int) -> None:
 @pytest.mark.parametrize("position", positions("rule"))
 def test_changed_rule(position: int) -> None:
     """A rule with an expression more, or one less, is not intact."""
-    entries = listing()
+    entries = listing(MARK)
     entries[position]["rule"]["expr"].append({"accept": None})
     assert not parse_table(entries).intact
-    entries = listing()
+    entries = listing(MARK)
     entries[position]["rule"]["expr"].pop()
     assert not parse_table(entries).intact
 
@@ -76,7 +82,7 @@ def test_changed_rule(position: int) -> None:
 @pytest.mark.parametrize("position", [*positions("rule"), *positions("chain"), *positions("set")])
 def test_extra_object(position: int) -> None:
     """A rule that is there twice, or one more chain or set, is not intact."""
-    entries = listing()
+    entries = listing(MARK)
     ((kind, value),) = copy.deepcopy(entries[position]).items()
     if kind != "rule":
         value["name"] = "more"
@@ -87,28 +93,28 @@ def test_extra_object(position: int) -> None:
     ("key", "value"), [("hook", "ingress"), ("prio", 0), ("policy", "drop"), ("type", "route")]
 )
 @pytest.mark.parametrize(
-    "position", [i for i in positions("chain") if "hook" in listing()[i]["chain"]]
+    "position", [i for i in positions("chain") if "hook" in listing(MARK)[i]["chain"]]
 )
 def test_changed_base_chain(position: int, key: str, value: object) -> None:
     """A base chain on another hook, priority, policy or type is not intact."""
-    entries = listing()
+    entries = listing(MARK)
     entries[position]["chain"][key] = value
     assert not parse_table(entries).intact
 
 
 def test_rules_of_a_chain_in_another_order() -> None:
     """The order of the rules of one chain counts, since the first that decides wins."""
-    entries = listing()
+    entries = listing(MARK)
     first, second = [i for i in positions("rule") if entries[i]["rule"]["chain"] == "forward"][:2]
     entries[first], entries[second] = entries[second], entries[first]
     assert not parse_table(entries).intact
 
 
 @BOUNDED
-@given(shuffled=st.permutations(range(1, len(listing()))))
+@given(shuffled=st.permutations(range(1, len(listing(MARK)))))
 def test_objects_in_any_order(shuffled: list[int]) -> None:
     """The order of everything but the rules of one chain does not count."""
-    entries = listing()
+    entries = listing(MARK)
     chains = [entries[i]["rule"]["chain"] if "rule" in entries[i] else None for i in shuffled]
     remaining = {
         chain: [entries[i] for i in positions("rule") if entries[i]["rule"]["chain"] == chain]
@@ -123,27 +129,8 @@ def test_objects_in_any_order(shuffled: list[int]) -> None:
 
 def test_mark_that_cannot_be_read() -> None:
     """Where the rule that marks is gone the mark is unknown, and where two bits are it is odd."""
-    entries = [e for e in listing() if "rule" not in e or e["rule"]["chain"] != "admit"]
+    entries = [e for e in listing(MARK) if "rule" not in e or e["rule"]["chain"] != "admit"]
     assert parse_table(entries) == Table(False, frozenset(), None)
-
-
-def with_elements(elements: list[Element]) -> list[Json]:
-    """The table's listing with elements in the form in which we write them."""
-    entries = listing()
-    named = {e[k]["name"]: e[k] for e in entries for k in ("set", "map") if k in e}
-    for command in transaction_commands([AddElement(each) for each in elements]):
-        written = command["add"]["element"]
-        named[written["name"]]["elem"] = [
-            counted(item) if "stmt" in named[written["name"]] else item for item in written["elem"]
-        ]
-    return entries
-
-
-def counted(item: Any) -> Any:
-    """An element as a listing without state has it where its set counts."""
-    if isinstance(item, list):
-        return [{"elem": {"val": item[0], "counter": None}}, item[1]]
-    return {"elem": {"val": item, "counter": None}}
 
 
 def some_elements(*mappings: Mapping) -> list[Element]:
@@ -182,7 +169,7 @@ def test_elements_read_back(mapping: Mapping) -> None:
         element(nat_table.UPLINK, (UPLINK,)),
         element(nat_table.HAIRPIN, ("vnet0",)),
     ]
-    assert parse_table(with_elements(elements)) == Table(True, frozenset(elements), MARK)
+    assert parse_table(listing(MARK, elements)) == Table(True, frozenset(elements), MARK)
 
 
 def test_elements_are_interned() -> None:
@@ -194,7 +181,7 @@ def test_elements_are_interned() -> None:
         allow=(AllowedService("tcp", 22, 22),),
     )
     desired = {id(each) for each in mapping_elements(restricted)}
-    listed = parse_table(with_elements(some_elements(restricted))).elements
+    listed = parse_table(listing(MARK, some_elements(restricted))).elements
     assert {id(each) for each in listed} == desired
 
 
@@ -224,7 +211,7 @@ def test_elements_are_interned() -> None:
 )
 def test_allowed_as_the_kernel_lists_it(listed: list[object], key: str) -> None:
     """Each form in which the kernel lists an interval reads as the element that was written."""
-    entries = listing()
+    entries = listing(MARK)
     (allowed,) = (e["set"] for e in entries if e.get("set", {}).get("name") == "allowed")
     expected = element(nat_table.ALLOWED, ("192.168.1.101", *key.split(" . ")))
     allowed["elem"] = [{"concat": listed}]
@@ -233,25 +220,26 @@ def test_allowed_as_the_kernel_lists_it(listed: list[object], key: str) -> None:
     assert not parse_table(entries).intact
 
 
-def test_one_command_for_each_container() -> None:
-    """However many mappings there are, the elements are one command for each set and map."""
+def test_few_requests_for_each_container() -> None:
+    """However many mappings there are, the elements are a few requests for each set and map."""
     many = some_elements(
         *(
             Mapping(IPv4Address("10.0.0.0") + n, "default", internal=IPv4Address("10.9.0.0") + n)
             for n in range(1, 1001)
         )
     )
-    commands = transaction_commands([DeleteElement(each) for each in many])
-    assert [c["delete"]["element"]["name"] for c in commands] == [
-        "external",
-        "inbound",
-        "internal",
-        "outbound",
-        "untranslated_in",
-        "untranslated_out",
+    requests = transaction([DeleteElement(each) for each in many])
+    numbers = ("256 elements", "256 elements", "256 elements", "232 elements")
+    assert [request.words for request in requests] == [
+        f"delete {number} from {name}"
+        for name in (
+            *("external", "inbound", "internal", "outbound"),
+            *("untranslated_in", "untranslated_out"),
+        )
+        for number in numbers
     ]
 
 
 def test_empty_transaction() -> None:
-    """A transaction without content is no command at all."""
-    assert transaction_commands([]) == []
+    """A transaction without content has no request."""
+    assert transaction([]) == ()

@@ -2,28 +2,34 @@
 
 import socket
 import struct
-from collections.abc import Callable
 
 import pytest
+from nft_dump import datagram
 from pyroute2.netlink import rtnl
+from vm_onetoone_nat.kernel.messages import nftables
+from vm_onetoone_nat.kernel.messages.nftables import nest, number, text
+from vm_onetoone_nat.kernel.messages.rtnetlink import attribute
 from vm_onetoone_nat.kernel.socket_filter import (
-    NEW_GENERATION,
-    generations_only,
+    Filter,
+    attach,
+    bridges_only_for,
+    no_foreign_sets,
     nothing_of_our_own,
 )
+from vm_onetoone_nat.model.nat_table import TABLE
 
 OURS, OTHERS = 0x1234ABCD, 4321
 
 
-def arrives(attach: Callable[[socket.socket], None], message: bytes) -> bool:
-    """Whether a message comes through the filter."""
+def arrives(filter_: Filter, message: bytes) -> bool:
+    """Whether a datagram comes through the filter, whole."""
     receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with receiver, sender:
-        attach(receiver)
+        attach(receiver, filter_)
         receiver.setblocking(False)
         sender.send(message)
         try:
-            return receiver.recv(1024) == message
+            return receiver.recv(1 << 16) == message
         except BlockingIOError:
             return False
 
@@ -45,17 +51,82 @@ def rtnetlink(kind: int, port: int = 0, length: int = 0) -> bytes:
         (rtnetlink(rtnl.RTM_NEWROUTE, length=32), False),
         (rtnetlink(rtnl.RTM_DELROUTE, length=24), False),
         (rtnetlink(rtnl.RTM_NEWLINK, OURS), True),
-        (rtnetlink(rtnl.RTM_NEWNEIGH, OURS, length=7), True),
+        (rtnetlink(rtnl.RTM_NEWNETCONF, OURS, length=7), True),
     ],
 )
 def test_rtnetlink(message: bytes, expected: bool) -> None:
     """Our own addresses, and routes but for default ones, are no news; all else is."""
-    assert arrives(lambda s: nothing_of_our_own(s, OURS), message) is expected
+    assert arrives(nothing_of_our_own(OURS), message) is expected
+
+
+GUEST, OTHER_GUEST = "52:54:00:00:00:01", "0a:00:00:00:00:07"
+FORGED = ("0a:00:00:00:00:01", "52:54:00:00:00:07", "52:54:00:01:01:90")
+MANY = [f"52:54:00:01:{n >> 8:02x}:{n & 255:02x}" for n in range(398)]
+
+
+def neighbour(kind: int, mac: str, family: int = socket.AF_BRIDGE) -> bytes:
+    """A neighbour's notification; that of a bridge begins with the MAC."""
+    body = struct.pack("=B3xiHBB", family, 3, 2, 0, 0)
+    return datagram(kind, body + attribute(2, bytes.fromhex(mac.replace(":", ""))))
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [(NEW_GENERATION, True), (10 << 8 | 12, False), (10 << 8 | 0, False)]
+    ("macs", "message", "expected"),
+    [
+        ([], neighbour(rtnl.RTM_NEWNEIGH, GUEST), False),
+        ([GUEST], neighbour(rtnl.RTM_NEWNEIGH, GUEST), True),
+        *(
+            ([*MANY, GUEST, OTHER_GUEST], neighbour(rtnl.RTM_NEWNEIGH, mac), True)
+            for mac in (GUEST, OTHER_GUEST, MANY[0], MANY[100], MANY[-1])
+        ),
+        ([GUEST], neighbour(rtnl.RTM_DELNEIGH, GUEST), False),
+        *(
+            ([*MANY, GUEST, OTHER_GUEST], neighbour(rtnl.RTM_NEWNEIGH, mac), False)
+            for mac in FORGED
+        ),
+        ([*MANY, *FORGED], neighbour(rtnl.RTM_NEWNEIGH, GUEST), True),
+        ([], neighbour(rtnl.RTM_NEWNEIGH, GUEST, socket.AF_INET), True),
+        ([], neighbour(rtnl.RTM_DELNEIGH, GUEST, socket.AF_INET), True),
+    ],
 )
-def test_nftables(kind: int, expected: bool) -> None:
-    """Of a transaction its generation alone comes through."""
-    assert arrives(generations_only, rtnetlink(kind)) is expected
+def test_neighbours(macs: list[str], message: bytes, expected: bool) -> None:
+    """Of bridges' entries only those of the given MACs come through, but all of hosts."""
+    assert arrives(bridges_only_for(macs), message) is expected
+
+
+def of_table(kind: int, table: str, size: int = 0) -> bytes:
+    """A message about something in a table, longer by so many bytes."""
+    body = nftables.header("inet") + text(1, table) + text(2, "name")
+    return datagram(nftables.NEW_TABLE | kind, body + nest(3, bytes(size)))
+
+
+NEW_GENERATION = datagram(nftables.NEW_GENERATION, nftables.header() + number(1, 7))
+RULE = of_table(6, "other", 300)
+SETS = [9, 11, 12, 14, 18, 20, 22, 24]
+
+
+@pytest.mark.parametrize("kind", range(34))
+def test_one_of_nftables(kind: int) -> None:
+    """A message about a set, an element or an object of another table is dropped, no other."""
+    assert arrives(no_foreign_sets(), of_table(kind, TABLE))
+    dropped = nftables.NEW_TABLE | kind in nftables.OF_SETS
+    assert arrives(no_foreign_sets(), of_table(kind, "other")) is not dropped
+    assert dropped or kind not in SETS
+
+
+@pytest.mark.parametrize("size", [0, 60, 240, 252, 256, 300, 1000])
+@pytest.mark.parametrize("before", [1, 2, 10, 30])
+def test_several_of_nftables(size: int, before: int) -> None:
+    """A datagram is dropped if no message in it is about anything else, wherever that is."""
+    sets = b"".join(of_table(SETS[n % len(SETS)], "other", size) for n in range(before))
+    assert not arrives(no_foreign_sets(), sets)
+    for news in (RULE, of_table(12, TABLE, 4)):
+        assert arrives(no_foreign_sets(), sets + news)
+        assert arrives(no_foreign_sets(), sets + news + sets)
+        assert arrives(no_foreign_sets(), news + sets)
+
+
+def test_more_messages_than_are_examined() -> None:
+    """A datagram of more messages than the filter examines comes through."""
+    assert arrives(no_foreign_sets(), 67 * of_table(12, "t"))
+    assert arrives(no_foreign_sets(), NEW_GENERATION)

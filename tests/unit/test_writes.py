@@ -74,9 +74,9 @@ def test_every_kind() -> None:
 
 
 def test_every_kind_is_applied() -> None:
-    """The kernel side has one way to apply each kind; nftables' are commands of a transaction."""
+    """The kernel side has one way to apply each kind; nftables' are requests of a transaction."""
     of_nftables = {kind for kind in kinds() if issubclass(kind, NftWrite)}
-    assert set(ruleset.COMMANDS) == of_nftables
+    assert set(ruleset.REQUESTS) == of_nftables
     of_the_store = {kind for kind in kinds() if issubclass(kind, StoreWrite)}
     assert set(kernel.APPLIERS) == {*kinds(), NftWrite} - of_nftables - of_the_store
 

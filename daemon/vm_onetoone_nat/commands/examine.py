@@ -1,5 +1,6 @@
 """Gathers the evidence for `diagnose` from libvirt, the kernel, the daemon, guest and LAN."""
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.kernel import conntrack
+from vm_onetoone_nat.kernel.foreign import read_others
+from vm_onetoone_nat.kernel.libnftables import read_counters
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.neighbours import neighbours
-from vm_onetoone_nat.kernel.nft import read_counters, read_others
+from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
 from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
-from vm_onetoone_nat.model.family import Family, IPAddress, address, family_of
+from vm_onetoone_nat.model.family import Family, IPAddress, family_of
 from vm_onetoone_nat.model.guests import Interface, Network
 from vm_onetoone_nat.model.host import Uplink
 from vm_onetoone_nat.model.links import Link
@@ -175,10 +178,11 @@ class _Examination:
 
     def _lan_hosts(self, uplink: Uplink) -> tuple[IPAddress, ...]:
         """Hosts of the LAN in the neighbour table."""
-        entries = neighbours(self._netlink, ifindex=uplink.link.index)
-        found = {address(entry.get_attr("NDA_DST")) for entry in entries}
-        ours = {a.interface.ip for a in self._observed.addresses}
-        found = {a for a in found - ours - uplink.routers if not a.is_multicast}
+        with closing(Netlink(ROUTE, "rtnetlink")) as netlink:
+            entries = [e for e in neighbours(netlink) if e.ifindex == uplink.link.index]
+        ours = {a.interface.ip for a in self._observed.addresses} | uplink.routers
+        found = {e.address for e in entries if e.address is not None and e.address not in ours}
+        found = {a for a in found if not a.is_multicast}
         return tuple(sorted(found, key=int))[:_SOME_HOSTS]
 
     def _answers(

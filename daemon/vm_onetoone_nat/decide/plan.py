@@ -126,9 +126,6 @@ def _table(observed: Observed, desired: Desired, elements: frozenset[Element]) -
     added = elements if replaced else elements - present
     whole = TABLE_KEY if replaced else None
     if replaced:
-        if table is not None and table.persistent and not observed.persistent:
-            # Without the flags of a table, "add" is refused on one that has them.
-            yield RemoveTable()
         yield InstallTable(desired.fwmark, observed.persistent)
     else:
         if table is not None and not table.owned:

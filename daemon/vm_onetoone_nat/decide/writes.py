@@ -27,7 +27,7 @@ class Order(IntEnum):
     ENABLE_IP_FORWARD = auto()
     DELETE_ADDRESS = auto()
     CLEAR_HAIRPIN = auto()
-    # One nftables transaction; `COMMANDS` of `ruleset` has the order inside it.
+    # One nftables transaction; `REQUESTS` of `ruleset` has the order inside it.
     ADOPT_TABLE = auto()
     REMOVE_TABLE = auto()
     INSTALL_TABLE = auto()

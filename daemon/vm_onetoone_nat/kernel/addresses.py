@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from errno import EADDRNOTAVAIL, EEXIST, ENOBUFS, ENODEV, ENOENT
+from errno import EADDRNOTAVAIL, EEXIST, ENODEV
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
@@ -16,6 +16,7 @@ from pyroute2 import IPRoute
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages import ifaddr, routes, rtnetlink
+from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
 from vm_onetoone_nat.model.family import FAMILIES, IPV4, Family, IPInterface, family_of_text
 from vm_onetoone_nat.model.host import Address
 from vm_onetoone_nat.model.links import DefaultRoute, Link
@@ -26,14 +27,8 @@ T = TypeVar("T")
 PROTOCOL = 118
 """Our number in IFA_PROTO, which records who added an address; the kernel uses 1 to 3."""
 
-_SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
-
 _MOST_AT_ONCE = 128
 """Messages in one datagram: the errors of all of them fit into the socket's buffer."""
-_DATAGRAM = 1 << 16
-"""Bytes to receive at once; the kernel sends 32 KiB at most (af_netlink.c)."""
-_ATTEMPTS = 5
-"""Attempts to read a dump that is interrupted by changes."""
 
 
 def host_addresses() -> tuple[Address, ...]:
@@ -52,9 +47,7 @@ class Addresses:
     """
 
     def __init__(self, record: Path, *, protocol_kept: bool | None = None) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
-        self._socket.bind((0, 0))
+        self._netlink = Netlink(ROUTE, "rtnetlink")
         self._record = record
         self._protocol_kept = (
             _kernel_release() >= (5, 18) if protocol_kept is None else protocol_kept
@@ -62,13 +55,12 @@ class Addresses:
 
     def close(self) -> None:
         """Close the socket."""
-        self._socket.close()
+        self._netlink.close()
 
     @property
     def portid(self) -> int:
         """The netlink port that changes addresses: the sender of notifications about them."""
-        port: int = self._socket.getsockname()[0]
-        return port
+        return self._netlink.portid
 
     def observe(self, interfaces: Mapping[int, Link]) -> tuple[Address, ...]:
         """All addresses on these interfaces, in the kernel's order."""
@@ -146,9 +138,9 @@ class Addresses:
         """Send the messages for these addresses; yield the errors."""
         results: dict[int, int] = {}
         try:
-            self._send(messages)
+            self._netlink.send(messages)
             while len(batch) - 1 not in results:
-                results.update(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)).results)
+                results.update(self._netlink.receive().results)
         except OSError as error:
             yield f"addresses could not be {verb}: {error.strerror}"
         for number, error_number in results.items():
@@ -157,43 +149,14 @@ class Addresses:
             if error_number not in (0, already) and not gone:
                 yield f"address {batch[number]} could not be {verb}: {os.strerror(error_number)}"
 
-    def _send(self, request: bytes) -> None:
-        """Send a request, after discarding replies to one that failed. Raises OSError."""
-        while True:
-            try:
-                self._socket.recv(_DATAGRAM, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != ENOBUFS:
-                    raise
-        self._socket.send(request)
-
     def _list(
         self,
         request: Callable[[Family], bytes],
         read: Callable[[rtnetlink.Answer], Iterator[T]],
     ) -> tuple[T, ...]:
         """A dump of each family. Raises KernelError."""
-        dumps = (self._dump(request(family)) for family in FAMILIES)
+        dumps = (self._netlink.dump(request(family)) for family in FAMILIES)
         return tuple(found for dump in dumps for answer in dump for found in read(answer))
-
-    def _dump(self, request: bytes) -> list[rtnetlink.Answer]:
-        """One consistent dump. Raises KernelError."""
-        try:
-            for _ in range(_ATTEMPTS):
-                answers: list[rtnetlink.Answer] = []
-                self._send(request)
-                while not answers or not answers[-1].results:
-                    answers.append(rtnetlink.parse_answer(self._socket.recv(_DATAGRAM)))
-                    # ENOENT: the table has never had a route.
-                    for error in set(answers[-1].results.values()) - {0, ENOENT}:
-                        raise OSError(error, os.strerror(error))
-                if not any(answer.interrupted for answer in answers):
-                    return answers
-        except OSError as failure:
-            raise KernelError(f"rtnetlink cannot be read: {failure.strerror}") from failure
-        raise KernelError("addresses and routes cannot be listed: they change during each attempt")
 
     def _recorded(self) -> set[tuple[str, IPInterface]]:
         try:

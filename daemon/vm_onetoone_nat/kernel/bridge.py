@@ -2,16 +2,17 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from socket import AF_BRIDGE
+from collections.abc import Collection, Mapping, Sequence
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel.messages import neighbour
 from vm_onetoone_nat.kernel.neighbours import neighbours
+from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
 from vm_onetoone_nat.kernel.proc import sysctl
-from vm_onetoone_nat.model.family import IPV4, Family, IPAddress, address
+from vm_onetoone_nat.model.family import IPV4, Family, IPAddress
 from vm_onetoone_nat.model.host import Neighbour
 from vm_onetoone_nat.model.links import Link
 
@@ -20,7 +21,10 @@ _ENODEV = 19
 _REACHABLE, _STALE, _DELAY, _PROBE, _NOARP, _PERMANENT = 0x02, 0x04, 0x08, 0x10, 0x40, 0x80
 _FRESH = _REACHABLE | _DELAY | _PROBE | _NOARP | _PERMANENT
 _VALID = _FRESH | _STALE
-_TICKS = 100  # in a second: USER_HZ
+_VLANS = (None, 1)
+"""Those in which a MAC is looked up: no VLAN, and the usual one of a bridge that filters VLANs."""
+_AT_ONCE = 128
+"""Answers that fit into the socket's buffer."""
 
 log = logging.getLogger(__name__)
 
@@ -38,55 +42,73 @@ class Bridge:
 
     def __init__(self, netlink: IPRoute) -> None:
         self._netlink = netlink
+        self._tables = Netlink(ROUTE, "rtnetlink")
         self.hairpins_set: set[str] = set()
         """Ports whose flag this process set. Our table records them too, unless it is deleted."""
 
+    def close(self) -> None:
+        """Close the socket that reads."""
+        self._tables.close()
+
     def neighbours(self, links: Mapping[int, Link]) -> tuple[Neighbour, ...]:
-        """The valid entries of the neighbour table on bridges."""
+        """The valid entries of the neighbour table on bridges. Raises KernelError."""
         found = []
-        for entry in neighbours(self._netlink):
-            link = links.get(entry["ifindex"])
-            mac, times = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_CACHEINFO")
-            if link is None or not link.is_bridge or not mac or not entry["state"] & _VALID:
+        for entry in neighbours(self._tables):
+            link = links.get(entry.ifindex)
+            if link is None or not link.is_bridge or not entry.state & _VALID:
                 continue
-            age = min(times["ndm_confirmed"], times["ndm_updated"]) / _TICKS if times else 0.0
-            found_at = address(entry.get_attr("NDA_DST"))
-            found.append(Neighbour(link.name, found_at, mac, age, bool(entry["state"] & _FRESH)))
+            if entry.address is not None and entry.mac is not None:
+                fresh = bool(entry.state & _FRESH)
+                found.append(Neighbour(link.name, entry.address, entry.mac, entry.age, fresh))
         return tuple(found)
 
-    def probe(self, bridge: Link, neighbour: Neighbour) -> None:
+    def probe(self, bridge: Link, moved: Neighbour) -> None:
         """Make the kernel probe a neighbour; without a reply it deletes the entry."""
         try:
             self._netlink.neigh(
                 "change",
-                dst=str(neighbour.address),
-                lladdr=neighbour.mac,
+                dst=str(moved.address),
+                lladdr=moved.mac,
                 ifindex=bridge.index,
                 state=_PROBE,
             )
         except NetlinkError as error:
-            log.debug("neighbour %s: %s", neighbour.address, error)
+            log.debug("neighbour %s: %s", moved.address, error)
 
     def ports(
-        self, links: Mapping[int, Link], neighbours: Iterable[Neighbour]
+        self, links: Mapping[int, Link], neighbours: Collection[Neighbour]
     ) -> tuple[tuple[IPAddress, str], ...]:
         """The port behind each neighbour on a bridge, if the bridge has learned it.
 
         The neighbour table has the guest's MAC, the forwarding database the MAC's port. The kernel
-        forwards by these, not by the domain's definition.
+        forwards by these, not by the domain's definition. The database is asked for these MACs
+        only: a guest may fill it with others. Raises KernelError.
         """
-        learned = {}
-        for entry in self._netlink.get_neighbours(family=AF_BRIDGE):
-            link = links.get(entry["ifindex"])
-            if link is not None and link.is_bridge_port:
-                master = links.get(entry.get_attr("NDA_MASTER"))
-                if master is not None:
-                    learned[master.name, entry.get_attr("NDA_LLADDR")] = link.name
+        bridges = {link.name: link.index for link in links.values() if link.is_bridge}
+        wanted = {(bridges[n.ifname], n.mac) for n in neighbours if n.ifname in bridges}
+        learned: dict[tuple[int, str], str] = {}
+        for vlan in _VLANS:
+            missing = sorted(wanted - learned.keys())
+            learned |= self._learned(links, [(bridge, mac, vlan) for bridge, mac in missing])
         return tuple(
-            (n.address, seen)
+            (n.address, learned[bridges[n.ifname], n.mac])
             for n in neighbours
-            if (seen := learned.get((n.ifname, n.mac))) is not None
+            if (bridges.get(n.ifname, 0), n.mac) in learned
         )
+
+    def _learned(
+        self, links: Mapping[int, Link], asked: Sequence[tuple[int, str, int | None]]
+    ) -> dict[tuple[int, str], str]:
+        """The port behind each MAC of a bridge that the bridge has learned, by both."""
+        found = {}
+        for first in range(0, len(asked), _AT_ONCE):
+            batch = asked[first : first + _AT_ONCE]
+            for answer in self._tables.ask(neighbour.lookups(batch), len(batch)):
+                for entry in neighbour.entries(answer):
+                    link = links.get(entry.ifindex)
+                    if link is not None and link.master is not None and entry.mac is not None:
+                        found[link.master, entry.mac] = link.name
+        return found
 
     def set_hairpin(self, name: str, on: bool) -> None:
         """Set or clear the hairpin flag of a port; a missing port is not an error."""

@@ -56,6 +56,7 @@ class Kernel:
     def close(self) -> None:
         """Close the sockets."""
         self._netlink.close()
+        self._bridge.close()
         self._addresses.close()
         self._nft.close()
 

@@ -1,14 +1,14 @@
-"""The host's neighbour table, in one dump for each family (pyroute2)."""
+"""The host's neighbour table, in one dump for each family."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from pyroute2 import IPRoute
-
+from vm_onetoone_nat.kernel.messages import neighbour
+from vm_onetoone_nat.kernel.netlink import Netlink
 from vm_onetoone_nat.model.family import FAMILIES
 
 
-def neighbours(netlink: IPRoute, **wanted: int) -> Iterator[Any]:
-    """Every entry as pyroute2 has it; `wanted` as for its `get_neighbours`."""
+def neighbours(netlink: Netlink) -> Iterator[neighbour.Entry]:
+    """Every entry. Raises KernelError."""
     for family in FAMILIES:
-        yield from netlink.get_neighbours(family=family.number, **wanted)
+        for answer in netlink.dump(neighbour.listing(family)):
+            yield from neighbour.entries(answer)

@@ -1,20 +1,39 @@
-"""Socket filters for notifications that need not wake the daemon (classic BPF, socket(7))."""
+"""Socket filters for notifications that need not wake the daemon (classic BPF, socket(7)).
+
+A filter passes a datagram as it is, or drops it. It must not shorten one: the kernel may deliver
+the same datagram to the sockets of other programs, and they would receive the rest only
+(do_one_broadcast in af_netlink.c, measured with 6.18).
+"""
 
 import ctypes
 import socket
-from socket import htonl, htons
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from socket import AF_BRIDGE, htonl, htons
 
-from pyroute2.netlink import rtnl
-from pyroute2.netlink.nlsocket import NetlinkSocket
-
-NEW_GENERATION = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
+from vm_onetoone_nat.kernel.messages import changes, neighbour
+from vm_onetoone_nat.model.nat_table import TABLE
 
 _SO_ATTACH_FILTER = 26
 
 # linux/filter.h. BPF loads are big-endian; netlink headers are in host byte order.
-_LOAD_WORD, _LOAD_HALF_WORD, _LOAD_BYTE, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x06
+_LOAD_WORD, _LOAD_HALF_WORD, _LOAD_BYTE = 0x20, 0x28, 0x30
+_WORD_AT_X, _HALF_WORD_AT_X, _BYTE_AT_X = 0x40, 0x48, 0x50
+_JUMP, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _RETURN = 0x05, 0x15, 0x35, 0x06
+_MULTIPLY, _SHIFT_RIGHT, _AND, _ADD_X, _INTO_X, _SET_X = 0x24, 0x74, 0x54, 0x0C, 0x07, 0x01
 _TYPE, _PORT, _DESTINATION_LENGTH = 4, 12, 17  # of nlmsghdr, and of the rtmsg after it
+_FAMILY, _MAC = 16, 32  # of ndmsg, and of NDA_LLADDR, which comes first
+_TABLE_NAME = 24  # after nlmsghdr, nfgenmsg and the attribute's header
 _ALL = 0xFFFFFFFF
+
+_MESSAGES = 48
+"""So many messages of a datagram are examined. There are 40 in one, rarely up to 67. A filter has
+to fit into net.core.optmem_max, which is 20 KiB before Linux 6.9."""
+
+_MACS, _BEGINNINGS, _MACS_AT_ONCE = 400, 16, 100
+"""As many MACs fit into it, with so many different first two bytes. A jump skips at most 255
+instructions."""
 
 
 class _Instruction(ctypes.Structure):
@@ -30,41 +49,99 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.POINTER(_Instruction)))
 
 
-def generations_only(netlink: NetlinkSocket) -> None:
-    """Of the ruleset, pass new generations only: each transaction ends with one.
+Filter = Sequence[_Instruction]
 
-    Without the filter there is one message for each element as well.
-    """
-    _attach(
-        netlink,
-        _Instruction(_LOAD_HALF_WORD, 0, 0, _TYPE),
-        _Instruction(_JUMP_IF_EQUAL, 0, 1, htons(NEW_GENERATION)),
-        _Instruction(_RETURN, 0, 0, _ALL),
-        _Instruction(_RETURN, 0, 0, 0),
-    )
+_PASS, _DROP = _Instruction(_RETURN, 0, 0, _ALL), _Instruction(_RETURN, 0, 0, 0)
 
 
-def nothing_of_our_own(netlink: NetlinkSocket, port: int) -> None:
+def attach(netlink: socket.socket, filter_: Filter) -> None:
+    """Replace a socket's filter. From any thread."""
+    program = _Program(len(filter_), (_Instruction * len(filter_))(*filter_))
+    netlink.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
+
+
+def nothing_of_our_own(port: int) -> Filter:
     """Of rtnetlink, drop our own changes of addresses and all but default routes.
 
     With each address the kernel adds a /32 route to it.
     """
-    _attach(
-        netlink,
+    return (
         _Instruction(_LOAD_HALF_WORD, 0, 0, _TYPE),
-        _Instruction(_JUMP_IF_EQUAL, 5, 0, htons(rtnl.RTM_NEWADDR)),
-        _Instruction(_JUMP_IF_EQUAL, 4, 0, htons(rtnl.RTM_DELADDR)),
-        _Instruction(_JUMP_IF_EQUAL, 1, 0, htons(rtnl.RTM_NEWROUTE)),
-        _Instruction(_JUMP_IF_EQUAL, 0, 4, htons(rtnl.RTM_DELROUTE)),
+        _Instruction(_JUMP_IF_EQUAL, 5, 0, htons(changes.NEW_ADDRESS)),
+        _Instruction(_JUMP_IF_EQUAL, 4, 0, htons(changes.DELETE_ADDRESS)),
+        _Instruction(_JUMP_IF_EQUAL, 1, 0, htons(changes.NEW_ROUTE)),
+        _Instruction(_JUMP_IF_EQUAL, 0, 4, htons(changes.DELETE_ROUTE)),
         _Instruction(_LOAD_BYTE, 0, 0, _DESTINATION_LENGTH),
         _Instruction(_JUMP_IF_EQUAL, 2, 3, 0),
         _Instruction(_LOAD_WORD, 0, 0, _PORT),
         _Instruction(_JUMP_IF_EQUAL, 1, 0, htonl(port)),
-        _Instruction(_RETURN, 0, 0, _ALL),
-        _Instruction(_RETURN, 0, 0, 0),
+        _PASS,
+        _DROP,
     )
 
 
-def _attach(netlink: NetlinkSocket, *instructions: _Instruction) -> None:
-    program = _Program(len(instructions), (_Instruction * len(instructions))(*instructions))
-    netlink.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
+def bridges_only_for(macs: Collection[str]) -> Filter:
+    """Of neighbours, drop the entries of bridges, but those in which one of these MACs appears.
+
+    A guest may forge MACs, and each is a notification. With too many MACs all come through.
+    """
+    packed = sorted(bytes.fromhex(mac.replace(":", "")) for mac in macs)
+    by_begin = [(begin, tuple(of)) for begin, of in groupby(packed, lambda mac: mac[:2])]
+    if len(packed) > _MACS or len(by_begin) > _BEGINNINGS:
+        return (_PASS,)
+    return (
+        _Instruction(_LOAD_BYTE, 0, 0, _FAMILY),
+        _Instruction(_JUMP_IF_EQUAL, 1, 0, AF_BRIDGE),
+        _PASS,
+        _Instruction(_LOAD_HALF_WORD, 0, 0, _TYPE),
+        _Instruction(_JUMP_IF_EQUAL, 1, 0, htons(neighbour.NEW)),
+        _DROP,
+        *(instruction for begin, of in by_begin for instruction in _one_of(begin, of)),
+        _DROP,
+    )
+
+
+def _one_of(begin: bytes, macs: Iterable[bytes]) -> Iterator[_Instruction]:
+    """Pass a MAC that is one of these, which all begin like that."""
+    left = iter(macs)
+    while some := tuple(islice(left, _MACS_AT_ONCE)):
+        yield _Instruction(_LOAD_HALF_WORD, 0, 0, _MAC)
+        yield _Instruction(_JUMP_IF_EQUAL, 0, 1 + 2 * len(some), int.from_bytes(begin, "big"))
+        yield _Instruction(_LOAD_WORD, 0, 0, _MAC + 2)
+        for mac in some:
+            yield _Instruction(_JUMP_IF_EQUAL, 0, 1, int.from_bytes(mac[2:], "big"))
+            yield _PASS
+
+
+def no_foreign_sets() -> Filter:
+    """Of nftables, drop the datagrams in which each message is about a set of another program.
+
+    It examines one message after the other. At the end of the datagram there is none to load, which
+    drops it.
+    """
+    little = sys.byteorder == "little"
+    swap = (
+        _Instruction(_MULTIPLY, 0, 0, 0x10001),
+        _Instruction(_SHIFT_RIGHT, 0, 0, 8),
+        _Instruction(_AND, 0, 0, 0xFFFF),
+    )
+    advance = (
+        _Instruction(_HALF_WORD_AT_X, 0, 0, 0 if little else 2),  # of the message's length
+        *(swap if little else ()),
+        _Instruction(_ADD_X, 0, 0, 0),
+        _Instruction(_INTO_X, 0, 0, 0),
+        _Instruction(_JUMP, 0, 0, 1),
+        _PASS,
+    )
+    to_pass = len(advance) - 1
+    message = (
+        _Instruction(_BYTE_AT_X, 0, 0, _TYPE if little else _TYPE + 1),
+        _Instruction(_JUMP_IF_AT_LEAST, 0, 5 + to_pass, 9),
+        _Instruction(_JUMP_IF_AT_LEAST, 0, 2, 15),
+        _Instruction(_JUMP_IF_AT_LEAST, 0, 3 + to_pass, 18),
+        _Instruction(_JUMP_IF_AT_LEAST, 2 + to_pass, 0, 25),
+        _Instruction(_WORD_AT_X, 0, 0, _TABLE_NAME),
+        _Instruction(_JUMP_IF_EQUAL, to_pass, 0, int.from_bytes(TABLE[:4].encode(), "big")),
+        *advance,
+    )
+    return (_Instruction(_SET_X, 0, 0, 0), *_MESSAGES * message, _PASS)

@@ -1,26 +1,25 @@
 """Kernel notifications that trigger a pass: interfaces, addresses, routes, neighbours, rules."""
 
 import logging
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from contextlib import closing
 from functools import reduce
 from operator import or_
-from socket import AF_BRIDGE
-from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink import NETLINK_NETFILTER, rtnl
-from pyroute2.netlink.nfnetlink.nftsocket import nft_gen_msg
-from pyroute2.netlink.nlsocket import NetlinkSocket
-
+from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel.listener import Listener, Source
+from vm_onetoone_nat.kernel.messages import neighbour
+from vm_onetoone_nat.kernel.messages.changes import triggers
+from vm_onetoone_nat.kernel.messages.nft_commits import Commits
+from vm_onetoone_nat.kernel.messages.rtnetlink import notifications
 from vm_onetoone_nat.kernel.neighbours import neighbours
+from vm_onetoone_nat.kernel.netlink import NETFILTER, ROUTE, Netlink
 from vm_onetoone_nat.kernel.socket_filter import (
-    NEW_GENERATION,
-    generations_only,
+    bridges_only_for,
+    no_foreign_sets,
     nothing_of_our_own,
 )
-from vm_onetoone_nat.model.family import FAMILIES
+from vm_onetoone_nat.model.family import FAMILIES, IPAddress
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 
 log = logging.getLogger(__name__)
@@ -29,141 +28,125 @@ _NEIGHBOUR = Trigger(Kind.NEIGHBOUR, "neighbour")
 """A guest's address has changed."""
 
 _BRIDGE_PORT = Trigger(Kind.BRIDGE, "bridge port")
-_UNPARSED = Trigger(Kind.RULESET, "ruleset changed, in a notification that could not be parsed")
+_CHANGES_LOST = Trigger(Kind.RTNETLINK_LOST, "rtnetlink: notifications were lost")
+_NEIGHBOURS_LOST = Trigger(Kind.RTNETLINK_LOST, "neighbours: notifications were lost")
+_COMMITS_LOST = Trigger(Kind.NFTABLES_LOST, "nftables: notifications were lost")
 
-_RTNETLINK_GROUPS = (
-    rtnl.RTMGRP_LINK | rtnl.RTMGRP_NEIGH | reduce(or_, (family.groups for family in FAMILIES))
+_LINK_GROUP, _NEIGHBOUR_GROUP = 1 << 0, 1 << 2  # RTMGRP_LINK, RTMGRP_NEIGH
+_CHANGES = Source(
+    "rtnetlink", ROUTE, reduce(or_, (family.groups for family in FAMILIES), _LINK_GROUP)
 )
-_NFTABLES_GROUP = 1 << 6  # NFNLGRP_NFTABLES
-_MAIN_TABLE = 254
-_REOPEN_SECONDS = 0.1
+_NEIGHBOURS = Source("neighbours", ROUTE, _NEIGHBOUR_GROUP)
+_COMMITS = Source("nftables", NETFILTER, 1 << 6)  # NFNLGRP_NFTABLES
 
 
 class Watch:
-    """Two threads that call `notify` with a trigger for each relevant notification.
+    """Three threads that call `notify` with a trigger for each relevant notification.
 
-    `neighbours` returns whether a neighbour, by address and MAC, may be a guest: neighbour entries
+    `is_guest` returns whether a neighbour, by address and MAC, may be a guest: neighbour entries
     change all the time, and most belong to no mapping. `portid` is the netlink port by which this
     process changes addresses; its own changes are ignored.
+
+    Guests cause the notifications about neighbours. They have a socket of their own, so that a
+    flood of them delays no others.
     """
 
     def __init__(
-        self, notify: Callable[[Trigger], None], neighbours: Callable[[str, str], bool], portid: int
+        self, notify: Callable[[Trigger], None], is_guest: Callable[[str, str], bool], portid: int
     ) -> None:
         self._notify = notify
-        self._neighbours = neighbours
+        self._is_guest = is_guest
         self._portid = portid
-        self._macs: dict[str, str] = {}
-        self.generation = 0
-        """The last notified generation of the ruleset."""
+        self._macs: dict[IPAddress, str] = {}
+        self._followed: Set[str] = frozenset()
+        self._commits = Commits()
+        self._neighbours = Listener(
+            _NEIGHBOURS, bridges_only_for(()), self._neighbour, self._neighbours_lost
+        )
+        self._listeners = (
+            self._neighbours,
+            Listener(
+                _CHANGES,
+                nothing_of_our_own(portid),
+                self._changed,
+                lambda: notify(_CHANGES_LOST),
+            ),
+            Listener(_COMMITS, no_foreign_sets(), self._committed, lambda: notify(_COMMITS_LOST)),
+        )
+
+    @property
+    def generation(self) -> int:
+        """The last notified generation of the ruleset that may concern us."""
+        return self._commits.generation
 
     def start(self) -> None:
         """Start listening; no notification after the return is missed."""
-        for name, listen, lost in (
-            ("rtnetlink", self._rtnetlink, Kind.RTNETLINK_LOST),
-            ("nftables", self._nftables, Kind.NFTABLES_LOST),
-        ):
-            listening = threading.Event()
-            arguments = (listen, listening, Trigger(lost, f"{name}: notifications were lost"))
-            threading.Thread(target=self._run, args=arguments, name=name, daemon=True).start()
-            listening.wait()
+        for listener in self._listeners:
+            listener.listen()
+        self._macs = _known_neighbours()
+        for listener in self._listeners:
+            listener.start()
 
-    def _run(
-        self,
-        listen: Callable[[threading.Event], None],
-        listening: threading.Event,
-        lost: Trigger,
-    ) -> None:
-        while True:
-            try:
-                listen(listening)
-            except Exception as error:
-                # Most likely ENOBUFS: the kernel has dropped notifications. After any error the
-                # thread goes on with a new socket, and the pass observes everything, since what
-                # was missed is unknown.
-                log.debug("%s: %r", lost.text, error)
-            time.sleep(_REOPEN_SECONDS)
-            self._notify(lost)
+    def follow(self, macs: Set[str]) -> None:
+        """Trigger a pass when a bridge learns another port for one of these MACs. From any thread.
 
-    # Create, bind and read a socket in one thread: pyroute2 ties it to the thread's event loop.
+        No other entries of bridges are received: a guest may forge any number of MACs.
+        """
+        if macs == self._followed:
+            return
+        added = macs - self._followed
+        self._followed = macs
+        self._neighbours.filter(bridges_only_for(macs))
+        if added:
+            # It may have learned one before this.
+            self._notify(_BRIDGE_PORT)
 
-    def _rtnetlink(self, listening: threading.Event) -> None:
-        with IPRoute() as netlink:
-            nothing_of_our_own(netlink, self._portid)
-            netlink.bind(groups=_RTNETLINK_GROUPS)
-            self._macs = _known_neighbours()
-            listening.set()
-            while True:
-                for message in netlink.get():
-                    if (trigger := self._interesting(message)) is not None:
-                        self._notify(trigger)
+    def _neighbours_lost(self) -> None:
+        self._macs = _known_neighbours()
+        self._notify(_NEIGHBOURS_LOST)
 
-    def _nftables(self, listening: threading.Event) -> None:
-        with NetlinkSocket(family=NETLINK_NETFILTER) as netlink:
-            netlink.register_policy({NEW_GENERATION: nft_gen_msg})
-            generations_only(netlink)
-            netlink.bind(groups=_NFTABLES_GROUP)
-            listening.set()
-            while True:
-                for message in netlink.get():
-                    generation = message.get_attr("NFTA_GEN_ID")
-                    if generation is None:
-                        # Seen with pyroute2 0.7.7: a message that it could not parse.
-                        self._notify(_UNPARSED)
-                        continue
-                    self.generation = generation
-                    name = message.get_attr("NFTA_GEN_PROC_NAME")
-                    pid = message.get_attr("NFTA_GEN_PROC_PID")
-                    writer = f"{name} (process {pid})"
-                    self._notify(Trigger(Kind.NFTABLES, f"nftables: written by {writer}", writer))
+    def _changed(self, data: bytes) -> None:
+        for trigger in triggers(data, self._portid):
+            self._notify(trigger)
 
-    def _interesting(self, message: Any) -> Trigger | None:
-        """The trigger for a message; None if it is not relevant."""
-        match message["event"]:
-            case "RTM_NEWLINK" | "RTM_DELLINK":
-                # A Wi-Fi driver sends one with this attribute at each scan.
-                if message.get_attr("IFLA_WIRELESS") is not None:
-                    return None
-                return Trigger(Kind.LINK, f"link {message.get_attr('IFLA_IFNAME')}")
-            case "RTM_NEWADDR" | "RTM_DELADDR" as event:
-                port = message["header"]["pid"]
-                if port == self._portid:
-                    return None
-                verb = "added" if event == "RTM_NEWADDR" else "removed"
-                writer = f"process {port}" if 0 < port < 1 << 22 else None
-                by = f" by {writer}" if writer is not None else ""
-                text = f"address {message.get_attr('IFA_LOCAL')} {verb}{by}"
-                return Trigger(Kind.ADDRESS, text, writer)
-            case "RTM_NEWROUTE" | "RTM_DELROUTE":
-                is_default = message["dst_len"] == 0 and message["table"] == _MAIN_TABLE
-                return Trigger(Kind.ROUTE, "route: default") if is_default else None
-            case "RTM_NEWNEIGH" | "RTM_DELNEIGH":
-                return self._neighbour(message)
-            case "RTM_NEWNETCONF":
-                return Trigger(Kind.FORWARDING, "forwarding")
-        return None
+    def _committed(self, data: bytes) -> None:
+        trigger = self._commits.read(data)
+        if trigger is not None:
+            self._notify(trigger)
 
-    def _neighbour(self, message: Any) -> Trigger | None:
-        address, mac = message.get_attr("NDA_DST"), message.get_attr("NDA_LLADDR")
-        gone = message["event"] == "RTM_DELNEIGH" or mac is None
-        if message["family"] == AF_BRIDGE:
+    def _neighbour(self, data: bytes) -> None:
+        for kind, _, start, end in notifications(data):
+            trigger = self._moved(neighbour.parse(data, start, end), gone=kind == neighbour.DELETE)
+            if trigger is not None:
+                self._notify(trigger)
+
+    def _moved(self, entry: neighbour.Entry, *, gone: bool) -> Trigger | None:
+        """The trigger for an entry; None if it is not relevant."""
+        if entry.family == neighbour.BRIDGE:
             # A bridge has learned the port of a MAC, perhaps a guest's.
-            return _BRIDGE_PORT if mac in self._macs.values() and not gone else None
-        if gone:
+            return _BRIDGE_PORT if entry.mac in self._followed and not gone else None
+        if entry.address is None:
+            return None
+        if gone or entry.mac is None:
             # A guest that has changed its address no longer answers at the old one.
-            return _NEIGHBOUR if self._macs.pop(address, None) is not None else None
-        if not self._neighbours(address or "", mac):
+            return _NEIGHBOUR if self._macs.pop(entry.address, None) is not None else None
+        if not self._is_guest(str(entry.address), entry.mac):
             return None
         # An entry that expires and is renewed is notified every half minute.
-        before, self._macs[address] = self._macs.get(address), mac
-        return _NEIGHBOUR if mac != before else None
+        before, self._macs[entry.address] = self._macs.get(entry.address), entry.mac
+        return _NEIGHBOUR if entry.mac != before else None
 
 
-def _known_neighbours() -> dict[str, str]:
+def _known_neighbours() -> dict[IPAddress, str]:
     """The MACs of neighbours, so that a mere renewal of an entry is no trigger."""
-    with IPRoute() as netlink:
-        return {
-            entry.get_attr("NDA_DST"): mac
-            for entry in neighbours(netlink)
-            if (mac := entry.get_attr("NDA_LLADDR")) is not None
-        }
+    try:
+        with closing(Netlink(ROUTE, "rtnetlink")) as netlink:
+            return {
+                entry.address: entry.mac
+                for entry in neighbours(netlink)
+                if entry.address is not None and entry.mac is not None
+            }
+    except KernelError as error:
+        # Then each renewal is one.
+        log.debug("neighbours: %s", error)
+        return {}

@@ -77,14 +77,15 @@ class Uplink:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ChainName:
-    """A chain in a foreign table."""
+    """A chain in a foreign table. The kernel takes any bytes as a name."""
 
     family: str
     table: str
     name: str
 
     def __str__(self) -> str:
-        return f"{self.family} {self.table} {self.name}"
+        text = f"{self.family} {self.table} {self.name}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True, slots=True)

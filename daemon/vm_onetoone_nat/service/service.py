@@ -19,7 +19,7 @@ from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel.arp import Arp
 from vm_onetoone_nat.kernel.bridge import bridge_netfilter
 from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
-from vm_onetoone_nat.kernel.nft import read_counters
+from vm_onetoone_nat.kernel.libnftables import read_counters
 from vm_onetoone_nat.kernel.watch import Watch
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds
@@ -156,6 +156,9 @@ class Service:
         if look.guests is not None:
             self._macs = frozenset(n.mac for d in look.guests.domains for n in d.interfaces)
         self._internals = frozenset(str(s.mapping.internal) for s in look.desired.statuses)
+        guests = {s.mapping.internal for s in look.desired.statuses}
+        on_bridges = look.observed.neighbours if look.observed.bridge_netfilter else ()
+        self._watch.follow(frozenset(n.mac for n in on_bridges if n.address in guests))
 
     def _tick(self) -> bool:
         """Feed the watchdog, in the thread that reconciles, so that it expires if a pass hangs.

@@ -1,11 +1,12 @@
-"""Our accept in foreign chains, in libnftables' JSON, and chains that would refuse guests.
+"""Our accept in foreign chains, and foreign chains that would refuse guests. Pure."""
 
-Pure. Schema: libnftables-json(5).
-"""
-
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vm_onetoone_nat.kernel.messages import nftables
+from vm_onetoone_nat.kernel.messages.nft_rules import Expression, ListedChain, Rule, Verdict
+from vm_onetoone_nat.kernel.messages.nftables import read, read_number
 from vm_onetoone_nat.model.family import FAMILIES
 from vm_onetoone_nat.model.host import AcceptRule, ChainName, ForeignChain, Obstacle
 
@@ -19,6 +20,14 @@ FORWARD_CHAINS = tuple(
 """Base chains that may reject guests' traffic: that of iptables (libvirt, Docker, ufw), and that of
 libvirt's nftables backend (10.4 and later). The daemon writes only to those that exist."""
 
+_ACCEPT = Verdict("accept")
+_BITS = struct.Struct("=I")  # of a mark or a status, in the order of the host
+_DATA = 1  # NFTA_META_DREG, NFTA_CT_DREG: the register that is loaded
+_KEY = 2  # NFTA_META_KEY, NFTA_CT_KEY
+_SOURCE, _RESULT, _MASK, _XOR, _OPERATION = 1, 2, 4, 5, 6  # NFTA_BITWISE_*
+_COMPARED, _COMPARISON, _VALUE = 1, 2, 3  # NFTA_CMP_*
+_EQUAL, _UNEQUAL = 0, 1  # NFT_CMP_*
+
 
 def accept_expression(fwmark: int) -> list[Json]:
     """Accept of one mark bit, in expressions that iptables-nft can read back and save."""
@@ -26,39 +35,31 @@ def accept_expression(fwmark: int) -> list[Json]:
     return [{"match": {"op": "==", "left": masked, "right": fwmark}}, {"accept": None}]
 
 
-def parse_chains(listing: Sequence[Json]) -> dict[ChainName, str | None]:
-    """Every chain, from the objects of `list chains`, with its hook if it is a base chain."""
-    return {
-        ChainName(chain["family"], chain["table"], chain["name"]): chain.get("hook")
-        for entry in listing
-        if (chain := entry.get("chain")) is not None
-    }
+def foreign_chain(name: ChainName, rules: Sequence[Rule]) -> ForeignChain:
+    """The accepts of a mark bit among the rules of a foreign chain."""
+    marks = ((position, rule, accepted_mark(rule)) for position, rule in enumerate(rules))
+    return ForeignChain(
+        name,
+        tuple(
+            AcceptRule(rule.handle, fwmark, at_head=position == 0)
+            for position, rule, fwmark in marks
+            if fwmark is not None
+        ),
+    )
 
 
-def parse_foreign_chain(name: ChainName, listing: Sequence[Json]) -> ForeignChain:
-    """The accepts of a mark bit in a foreign chain, from the objects of `list chain …`."""
-    rules = [entry["rule"] for entry in listing if "rule" in entry]
-    accepts = []
-    for position, rule in enumerate(rules):
-        fwmark = _accepted_mark(rule.get("expr", []))
-        if fwmark is not None:
-            accepts.append(AcceptRule(rule["handle"], fwmark, at_head=position == 0))
-    return ForeignChain(name, tuple(accepts))
-
-
-def parse_obstacle(name: ChainName, listing: Sequence[Json], fwmark: int) -> Obstacle | None:
+def obstacle(chain: ListedChain, rules: Sequence[Rule], fwmark: int) -> Obstacle | None:
     """The obstacle, if a foreign base chain that we do not write to would refuse guests.
 
     `fwmark` is the mark bit of admitted packets, for the remedy. The chain refuses guests if it
     drops by policy or by a rule that matches everything, unless a rule accepts a mark bit, or all
     packets that have been DNATed, as in firewalld.
     """
-    rules = [entry["rule"].get("expr", []) for entry in listing if "rule" in entry]
-    policies = [entry["chain"].get("policy") for entry in listing if "chain" in entry]
-    if any(_accepted_mark(rule) is not None or _accepts_dnat(rule) for rule in rules):
+    if any(accepted_mark(rule) is not None or _accepts_dnat(rule) for rule in rules):
         return None
-    if "drop" not in policies and not any(_refuses_all(rule) for rule in rules):
+    if not chain.drops and not any(map(_refuses_all, rules)):
         return None
+    name = chain.name
     if name.table == "firewalld":
         remedy = "set StrictForwardPorts=no in firewalld.conf and reload firewalld"
     else:
@@ -69,22 +70,55 @@ def parse_obstacle(name: ChainName, listing: Sequence[Json], fwmark: int) -> Obs
     return Obstacle(f"chain {name}", remedy)
 
 
-def _accepts_dnat(rule: Sequence[Json]) -> bool:
-    match [e for e in rule if "counter" not in e]:
-        case [{"match": {"left": {"ct": {"key": "status"}}, "right": "dnat"}}, {"accept": None}]:
+def accepted_mark(rule: Rule) -> int | None:
+    """The bits, if the rule accepts packets with these mark bits and does nothing else but count.
+
+    In JSON, it is `accept_expression`.
+    """
+    found = _masked(rule, "meta", nftables.MARK)
+    if found is None:
+        return None
+    mask, comparison, value = found
+    return mask if mask and (comparison, value) == (_EQUAL, mask) else None
+
+
+def _accepts_dnat(rule: Rule) -> bool:
+    """Whether it accepts all packets of connections with destination NAT: `ct status dnat`."""
+    found = _masked(rule, "ct", nftables.STATUS)
+    return found in ((nftables.DNAT, _UNEQUAL, 0), (nftables.DNAT, _EQUAL, nftables.DNAT))
+
+
+def _refuses_all(rule: Rule) -> bool:
+    bare = [each for each in rule.expressions if each.name not in ("counter", "log")]
+    match bare:
+        case [Expression("reject")]:
             return True
+        case [only]:
+            return only.verdict == Verdict("drop")
     return False
 
 
-def _refuses_all(rule: Sequence[Json]) -> bool:
-    verdicts = [e for e in rule if not e.keys() & {"counter", "log", "comment"}]
-    return len(verdicts) == 1 and bool(verdicts[0].keys() & {"drop", "reject"})
+def _masked(rule: Rule, kind: str, key: int) -> tuple[int, int, int] | None:
+    """Mask, comparison and value, if the rule loads that field, compares it and then accepts."""
+    if not rule.expressions or rule.expressions[0].name not in (kind, "counter"):
+        return None
+    bare = [each for each in rule.expressions if each.name != "counter"]
+    if [each.name for each in bare] != [kind, "bitwise", "cmp", "immediate"]:
+        return None
+    load, bitwise, compare = (each.attributes for each in bare[:3])
+    connected = (load.get(_DATA), bitwise.get(_RESULT)) == (
+        bitwise.get(_SOURCE),
+        compare.get(_COMPARED),
+    )
+    plain = not read_number(bitwise.get(_OPERATION)) and not _bits(bitwise, _XOR)
+    if read_number(load.get(_KEY)) != key or not connected or not plain:
+        return None
+    if bare[3].verdict != _ACCEPT:
+        return None
+    return _bits(bitwise, _MASK), read_number(compare.get(_COMPARISON)), _bits(compare, _VALUE)
 
 
-def _accepted_mark(expression: Sequence[Json]) -> int | None:
-    """The bit, if the rule accepts one mark bit and does nothing else, except count."""
-    bare = [e for e in expression if "counter" not in e]
-    match bare:
-        case [{"match": {"right": int(fwmark)}}, _] if bare == accept_expression(fwmark):
-            return fwmark
-    return None
+def _bits(attributes: Mapping[int, bytes], kind: int) -> int:
+    """The value of 32 bits in an attribute; 0 if there is none."""
+    value = read(attributes.get(kind, b"")).get(nftables.DATA_VALUE, b"")
+    return int(_BITS.unpack(value)[0]) if len(value) == _BITS.size else 0

@@ -5,37 +5,49 @@ Pure. Schema: libnftables-json(5).
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from vm_onetoone_nat.model.family import Family, address
 from vm_onetoone_nat.model.nat_table import ANY_PROTOCOL, Container, Element, Part, element
 
+_ADDRESSES = {"ipv4_addr": 7, "ipv6_addr": 8}
+"""The numbers of libnftables' types; the kernel only keeps them."""
+
+_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
+_NAME_SIZE = 16  # IFNAMSIZ
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How nftables has one part: its type, and its JSON to and from text.
+    """How nftables has one part: its type, by name and number, and the size of its value in bytes.
 
-    `read` returns None for JSON that we do not write. `interval`: the part is a range of values.
+    `pack` returns the first and the last value of the part, as in a packet. `read` returns the
+    text for what libnftables lists, None for what we do not write. `interval`: the part is a range
+    of values. `host_order`: it is not big-endian.
     """
 
     nft_type: str
-    write: Callable[[str], Any]
+    number: int
+    size: int
+    pack: Callable[[str], tuple[bytes, bytes]]
     read: Callable[[Any], str | None]
     interval: bool = False
+    host_order: bool = False
 
 
-def element_json(each: Element) -> Any:
-    """An element as a command has it, and a listing of a container without counters."""
+def packed_key(each: Element) -> tuple[bytes, bytes]:
+    """The first and the last key of an element, as in a packet."""
     known = forms(each.container.family)
-    of_key = [known[part] for part in each.container.key]
-    if len(of_key) == 1:
-        key = of_key[0].write(each.key[0])
-    else:
-        key = {"concat": [form.write(part) for form, part in zip(of_key, each.key, strict=True)]}
-    if each.container.value is None:
-        return key
-    return [key, known[each.container.value].write(each.value)]
+    parts = zip(each.container.key, each.key, strict=True)
+    ranges = [known[part].pack(text) for part, text in parts]
+    first, last = (b"".join(map(padded, ends)) for ends in zip(*ranges, strict=True))
+    return first, last
+
+
+def padded(value: bytes) -> bytes:
+    """A part of a key: each begins at a multiple of four bytes."""
+    return value + bytes(-len(value) % 4)
 
 
 def parse_elements(container: Container, items: Iterable[Any]) -> tuple[list[Element], bool]:
@@ -123,9 +135,9 @@ def _text(listed: Any) -> str | None:
 
 
 def _network(family: Family) -> Form:
-    def write(text: str) -> Any:
+    def pack(text: str) -> tuple[bytes, bytes]:
         parsed = family.network(text)
-        return {"prefix": {"addr": str(parsed.network_address), "len": parsed.prefixlen}}
+        return parsed.network_address.packed, parsed.broadcast_address.packed
 
     def read(listed: Any) -> str | None:
         match listed:
@@ -136,7 +148,8 @@ def _network(family: Family) -> Form:
                 return f"{single}/{family.bits}"
         return None
 
-    return Form(family.nft_type, write, read, interval=True)
+    size = family.bits // 8
+    return Form(family.nft_type, _ADDRESSES[family.nft_type], size, pack, read, interval=True)
 
 
 def _protocol(listed: Any) -> str | None:
@@ -148,9 +161,26 @@ def _protocol(listed: Any) -> str | None:
     return None
 
 
-def _ports_json(ports: str) -> Any:
-    first, last = ports.split("-")
-    return {"range": [int(first), int(last)]}
+def _pack_address(family: Family, text: str) -> tuple[bytes, bytes]:
+    packed = family.address(text).packed
+    return packed, packed
+
+
+def _pack_protocol(name: str) -> tuple[bytes, bytes]:
+    if name == ANY_PROTOCOL:
+        return b"\x00", b"\xff"
+    number = bytes([_PROTOCOLS[name]])
+    return number, number
+
+
+def _pack_ports(ports: str) -> tuple[bytes, bytes]:
+    first, last = (int(port).to_bytes(2, "big") for port in ports.split("-"))
+    return first, last
+
+
+def _pack_interface(name: str) -> tuple[bytes, bytes]:
+    packed = name.encode(errors="surrogateescape").ljust(_NAME_SIZE, b"\0")
+    return packed, packed
 
 
 def _ports(listed: Any) -> str | None:
@@ -173,16 +203,14 @@ def _target(listed: Any) -> str | None:
 @cache
 def forms(family: Family) -> Mapping[Part, Form]:
     """How nftables has each part, in a container of that family."""
+    size, of_address = family.bits // 8, _ADDRESSES[family.nft_type]
+    pack_address = partial(_pack_address, family)
     return {
-        Part.ADDRESS: Form(family.nft_type, str, _plain),
+        Part.ADDRESS: Form(family.nft_type, of_address, size, pack_address, _plain),
         Part.NETWORK: _network(family),
-        Part.PROTOCOL: Form(
-            "inet_proto",
-            lambda name: {"range": [0, 255]} if name == ANY_PROTOCOL else name,
-            _protocol,
-            interval=True,
-        ),
-        Part.PORTS: Form("inet_service", _ports_json, _ports, interval=True),
-        Part.INTERFACE: Form("ifname", str, _text),
-        Part.VERDICT: Form("verdict", lambda chain: {"goto": {"target": chain}}, _target),
+        Part.PROTOCOL: Form("inet_proto", 12, 1, _pack_protocol, _protocol, interval=True),
+        Part.PORTS: Form("inet_service", 13, 2, _pack_ports, _ports, interval=True),
+        Part.INTERFACE: Form("ifname", 41, _NAME_SIZE, _pack_interface, _text, host_order=True),
+        # NFT_DATA_VERDICT: only a value is one, and it is not packed as a key.
+        Part.VERDICT: Form("verdict", 0xFFFFFF00, 0, pack_address, _target),
     }

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vm_onetoone_nat.kernel.messages.nft_rules import ListedChain
 from vm_onetoone_nat.model.host import ChainName
 
 Json = dict[str, Any]
@@ -34,33 +35,64 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """All chains, and the elements of the named sets that their rules look up."""
+    """All chains, and the elements of the named sets that their rules look up.
+
+    `unreadable`: chains that libnftables cannot list.
+    """
 
     chains: Mapping[ChainName, Chain]
     sets: Mapping[SetName, Sequence[Any]]
+    unreadable: tuple[ChainName, ...] = ()
 
 
-_PRINTED = re.compile(r"^\s*(.*?) # handle (\d+)$", re.MULTILINE)
-_DEVICES = re.compile(r"hook \w+ devices? (.*?) priority")
+_TABLE = re.compile(r"table (\S+) (.*) \{ # handle \d+")
+_PRINTED = re.compile(r"\s+(.*) # handle (\d+)")
+
+Texts = Mapping[tuple[str, str, int], str]
+"""Each rule as `nft` prints it, by family, table and handle."""
 
 
-def parse_chain(name: ChainName, listing: Sequence[Json], text: str) -> Chain:
-    """A chain, from the objects of `list chain …` and the output of `nft -a` for it."""
-    by_handle = {int(handle): rule for rule, handle in _PRINTED.findall(text)}
-    found = _DEVICES.search(text)
-    declared: Json = next((e["chain"] for e in listing if "chain" in e), {})
+def parse_rules(listing: Iterable[Json]) -> dict[ChainName, list[Json]]:
+    """The rules of each chain in order, from the objects of `list ruleset` or `list chain`."""
+    found: dict[ChainName, list[Json]] = {}
+    for entry in listing:
+        if (chain := entry.get("chain")) is not None:
+            found.setdefault(ChainName(chain["family"], chain["table"], chain["name"]), [])
+        elif (rule := entry.get("rule")) is not None:
+            name = ChainName(rule["family"], rule["table"], rule["chain"])
+            found.setdefault(name, []).append(rule)
+    return found
+
+
+def parse_texts(output: str) -> Texts:
+    """The rules in the output of `nft -a list ruleset`."""
+    found = {}
+    family = table = ""
+    for line in output.splitlines():
+        if (heading := _TABLE.fullmatch(line)) is not None:
+            family, table = heading.groups()
+        elif (printed := _PRINTED.fullmatch(line)) is not None:
+            found[family, table, int(printed[2])] = printed[1]
+    return found
+
+
+def chain_with_rules(declared: ListedChain, rules: Iterable[Json], texts: Texts) -> Chain:
+    """A chain, from its declaration, and its rules as libnftables lists them."""
+    name = declared.name
     return Chain(
         name,
         tuple(
-            Rule(tuple(rule.get("expr", ())), by_handle.get(rule["handle"], "a rule"))
-            for entry in listing
-            if (rule := entry.get("rule")) is not None
+            Rule(
+                tuple(rule.get("expr", ())),
+                texts.get((name.family, name.table, handle), f"the rule with handle {handle}"),
+            )
+            for rule in rules
+            for handle in (int(rule["handle"]),)
         ),
-        hook=declared.get("hook"),
-        priority=declared.get("prio", 0),
-        drops=declared.get("policy") == "drop",
-        # libnftables 1.0.6 leaves the devices out of its JSON.
-        devices=frozenset(re.findall(r'"([^"]+)"', found[1])) if found else frozenset(),
+        hook=declared.hook,
+        priority=declared.priority,
+        drops=declared.drops,
+        devices=declared.devices,
     )
 
 

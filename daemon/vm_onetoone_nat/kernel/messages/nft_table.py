@@ -34,20 +34,18 @@ from vm_onetoone_nat.model.nat_table import (
 Json = dict[str, Any]
 
 TABLE_JSON: Json = {"table": {"family": "inet", "name": TABLE}}
-PERSISTENT_JSON: Json = {"table": {**TABLE_JSON["table"], "flags": ["owner", "persist"]}}
-"""The table with an owner, which alone can write to it, and which it outlives."""
-
 IN_TABLE: Json = {"family": "inet", "table": TABLE}
 """The table, as the place of an object."""
+
+_OWNERSHIP: tuple[Any, ...] = (["owner", "persist"], "persist")
+"""The flags of a table that outlives its owner, while it has one and after."""
 
 _BY_NAME = {container.name: container for container in CONTAINERS}
 
 
-def table_commands(fwmark: int, *, persistent: bool) -> list[Json]:
+def table_objects(fwmark: int) -> list[Json]:
     """The static table: declarations, chains and rules, independent of the mappings."""
-    _, *objects = _static(fwmark)
-    table = PERSISTENT_JSON if persistent else TABLE_JSON
-    return [{"add": value} for value in (table, *objects)]
+    return _static(fwmark)
 
 
 def parse_table(listing: Sequence[Json]) -> Table:
@@ -61,7 +59,7 @@ def parse_table(listing: Sequence[Json]) -> Table:
         if kind == "metainfo":
             continue
         value = {k: v for k, v in value.items() if k != "handle"}
-        if kind == "table" and _is_ownership(value.get("flags")):
+        if kind == "table" and value.get("flags") in _OWNERSHIP:
             del value["flags"]
         if kind in ("set", "map"):
             items = value.pop("elem", ())
@@ -75,11 +73,6 @@ def parse_table(listing: Sequence[Json]) -> Table:
         static.append({kind: value})
     intact = fwmark is not None and _canonical(static) == _canonical(_static(fwmark))
     return Table(intact and not strange, frozenset(elements), fwmark)
-
-
-def _is_ownership(flags: object) -> bool:
-    """Whether these are the flags of a table with an owner, or of one whose owner has ended."""
-    return flags in (PERSISTENT_JSON["table"]["flags"], "persist", ["persist"])
 
 
 def _static(fwmark: int) -> list[Json]:

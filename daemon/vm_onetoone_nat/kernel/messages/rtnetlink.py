@@ -31,14 +31,14 @@ class Answer:
     interrupted: bool
 
 
-def request(kind: int, body: bytes) -> bytes:
-    """A request for one object."""
-    return _message(kind, _REQUEST, 0, body)
-
-
 def listing(kind: int, body: bytes) -> bytes:
     """A request for a dump."""
     return _message(kind, _REQUEST | _DUMP, 0, body)
+
+
+def request(kind: int, body: bytes, *, flags: int = 0, sequence: int = 0) -> bytes:
+    """A request that the kernel answers if there is something to say, or if it fails."""
+    return _message(kind, _REQUEST | flags, sequence, body)
 
 
 def changes(kind: int, flags: int, bodies: Sequence[bytes]) -> bytes:
@@ -67,6 +67,15 @@ def parse_answer(data: bytes) -> Answer:
             messages.append((start, offset + length))
         offset += _aligned(length)
     return Answer(data, messages, results, interrupted)
+
+
+def notifications(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The messages in a datagram: kind, sender's port, start after the header, and end."""
+    offset = 0
+    while offset < len(data):
+        length, kind, _, _, port = _HEADER.unpack_from(data, offset)
+        yield kind, port, offset + _HEADER.size, offset + length
+        offset += _aligned(length)
 
 
 def attribute(kind: int, value: bytes) -> bytes:

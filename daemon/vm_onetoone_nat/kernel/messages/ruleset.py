@@ -1,8 +1,6 @@
-"""One transaction in libnftables' JSON: the commands of a plan's writes to nftables.
+"""One transaction: the requests for a plan's writes to nftables. Pure."""
 
-Pure. Schema: libnftables-json(5).
-"""
-
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -16,92 +14,82 @@ from vm_onetoone_nat.decide.nft_writes import (
     RemoveTable,
 )
 from vm_onetoone_nat.decide.writes import NftWrite
+from vm_onetoone_nat.kernel.messages import rtnetlink
 from vm_onetoone_nat.kernel.messages.nft_accept import accept_expression
-from vm_onetoone_nat.kernel.messages.nft_elements import element_json
-from vm_onetoone_nat.kernel.messages.nft_table import (
-    IN_TABLE,
-    PERSISTENT_JSON,
-    TABLE_JSON,
-    table_commands,
+from vm_onetoone_nat.kernel.messages.nft_objects import (
+    Request,
+    add_elements,
+    add_object,
+    add_table,
+    delete_elements,
+    delete_rule,
+    delete_table,
+    insert_rule,
+    own_table,
 )
-from vm_onetoone_nat.model.host import ChainName
-from vm_onetoone_nat.model.nat_table import Container, Element
+from vm_onetoone_nat.kernel.messages.nft_table import table_objects
 
-Json = dict[str, Any]
 W = TypeVar("W", bound=NftWrite)
 
-
-def transaction_commands(writes: Sequence[NftWrite]) -> list[Json]:
-    """The writes as libnftables commands, in an order in which each is valid."""
-    commands: list[Json] = []
-    for kind, commands_of in COMMANDS.items():
-        batch = [write for write in writes if isinstance(write, kind)]
-        if batch:
-            commands += commands_of(batch)
-    return commands
+# NFNL_MSG_BATCH_BEGIN and NFNL_MSG_BATCH_END, each with an nfgenmsg that names the subsystem.
+_BEGIN, _END = 0x10, 0x11
+_OF_NFTABLES = struct.pack("!BBH", 0, 0, 10)
 
 
-def _install(batch: Sequence[InstallTable]) -> list[Json]:
-    commands: list[Json] = []
-    for write in batch:
-        if write.persistent:
-            # Not add, delete, add: the kernel takes no "add" that changes the flags of a table.
-            commands += [{"destroy": TABLE_JSON}]
-        else:
-            # add, delete, add: the delete fails without a table. libnftables 1.0.6 has no destroy.
-            commands += [{"add": TABLE_JSON}, {"delete": TABLE_JSON}]
-        commands += table_commands(write.fwmark, persistent=write.persistent)
-    return commands
+def transaction(writes: Sequence[NftWrite]) -> tuple[Request, ...]:
+    """The requests for these writes, in an order in which each is valid."""
+    return tuple(
+        request
+        for kind, requests_of in REQUESTS.items()
+        for request in requests_of([write for write in writes if isinstance(write, kind)])
+    )
 
 
-def _delete_accepts(batch: Sequence[DeleteAccept]) -> list[Json]:
-    return [
-        {"delete": {"rule": {**_chain_json(write.chain), "handle": write.handle}}}
-        for write in batch
-    ]
+def batch(requests: Sequence[Request], *, commit: bool = True) -> bytes:
+    """The datagram of a transaction; an answer's sequence number is 1 for the first request.
+
+    Without requests it only waits until all transactions before it are complete. The kernel checks
+    one that it shall not commit, and changes nothing.
+    """
+    end = rtnetlink.request(_END, _OF_NFTABLES) if commit else b""
+    checked = (
+        rtnetlink.request(each.kind, each.body, flags=each.flags, sequence=number)
+        for number, each in enumerate(requests, 1)
+    )
+    return b"".join((rtnetlink.request(_BEGIN, _OF_NFTABLES), *checked, end))
 
 
-def _insert_accepts(batch: Sequence[InsertAccept]) -> list[Json]:
-    return [
-        {"insert": {"rule": {**_chain_json(write.chain), "expr": accept_expression(write.fwmark)}}}
-        for write in batch
-    ]
+def _install(writes: Sequence[InstallTable]) -> list[Request]:
+    if not writes:
+        return []
+    # add, delete, add: the delete fails without a table.
+    ensure = [add_table(), delete_table()]
+    owned = [own_table() for write in writes if write.persistent]
+    objects = (each for write in writes for each in table_objects(write.fwmark))
+    return [*ensure, *owned, *map(add_object, objects)]
 
 
-def _chain_json(chain: ChainName) -> Json:
-    return {"family": chain.family, "table": chain.table, "chain": chain.name}
-
-
-def _element_commands(verb: str, elements: Iterable[Element]) -> list[Json]:
-    """One command for each container, so that 1,000 mappings take a few commands."""
-    by_container: dict[Container, list[Any]] = {}
-    for each in elements:
-        by_container.setdefault(each.container, []).append(element_json(each))
-    return [
-        {verb: {"element": {**IN_TABLE, "name": container.name, "elem": items}}}
-        for container, items in by_container.items()
-    ]
-
-
-_Commands = Callable[[Sequence[Any]], list[Json]]
+_Requests = Callable[[Sequence[Any]], Iterable[Request]]
 
 
 def _for(
-    kind: type[W], commands: Callable[[Sequence[W]], list[Json]]
-) -> tuple[type[NftWrite], _Commands]:
-    return kind, commands
+    kind: type[W], requests: Callable[[Sequence[W]], Iterable[Request]]
+) -> tuple[type[NftWrite], _Requests]:
+    return kind, requests
 
 
-COMMANDS: dict[type[NftWrite], _Commands] = dict(
+REQUESTS: dict[type[NftWrite], _Requests] = dict(
     (
-        # The same flags: only an orphan changes.
-        _for(AdoptTable, lambda _: [{"add": PERSISTENT_JSON}]),
-        _for(RemoveTable, lambda _: [{"delete": TABLE_JSON}]),
+        _for(AdoptTable, lambda ws: [own_table() for _ in ws]),
+        _for(RemoveTable, lambda ws: [delete_table() for _ in ws]),
         _for(InstallTable, _install),
-        _for(DeleteAccept, _delete_accepts),
-        _for(InsertAccept, _insert_accepts),
-        _for(DeleteElement, lambda batch: _element_commands("delete", (w.element for w in batch))),
-        _for(AddElement, lambda batch: _element_commands("add", (w.element for w in batch))),
+        _for(DeleteAccept, lambda ws: [delete_rule(w.chain, w.handle) for w in ws]),
+        _for(
+            InsertAccept,
+            lambda ws: [insert_rule(w.chain, accept_expression(w.fwmark)) for w in ws],
+        ),
+        _for(DeleteElement, lambda ws: delete_elements(w.element for w in ws)),
+        _for(AddElement, lambda ws: add_elements(w.element for w in ws)),
     )
 )
-"""The commands of all writes of a kind, in the order of a transaction."""
+"""The requests for all writes of a kind, in the order of a transaction."""
