@@ -157,7 +157,7 @@ def test_owner(
     persistent: bool,
     owned: bool,
 ) -> None:
-    """The daemon has to own a table that outlives its owner; a command sees whether anybody does."""
+    """The daemon has to own such a table; for a command, somebody has to."""
     with closing(Nft(owner=process_owns)) as nft:
         port = nft._netlink.portid + (owner == "another")
         ruleset.flags = number(2, flags) + (number(7, port) if owner is not None else b"")
