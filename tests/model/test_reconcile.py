@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
@@ -27,7 +26,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
 from vm_onetoone_nat.decide.desired import mapping_elements
 from vm_onetoone_nat.decide.fights import REPAIRS, Fight, Fights
-from vm_onetoone_nat.decide.host_writes import DeleteAddress, FlushTranslated, RecordAllocations
+from vm_onetoone_nat.decide.host_writes import (
+    DeleteAddress,
+    FlushBypassing,
+    FlushTranslated,
+    RecordAllocations,
+)
 from vm_onetoone_nat.decide.nft_writes import (
     AdoptTable,
     DeleteElement,
@@ -35,15 +39,8 @@ from vm_onetoone_nat.decide.nft_writes import (
     RemoveTable,
 )
 from vm_onetoone_nat.decide.plan import Plan
-from vm_onetoone_nat.decide.reconcile import (
-    GuestSide,
-    KernelSide,
-    StoreSide,
-    look,
-    reconcile,
-    remove,
-    settled,
-)
+from vm_onetoone_nat.decide.reconcile import Outcome, look, reconcile, remove, settled
+from vm_onetoone_nat.decide.sides import GuestSide, KernelSide, StoreSide
 from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.model import nat_table
@@ -470,26 +467,57 @@ def stray_translation(kernel: FakeKernel) -> None:
     kernel.table = replace(kernel.table, elements=kernel.table.elements | {stray})
 
 
+def fought(
+    damage: Callable[[FakeKernel], None],
+) -> tuple[FakeKernel, FakeLibvirt, list[Fight], tuple[Outcome, ...]]:
+    """Guests 1 and 2, and passes among which that is done again and again until repairs are held
+    back; the outcomes of the passes from then on.
+    """
+    kernel, libvirt, fights, store = laptop(), running_guests(1, 2), Fights(), FakeStore()
+    reconcile(configuration(1, 2), libvirt, kernel, store)
+    trigger = frozenset({Trigger(Kind.NFTABLES, "nftables: written by nft (process 1)")})
+    begun: list[Fight] = []
+    outcomes = []
+    for second in range(REPAIRS + 3):
+        damage(kernel)
+        held = fights.held(second)
+        outcome = reconcile(configuration(1, 2), libvirt, kernel, store, held)
+        assert outcome.failures == ()
+        begun += fights.written(second, outcome.written, outcome.look.desired, trigger)
+        if held:
+            outcomes.append(outcome)
+    return kernel, libvirt, begun, tuple(outcomes)
+
+
 @pytest.mark.parametrize("damage", [lose_table, change_table, lose_translation, stray_translation])
 def test_held_write_needs_no_flush(damage: Callable[[FakeKernel], None]) -> None:
     """While a repair is held back, its connections are not flushed, and the pass is no failure.
 
     They were, in each pass; with the table, the verification ended in an IndexError.
     """
-    kernel, libvirt, fights = laptop(), running_guests(1, 2), Fights()
-    store = FakeStore()
-    reconcile(configuration(1, 2), libvirt, kernel, store)
-    trigger = frozenset({Trigger(Kind.NFTABLES, "nftables: written by nft (process 1)")})
-    begun: list[Fight] = []
-    for second in range(REPAIRS + 2):
-        damage(kernel)
-        hold = partial(fights.hold, second)
-        outcome = reconcile(configuration(1, 2), libvirt, kernel, store, hold)
-        assert outcome.failures == ()
-        for written in outcome.written:
-            begun += fights.written(second, written, outcome.look.desired, trigger)
+    _, _, begun, outcomes = fought(damage)
     assert begun
-    assert outcome.written == ()
+    assert outcomes[-1].written == ()
+    written = Plan(tuple(w for o in outcomes for plan in o.written for w in plan.writes))
+    assert of(written, FlushBypassing) == of(written, FlushTranslated) == ()
+
+
+@pytest.mark.parametrize("damage", [lose_table, change_table, lose_translation])
+def test_held_translation_has_no_address(damage: Callable[[FakeKernel], None]) -> None:
+    """While a translation is held back, its address is not on the uplink: the host would answer in
+    the guest's place. Both come back together.
+
+    The addresses stayed.
+    """
+    kernel, libvirt, begun, outcomes = fought(damage)
+    assert kernel.owned() == set()
+    if kernel.table is not None and kernel.table.intact:
+        assert not any(e.container is nat_table.INTERNAL for e in kernel.elements())
+    assert {s.state for s in outcomes[-1].statuses} == {ERROR}
+    assert not any(fight.what.startswith("address") for fight in begun)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    assert (outcome.failures, len(outcome.written)) == ((), 1)
+    assert_holds(kernel, 1, 2)
 
 
 def test_kernel_that_cannot_be_observed() -> None:

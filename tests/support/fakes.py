@@ -31,8 +31,20 @@ from vm_onetoone_nat.decide.nft_writes import (
 )
 from vm_onetoone_nat.decide.plan import Plan
 from vm_onetoone_nat.decide.uplink import choose
-from vm_onetoone_nat.decide.writes import About, NftWrite, StoreWrite, Write
-from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
+from vm_onetoone_nat.decide.writes import (
+    About,
+    NftWrite,
+    StoreWrite,
+    Write,
+    WritesFailed,
+    depending,
+)
+from vm_onetoone_nat.errors import (
+    KernelError,
+    LibvirtUnavailable,
+    StoreError,
+    TransactionRefused,
+)
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Network
@@ -140,20 +152,31 @@ class FakeKernel:
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
-        failures = []
+        failures: list[str] = []
+        failed: set[Write] = set()
         self.flushed.difference_update(of(plan, FlushTranslated), of(plan, FlushBypassing))
         here = [write for write in plan.writes if not isinstance(write, StoreWrite)]
-        for one_by_one, writes in groupby(here, lambda w: not isinstance(w, NftWrite)):
-            if not one_by_one:
-                self.transact([write for write in writes if isinstance(write, NftWrite)])
-                continue
-            for write in writes:
+        for one_by_one, group in groupby(here, lambda w: not isinstance(w, NftWrite)):
+            for writes in [(w,) for w in group] if one_by_one else [tuple(group)]:
+                hindered = depending(writes, failed)
+                failed |= hindered
+                possible = [write for write in writes if write not in hindered]
                 try:
-                    self._apply(write)
+                    if one_by_one:
+                        self._apply_each(possible)
+                    else:
+                        self.transact([write for write in possible if isinstance(write, NftWrite)])
+                except TransactionRefused:
+                    raise
                 except KernelError as error:
                     failures.append(str(error))
+                    failed |= set(possible)
         if failures:
-            raise KernelError("; ".join(failures))
+            raise WritesFailed("; ".join(failures), frozenset(failed))
+
+    def _apply_each(self, writes: Iterable[Write]) -> None:
+        for write in writes:
+            self._apply(write)
 
     def _apply(self, write: Write) -> None:
         match write:

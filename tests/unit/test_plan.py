@@ -119,7 +119,7 @@ def test_first_plan() -> None:
             InstallTable(MARK),
             *(AddElement(each, TABLE_KEY) for each in elements),
             InsertAccept(FORWARD, MARK),
-            AddAddress(own_address(external(1))),
+            AddAddress(own_address(external(1)), TABLE_KEY),
             bypassing(1, part_of=TABLE_KEY),
         )
     )
@@ -137,8 +137,11 @@ def test_guest_comes() -> None:
     """One more guest is a difference: its address and its elements, nothing else."""
     assert plan_of(converged(1), 1, 2) == Plan(
         (
-            *map(AddElement, sorted(mapping_elements(guest(2)))),
-            AddAddress(own_address(external(2))),
+            *(
+                AddElement(each, translated(2) if each.container is nat_table.INTERNAL else None)
+                for each in sorted(mapping_elements(guest(2)))
+            ),
+            AddAddress(own_address(external(2)), translated(2)),
             bypassing(2, part_of=translated(2)),
         )
     )
@@ -146,11 +149,15 @@ def test_guest_comes() -> None:
 
 def test_guest_goes() -> None:
     """One guest less is its address, its elements and its connections, nothing else."""
+    address = DeleteAddress(own_address(external(2))).key
     assert plan_of(converged(1, 2), 1) == Plan(
         (
             DeleteAddress(own_address(external(2))),
-            *map(DeleteElement, sorted(mapping_elements(guest(2)))),
-            FlushTranslated(Translation(external(2), internal(2)), translated(2)),
+            *(
+                DeleteElement(each, address if each.container is nat_table.EXTERNAL else None)
+                for each in sorted(mapping_elements(guest(2)))
+            ),
+            FlushTranslated(Translation(external(2), internal(2)), address),
         )
     )
 
@@ -316,13 +323,14 @@ def test_hairpin_is_set_and_recorded() -> None:
     """The flag is set, with a record in our table, and cleared again when the guest goes."""
     kernel = with_guest_behind_port()
     planned = plan_of(kernel, 1)
-    assert SetHairpin("vnet0") in planned.writes
+    assert SetHairpin("vnet0", TABLE_KEY) in planned.writes
     assert AddElement(element(nat_table.HAIRPIN, ("vnet0",)), TABLE_KEY) in planned.writes
     kernel.apply(planned)
     assert plan_of(kernel, 1) == Plan()
     planned = plan_of(kernel)
     assert ClearHairpin("vnet0") in planned.writes
-    assert DeleteElement(element(nat_table.HAIRPIN, ("vnet0",))) in planned.writes
+    record = element(nat_table.HAIRPIN, ("vnet0",))
+    assert DeleteElement(record, ClearHairpin("vnet0").key) in planned.writes
 
 
 def test_hairpin_of_somebody_else() -> None:
@@ -356,7 +364,7 @@ def test_hairpin_goes_with_br_netfilter() -> None:
     assert plan_of(kernel, 1) == Plan(
         (
             ClearHairpin("vnet0"),
-            DeleteElement(element(nat_table.HAIRPIN, ("vnet0",))),
+            DeleteElement(element(nat_table.HAIRPIN, ("vnet0",)), ClearHairpin("vnet0").key),
         )
     )
 

@@ -32,6 +32,7 @@ from vm_onetoone_nat.model.nat_table import (
     UPLINK,
     Element,
     element,
+    translations,
 )
 from vm_onetoone_nat.model.status import Cause, MappingState, MappingStatus
 from vm_onetoone_nat.model.store import Stored
@@ -79,6 +80,13 @@ def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
         elements=left.elements,
         hairpins=left.hairpins,
     )
+
+
+def with_elements(desired: Desired, elements: frozenset[Element]) -> Desired:
+    """The desired state with these elements, and only the addresses that they translate."""
+    translated = {pair.external for pair in translations(elements)}
+    addresses = tuple(a for a in desired.addresses if a.interface.ip in translated)
+    return replace(desired, elements=elements, addresses=addresses)
 
 
 def _refused(mapping: Mapping, reason: str) -> MappingStatus:

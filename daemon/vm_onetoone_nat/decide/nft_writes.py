@@ -56,7 +56,7 @@ class InstallTable(NftWrite):
 
 @dataclass(frozen=True, slots=True)
 class _ElementWrite(NftWrite):
-    """`part_of` is the key of a write that this one is part of, such as InstallTable."""
+    """`part_of` is the key of a write that this one depends on, such as InstallTable."""
 
     element: Element
     part_of: str | None = None

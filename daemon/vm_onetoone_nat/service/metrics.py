@@ -119,6 +119,14 @@ def _daemon(daemon: Running) -> Iterator[Metric]:
     for trigger, count in passes.repairs.items():
         repairs.add_metric([trigger], count)
     yield repairs
+    errors = CounterMetricFamily(
+        f"{_NAME}_internal_errors_total",
+        "Exceptions that nothing expects, by the work that failed.",
+        labels=["where"],
+    )
+    for where, count in daemon.internal_errors.items():
+        errors.add_metric([where], count)
+    yield errors
 
 
 def _host(report: Report) -> Iterator[Metric]:
