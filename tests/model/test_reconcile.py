@@ -32,10 +32,16 @@ from vm_onetoone_nat.decide.host_writes import (
     FlushTranslated,
     RecordAllocations,
 )
-from vm_onetoone_nat.decide.nft_writes import DeleteElement, InstallTable, RemoveTable
+from vm_onetoone_nat.decide.nft_writes import (
+    AdoptTable,
+    DeleteElement,
+    InstallTable,
+    RemoveTable,
+)
 from vm_onetoone_nat.decide.plan import Plan
 from vm_onetoone_nat.decide.reconcile import Outcome, look, reconcile, remove, settled
 from vm_onetoone_nat.decide.sides import GuestSide, KernelSide, StoreSide
+from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.model import nat_table
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration, Pool, Range
@@ -203,6 +209,67 @@ def test_repair(damage: Callable[[FakeKernel], None]) -> None:
     assert kernel.not_ours({MARK}) == others
     if damage is not bury_accept:
         assert others == before
+
+
+def persistent_laptop() -> FakeKernel:
+    """The laptop, where nftables knows tables with an owner."""
+    kernel = laptop()
+    kernel.persistent = True
+    return kernel
+
+
+def test_ruleset_flushed() -> None:
+    """A table that has an owner survives when another program flushes the ruleset."""
+    kernel, libvirt = persistent_laptop(), running_guests(1, 2)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    kernel.flush_ruleset()
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    assert (outcome.written, outcome.failures) == ((), ())
+    assert kernel.elements() == elements_of(guest(1), guest(2))
+
+
+def test_adoption() -> None:
+    """After the daemon has ended, the next one becomes the owner of the table, and writes no more.
+
+    Its elements, and so its counters, are kept.
+    """
+    kernel, libvirt = persistent_laptop(), running_guests(1, 2)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    kernel.forget()
+    kernel.probed = frozenset({external(1), external(2)})
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    (planned,) = outcome.written
+    assert [w for w in planned.writes if isinstance(w, NftWrite)] == [AdoptTable()]
+    assert outcome.failures == ()
+    assert_holds(kernel, 1, 2)
+    kernel.flush_ruleset()
+    assert kernel.elements() == elements_of(guest(1), guest(2))
+
+
+def test_table_of_an_earlier_version() -> None:
+    """A table without an owner is replaced by one that has one, in one transaction."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    kernel.persistent = True
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    assert (len(outcome.written), outcome.failures) == (1, ())
+    assert InstallTable(MARK, persistent=True) in outcome.written[0].writes
+    assert_holds(kernel, 1, 2)
+
+
+def test_table_of_another_process() -> None:
+    """While another process owns our table each pass fails; mappings that are whole stay active."""
+    kernel, libvirt = persistent_laptop(), running_guests(1, 2)
+    reconcile(configuration(1), libvirt, kernel, FakeStore())
+    kernel.forget()
+    kernel.rival = True
+    for _ in range(2):
+        outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+        assert any("belongs to another process" in failure for failure in outcome.failures)
+        assert [s.state for s in outcome.statuses] == [ACTIVE, ERROR]
+    kernel.rival = False
+    assert reconcile(configuration(1, 2), libvirt, kernel, FakeStore()).failures == ()
+    assert_holds(kernel, 1, 2)
 
 
 @pytest.mark.parametrize("refused", [1, 2, 3, 4, 5])
@@ -735,8 +802,9 @@ class Cycling(RuleBasedStateMachine):
     def kernel_changes_its_mind(self, number: int) -> None:
         self.kernel.refuse ^= {external(number)}
 
-    @rule(writes=st.integers(0, 4))
-    def daemon_crashes(self, writes: int) -> None:
+    @rule(writes=st.integers(0, 4), persistent=st.booleans())
+    def daemon_crashes(self, writes: int, persistent: bool) -> None:
+        """The next one may be of another release, which knows tables with an owner or not."""
         others = self.kernel.not_ours(self.marks)
         self.kernel.crash_after = writes
         with suppress(Crash):
@@ -744,6 +812,7 @@ class Cycling(RuleBasedStateMachine):
         self.kernel.crash_after = None
         assert self.kernel.not_ours(self.marks) == others
         self.kernel.forget()
+        self.kernel.persistent = persistent
         self.store.forget()
         self.libvirt.known = None
 
@@ -831,6 +900,7 @@ class Cycling(RuleBasedStateMachine):
         kernel, fwmark = self.kernel, self.configuration.fwmark
         assert kernel.table is not None
         assert (kernel.table.intact, kernel.table.fwmark) == (True, fwmark)
+        assert (kernel.table.persistent, kernel.table.owned) == (kernel.persistent, True)
         translation = {e for e in kernel.elements() if e.container is not nat_table.HAIRPIN}
         uplinks = {e.key[0] for e in translation if e.container is nat_table.UPLINK}
         assert uplinks == {a.ifname for a in kernel.owned()} or not kernel.owned()

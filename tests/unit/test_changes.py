@@ -40,6 +40,8 @@ def test_first_installation() -> None:
         "+ forward connections to 192.168.1.101, as allowed",
         "+ snat 192.168.122.101 to 192.168.1.101",
         "+ forward connections from 192.168.122.101",
+        "+ drop packets to 192.168.1.101 that are not translated",
+        "+ drop packets from 192.168.122.101 that are not translated",
         f"+ address 192.168.1.101/24 on {UPLINK}",
         "the uplink is the interface of the default route, or the configured one:",
         f"+ uplink {UPLINK}",

@@ -33,6 +33,7 @@ from vm_onetoone_nat.decide.host_writes import (
 from vm_onetoone_nat.decide.nft_writes import (
     TABLE_KEY,
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -481,12 +482,16 @@ def kernels(draw: st.DrawFn) -> FakeKernel:
         marks = draw(st.lists(st.none() | MARKS, max_size=5))
         kernel.chains[name] = [kernel.new_rule(mark) for mark in marks]
     kernel.ip_forward = draw(st.booleans())
+    kernel.persistent = draw(st.booleans())
     if draw(st.booleans()):
         records = draw(st.sets(PORTS))
         elements = elements_of(draw(MAPPINGS), draw(st.none() | IFNAMES))
         elements |= {element(nat_table.HAIRPIN, (name,)) for name in records}
         intact = draw(st.booleans())
-        kernel.table = Table(intact, elements, draw(MARKS if intact else st.none() | MARKS))
+        mark = draw(MARKS if intact else st.none() | MARKS)
+        persistent = draw(st.booleans())
+        owned = draw(st.booleans()) if persistent else True
+        kernel.table = Table(intact, elements, mark, persistent, owned)
         kernel.hairpins = draw(st.sets(st.sampled_from(sorted(records)))) if records else set()
         kernel.hairpins_by_us = set(kernel.hairpins)
     recorded = {e.key[0] for e in kernel.elements() if e.container is nat_table.HAIRPIN}
@@ -584,6 +589,8 @@ def _lines(write: Write) -> list[str]:  # noqa: PLR0912
     match write:
         case EnableIpForward():
             return ["+ sysctl net.ipv4.ip_forward = 1"]
+        case AdoptTable():
+            return ["+ ownership of table inet vm_onetoone_nat"]
         case RemoveTable():
             return ["- table inet vm_onetoone_nat"]
         case InstallTable():
@@ -617,6 +624,8 @@ def _element_text(element: Element) -> str:
         "internal": "snat {0} to {value}",
         "inbound": "forward connections to {0}",
         "outbound": "forward connections from {0}",
+        "untranslated_in": "drop packets to {0} that are not translated",
+        "untranslated_out": "drop packets from {0} that are not translated",
         "allowed": "allow {2} {3} from {1} to {0}",
         "uplink": "uplink {0}",
         "hairpin": "record of the hairpin on {0}",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from vm_onetoone_nat.decide.desired import Refused, with_elements, without
-from vm_onetoone_nat.decide.plan import plan
+from vm_onetoone_nat.decide.plan import is_replaced, plan
 from vm_onetoone_nat.decide.sides import KernelOfPass, Written
 from vm_onetoone_nat.errors import TransactionRefused
 from vm_onetoone_nat.model.desired import Desired
@@ -79,8 +79,8 @@ def _attempt(
     connections: it could be in the way of other mappings.
     """
     observed = kernel.observe()
-    table = observed.table
-    present = table.elements if table is not None and table.intact else frozenset()
+    stays = observed.table if not is_replaced(observed, desired.fwmark) else None
+    present = stays.elements if stays is not None else frozenset()
     wanted = without(desired, refused, seen)
     least = without(desired, {**dict.fromkeys(waiting, "not tried yet"), **refused}, seen)
     elements = least.elements | wanted.elements & present

@@ -27,6 +27,8 @@ from vm_onetoone_nat.model.nat_table import (
     INTERNAL,
     OUTBOUND,
     RESTRICT,
+    UNTRANSLATED_IN,
+    UNTRANSLATED_OUT,
     UPLINK,
     Element,
     element,
@@ -130,6 +132,8 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
         element(INTERNAL, (internal,), external),
         element(INBOUND, (external,), RESTRICT if restricted else ADMIT),
         element(OUTBOUND, (internal,)),
+        element(UNTRANSLATED_IN, (external,)),
+        element(UNTRANSLATED_OUT, (internal,)),
     )
     if not restricted:
         return translation

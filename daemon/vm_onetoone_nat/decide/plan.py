@@ -20,6 +20,7 @@ from vm_onetoone_nat.decide.host_writes import (
 from vm_onetoone_nat.decide.nft_writes import (
     TABLE_KEY,
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -112,6 +113,14 @@ def removal(observed: Observed, fwmark: int) -> Plan:
     )
 
 
+def is_replaced(observed: Observed, fwmark: int) -> bool:
+    """Whether our table cannot stay, or does not exist: a plan installs it with all elements."""
+    table = observed.table
+    if table is None or not table.intact:
+        return True
+    return (table.fwmark, table.persistent) != (fwmark, observed.persistent)
+
+
 def describe(planned: Plan) -> tuple[str, ...]:
     """The plan as lines of text, `+` for additions and `-` for removals."""
     return tuple(str(write) for write in planned.writes if write.shown)
@@ -138,13 +147,15 @@ def _table(
     `first` are the writes before it.
     """
     table, present = observed.table, _present(observed)
-    replaced = table is None or not table.intact or table.fwmark != desired.fwmark
+    replaced = is_replaced(observed, desired.fwmark)
     # A table without its chains or rules did not translate, whatever elements it had.
     additions = tuple(_additions(elements if replaced else elements - present, replaced))
     deletions: tuple[DeleteElement, ...] = ()
     if replaced:
-        yield InstallTable(desired.fwmark)
+        yield InstallTable(desired.fwmark, observed.persistent)
     else:
+        if table is not None and not table.owned:
+            yield AdoptTable()
         deletions = tuple(_deletions(present - elements, additions, first))
     yield from (*deletions, *additions)
     deleted, added = _keys(deletions), _keys(additions)

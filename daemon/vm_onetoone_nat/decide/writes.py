@@ -33,6 +33,7 @@ class Order(IntEnum):
     DELETE_ADDRESS = auto()
     CLEAR_HAIRPIN = auto()
     # One nftables transaction; `REQUESTS` of `ruleset` has the order inside it.
+    ADOPT_TABLE = auto()
     REMOVE_TABLE = auto()
     INSTALL_TABLE = auto()
     DELETE_ELEMENT = auto()

@@ -45,7 +45,8 @@ class Kernel:
     """The network namespace in which it was created. Use it from one thread.
 
     `runtime` is the directory for files that last until the daemon stops. `arp` does the conflict
-    detection; None reads the running daemon's record.
+    detection; None is for a command, which reads the running daemon's record and whose process does
+    not own our table.
     """
 
     def __init__(self, runtime: Path, arp: Arp | None = None) -> None:
@@ -54,7 +55,7 @@ class Kernel:
         self._detection = arp or RecordedConflicts(conflicts_path(runtime))
         self._addresses = Addresses(runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
-        self._nft = Nft()
+        self._nft = Nft(owner=arp is not None)
         self._flushes = Flushes()
         self._flusher = Flusher(self._flushes)
 
@@ -109,6 +110,7 @@ class Kernel:
             routes=routes,
             neighbours=neighbours,
             obstacles=obstacles,
+            persistent=self._nft.persistent,
             flushed=None if self._arp is None else self._flushes.flushed,
         )
 
