@@ -72,7 +72,7 @@ class Traffic:
     """A stream to a guest; `settled` begins the time that the repair takes."""
 
     def __init__(self) -> None:
-        self.since = time.monotonic()
+        self.began = self.since = time.monotonic()
 
     def settled(self) -> None:
         """The fault is complete, or over: from now on the daemon can do something about it."""
@@ -110,7 +110,7 @@ def fault(  # noqa: PLR0913
             return traffic.since if writes is None else max(traffic.since, writes.last)
 
         yield traffic
-        since, ended = _over(name, site, complete, limit)
+        since, ended = _over(name, site, traffic.began, complete, limit)
         report = stream.finish()
     idle = union(report.stalls, waiting.waits)
     repaired = _repaired(report, waiting, idle, since)
@@ -127,15 +127,21 @@ def fault(  # noqa: PLR0913
 
 
 def _over(
-    name: str, site: Site, complete: Callable[[], float], limit: float
+    name: str, site: Site, began: float, complete: Callable[[], float], limit: float
 ) -> tuple[float, float]:
     """Wait until the fault is over and the guest answers; when it was complete, and the end.
 
-    Others may write once more while the guest is asked: then it was not over yet.
+    Then it goes on for as long as the fault took: on a slower machine both are longer, and the
+    share of what is answered is the same. Others may write once more while the guest is asked: then
+    it was not over yet.
     """
     since = ended = -inf
+
+    def over() -> bool:
+        return time.monotonic() > complete() + limit + max(_AFTER, complete() - began)
+
     for _ in range(10):
-        wait_for(lambda: time.monotonic() > complete() + limit + _AFTER, 60, f"{name}: it is over")
+        wait_for(over, 120, f"{name}: it is over")
         if not _answers(site):
             wait_for(lambda: _answers(site), 60, f"{name}: the guest answers again")
             time.sleep(_AFTER)

@@ -27,12 +27,20 @@ _LONGEST_GRACE = 20.0
 _CATCH_UP = 0.1
 # A flow is closed when nobody will answer it any more.
 _FLOW_SECONDS = 5.0
+# Of the control so many messages are on their way at most: a machine that is too busy for the rate
+# gets fewer messages instead of later and later answers, of which nothing could be learned.
+_WINDOW = 40
+_PAUSE = 0.005
 
 
 class Side(Protocol):
-    """One of the two exchanges; sockets register themselves in `sockets`."""
+    """One of the two exchanges; sockets register themselves in `sockets`.
+
+    `newest` is the latest message that was answered, -1 before the first.
+    """
 
     delays: dict[int, float]
+    newest: int
 
     def send(self, number: int, now: float) -> None: ...
     def receive(self, descriptor: int, now: float) -> None: ...
@@ -90,6 +98,7 @@ class Flows:
         self._peer = (address, port)
         self._open: dict[int, tuple[int, float, socket.socket]] = {}
         self.delays: dict[int, float] = {}
+        self.newest = -1
         self._sources: set[str] = set()
 
     def send(self, number: int, now: float) -> None:
@@ -116,6 +125,7 @@ class Flows:
         else:
             self._sources.add(answer.split(" ", 1)[0])
             self.delays[number] = now - sent
+            self.newest = max(self.newest, number)
         self._close(descriptor)
 
     def report(self, sent: int) -> dict[str, object]:
@@ -146,6 +156,7 @@ class Connection:
         self._pending = b""
         self._sent: dict[int, float] = {}
         self.delays: dict[int, float] = {}
+        self.newest = -1
         self._sources: set[str] = set()
         self._errors: set[str] = set()
         self._resent: list[float] = []
@@ -174,6 +185,7 @@ class Connection:
             source, *_, number = line.split(" ")
             self._sources.add(source)
             self.delays.setdefault(int(number), now - self._sent[int(number)])
+            self.newest = max(self.newest, int(number))
 
     def report(self, sent: int) -> dict[str, object]:
         if not self._broken:
@@ -202,13 +214,19 @@ class Connection:
 
 
 def _exchange(sockets: Sockets, sides: tuple[Side, Side], rate: float) -> list[float]:
-    """Send until standard input ends; when each pair was sent."""
+    """Send until standard input ends; when each pair was sent. The second side is the control."""
     sent: list[float] = []
+    control = sides[1]
     sockets.watch_input()
     due = time.monotonic()
     while not sockets.wait(due - time.monotonic()):
         now = time.monotonic()
-        if now >= due:
+        if now < due:
+            continue
+        full = len(sent) - 1 - control.newest >= _WINDOW
+        if full and now - sent[-1] < _CATCH_UP:
+            due = now + _PAUSE
+        else:
             for side in sides:
                 side.send(len(sent), now)
             sent.append(now)
