@@ -62,6 +62,7 @@ class Service:
         self._looked = threading.Event()
         self._history = History(time.monotonic())
         self._counters = Recent(read_counters)
+        self._answer = Recent(self._report, lambda: self._history.passes)
         self._status = StatusSocket(socket_path(runtime), self._answer_status)
         self._fights = Fights()
         self._log = PassLog()
@@ -197,12 +198,15 @@ class Service:
             extra=entry(Event.CONFIGURATION_READ),
         )
 
-    def _answer_status(self) -> str:
+    def _answer_status(self) -> bytes:
         """The status socket's answer, in a thread of its own; waits for the first pass."""
         self._looked.wait(_FIRST_LOOK_SECONDS)
+        return self._answer.get()
+
+    def _report(self) -> bytes:
         counters = self._counters.get()
         report = self._history.report(time.monotonic(), os.getpid(), __version__, counters)
-        return report_to_json(report) if report is not None else ""
+        return report_to_json(report).encode() if report is not None else b""
 
     def _is_guest(self, address: str, mac: str) -> bool:
         return mac in self._macs or address in self._internals

@@ -48,7 +48,7 @@ class StatusSocket:
     Only the lock holder may create it: it replaces a stale socket.
     """
 
-    def __init__(self, path: Path, answer: Callable[[], str]) -> None:
+    def __init__(self, path: Path, answer: Callable[[], bytes]) -> None:
         self._path = path
         self._answer = answer
 
@@ -60,7 +60,7 @@ class StatusSocket:
             timeout = _PATIENCE_SECONDS
 
             def handle(self) -> None:
-                self.wfile.write(answer().encode())
+                self.wfile.write(answer())
 
         self._path.unlink(missing_ok=True)
         server = _Server(str(self._path), Handler)
