@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _LEASE_SECONDS = 1.0
 _FIRST_LOOK_SECONDS = 3.0
+_LOCK_SECONDS = 5.0
+"""Between two attempts to take the lock."""
 
 
 class Service:
@@ -48,8 +50,9 @@ class Service:
         self._path = path
         self._configuration = configuration
         self._instance = Instance(runtime)
-        self._instance.acquire()
         self._notify = Notify()
+        self._waited_for: int | None = None
+        self._instance.acquire(self._wait_for if self._notify.managed else None)
         watchdog = self._notify.watchdog_seconds or inf
         self._runner = Runner(
             self._pass, self._tick, is_news=self._is_news, longest_tick=watchdog / 3
@@ -76,6 +79,18 @@ class Service:
             self._runner.notify,
             guest_agent=configuration.guest_agent,
         )
+
+    def _wait_for(self, holder: int) -> None:
+        """A service waits for another daemon to end: it would be started again and again."""
+        self._notify.waiting(f"Waiting for the daemon in process {holder}", 2 * _LOCK_SECONDS)
+        if holder != self._waited_for:
+            log.warning(
+                "another vm-onetoone-nat is running (process %d): waiting until it ends",
+                holder,
+                extra=entry(Event.OTHER_RUNS, reason=f"process {holder}"),
+            )
+            self._waited_for = holder
+        time.sleep(_LOCK_SECONDS)
 
     def run(self) -> None:
         """Reconcile until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
