@@ -39,8 +39,11 @@ install_venv() {
     source=$(mktemp -d)
     trap "rm -rf '$source'" EXIT
     cp -r pyproject.toml README.md daemon "$source"
-    PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 \
-        "$venv/bin/pip" install -qq --no-build-isolation "$source"
+    export PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
+    # As root, nothing is taken from the index that is not pinned, and nothing of it is built.
+    has_libraries || "$venv/bin/pip" install -qq --no-deps --require-hashes \
+        --only-binary :all: -r "$pinned_libraries"
+    "$venv/bin/pip" install -qq --no-deps --no-index --no-build-isolation "$source"
     # The daemon could not cache bytecode itself: its sandbox sees this directory read-only.
     "$venv/bin/python3" -m compileall -q "$venv/lib"
 }
@@ -52,9 +55,7 @@ install_settings() {
 
 install_all() {
     install_packages "${daemon_packages[@]}" "${build_packages[@]}"
-    # Use the distribution's packages if they are new enough; else pip installs newer ones.
-    install_if_new_enough python3-pydantic 2.7
-    install_if_new_enough python3-pyroute2 0.7.7
+    install_libraries
     say "installing to $venv"
     install_venv
     install_files "$prefix"

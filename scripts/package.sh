@@ -36,7 +36,7 @@ rm -rf "$tree/build" "$tree"/daemon/*.egg-info
 if [ "$architecture" = any ]; then
     say "libraries that are too old in Debian 12"
     /usr/bin/python3 -m pip install -q --no-deps --require-hashes --only-binary :all: --no-compile \
-        --target "$tree/vendor" -r packaging/bookworm-requirements.txt
+        --target "$tree/vendor" -r "$pinned_libraries"
     # The package does not install the libraries' commands.
     rm -rf "$tree/vendor/bin"
     find "$tree/vendor" -name '*.py' -exec sed -i '1{/^#!/d}' {} +

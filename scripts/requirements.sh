@@ -53,6 +53,29 @@ install_packages() {
         -o Dpkg::Use-Pty=0 "${missing[@]}" >/dev/null
 }
 
+# The libraries that the distribution may have in older versions only, each with the least version.
+declare -A libraries=([python3-pydantic]=2.7 [python3-pyroute2]=0.7.7)
+
+# The same from the package index, pinned by hashes, for Debian 12.
+pinned_libraries=packaging/bookworm-requirements.txt
+
+# Installs those that the distribution has in such a version.
+install_libraries() {
+    local package
+    for package in "${!libraries[@]}"; do
+        install_if_new_enough "$package" "${libraries[$package]}"
+    done
+}
+
+# Whether the distribution's packages of all of them are installed and new enough.
+has_libraries() {
+    local package version
+    for package in "${!libraries[@]}"; do
+        version=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null) || return 1
+        dpkg --compare-versions "${version:-0}" ge "${libraries[$package]}" || return 1
+    done
+}
+
 # Installs PACKAGE if the distribution has VERSION or later, and it is not installed yet.
 install_if_new_enough() {
     local package=$1 version=$2 candidate

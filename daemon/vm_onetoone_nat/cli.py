@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vm_onetoone_nat import __version__, journal
-from vm_onetoone_nat.errors import ConfigError, VmNatError
+from vm_onetoone_nat.errors import CannotRun, ConfigError, VmNatError
 from vm_onetoone_nat.events import Event
 
 EX_USAGE = 64
@@ -29,9 +29,8 @@ class _Parser(argparse.ArgumentParser):
 def main() -> NoReturn:
     """The entry point: runs one command and exits with its code."""
     arguments = _parser().parse_args()
-    journal.configure(arguments.verbose)
     try:
-        code = _command(arguments.command)(arguments)
+        code = _run(arguments)
     except VmNatError as error:
         _print_error(error)
         code = error.exit_code
@@ -40,6 +39,18 @@ def main() -> NoReturn:
         sys.stdout = None
         code = 1
     sys.exit(code)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run the command. Raises VmNatError."""
+    try:
+        journal.configure(arguments.verbose)
+        return _command(arguments.command)(arguments)
+    except ImportError as error:
+        raise CannotRun(
+            f"a Python module cannot be loaded: {error}",
+            hint="install the program and its packages again",
+        ) from error
 
 
 def _command(name: str) -> Callable[[argparse.Namespace], int]:

@@ -32,6 +32,12 @@ class PrivilegeError(VmNatError):
     """The process lacks the privileges that the command needs."""
 
 
+class CannotRun(VmNatError):
+    """The program cannot run here: a part of it is missing. Another start fails too."""
+
+    exit_code = 69  # EX_UNAVAILABLE of sysexits.h
+
+
 class LibvirtUnavailable(VmNatError):
     """libvirt does not answer."""
 

@@ -12,6 +12,7 @@ class Event(Enum):
     """The kind of a log entry."""
 
     STARTED = UUID("71d8e5a7-745a-4bef-a498-c22704d1af7a")
+    OTHER_RUNS = UUID("0d0f9d5c-8c0f-4f0e-8a52-1f0f7a4e2f6b")
     STOPPED = UUID("32b4dc7b-8ed0-42b3-bd95-d51203ad0035")
     CONFIGURATION_READ = UUID("2a022eff-8b81-4a12-abb6-655460c78b47")
     CONFIGURATION_REFUSED = UUID("3dd51f23-fca3-4ca2-9cc9-77e7d10a542f")

@@ -165,6 +165,28 @@ def test_without_privileges(configured: Path, arguments: tuple[str, ...]) -> Non
     assert done.stderr == "vm-onetoone-nat: this needs CAP_NET_ADMIN: run it as root, with sudo\n"
 
 
+@pytest.mark.parametrize("module", ["libvirt", "nftables", "pyroute2", "pydantic"])
+@pytest.mark.parametrize("name", ["run", "plan"])
+def test_missing_module(configured: Path, name: str, module: str) -> None:
+    """A Python module that is missing is one line that names it, and exits with 69.
+
+    Before, it was a traceback and 1, which systemd answered by a start each second.
+    """
+    hide = f"import sys, runpy; sys.modules[{module!r}] = None; sys.argv.pop(0); "
+    run = "runpy.run_module('vm_onetoone_nat', run_name='__main__', alter_sys=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", hide + run, "vm-onetoone-nat", "--config", configured, name],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (69, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("vm-onetoone-nat: a Python module cannot be loaded: ")
+    assert module in line
+
+
 def test_status_without_privileges(configured: Path) -> None:
     """Where no daemon answers, `status` says so, and who may ask the kernel."""
     done = command("--config", configured, "status", through=(*OWN_NETWORK, *NOBODY))

@@ -94,7 +94,7 @@ def test_http(place: Namespace, tmp_path: Path, family: str) -> None:
     """Metrics are served on any kind of socket, with a daemon or without, until SIGTERM."""
     exporter = Exporter(place, tmp_path, family)
     assert samples(exporter.curl("/metrics").stdout) == {"vm_onetoone_nat_up": 0}
-    daemon = StatusSocket(socket_path(tmp_path), lambda: report_to_json(report(entry(1))))
+    daemon = StatusSocket(socket_path(tmp_path), report_to_json(report(entry(1))).encode)
     daemon.start()
     assert samples(exporter.curl("/metrics").stdout) == exposed(entry(1))
     daemon.stop()
@@ -105,7 +105,7 @@ def test_http(place: Namespace, tmp_path: Path, family: str) -> None:
 def test_what_is_served(place: Namespace, tmp_path: Path) -> None:
     """Only GET of /metrics; as text or OpenMetrics, compressed or in part, as the client asks."""
     exporter = Exporter(place, tmp_path, "AF_UNIX")
-    daemon = StatusSocket(socket_path(tmp_path), lambda: report_to_json(report(entry(1))))
+    daemon = StatusSocket(socket_path(tmp_path), report_to_json(report(entry(1))).encode)
     daemon.start()
     try:
         for path in ("/", "/favicon.ico", "/metrics/", "/metricsx", "/../metrics"):
@@ -129,7 +129,7 @@ def test_what_is_served(place: Namespace, tmp_path: Path) -> None:
 def test_unreadable(place: Namespace, tmp_path: Path) -> None:
     """A daemon of another version is an error of the scrape, that says what to do."""
     exporter = Exporter(place, tmp_path, "AF_UNIX")
-    daemon = StatusSocket(socket_path(tmp_path), lambda: '{"uplink": "eth0"}')
+    daemon = StatusSocket(socket_path(tmp_path), lambda: b'{"uplink": "eth0"}')
     daemon.start()
     try:
         assert exporter.status("/metrics") == "500"

@@ -187,6 +187,78 @@ def test_catalog(machine: Machine) -> None:
         assert len(text.splitlines()) > 4, event
 
 
+def test_unit(machine: Machine) -> None:
+    """systemd accepts the units; an older one warns of two keys that it does not know yet."""
+    known = machine.path("/etc/debian_version").read_text().startswith("12.")
+    for unit in (UNIT, "vm-onetoone-nat-metrics.service"):
+        done = machine.run("systemd-analyze", "verify", "--man=no", unit)
+        said = [line for line in done.stderr.splitlines() if "onetoone" in line]
+        ignored = ["RestartSteps", "RestartMaxDelaySec"] if known else []
+        assert len(said) == len(ignored), said
+        for line, key in zip(said, ignored, strict=True):
+            assert re.search(f"Unknown key (name )?'{key}'", line)
+    limits = {"MemoryMax": str(512 << 20), "TasksMax": "256", "LimitNOFILE": "1024"}
+    for name, limit in limits.items():
+        assert Service(machine).property(name) == limit
+
+
+def test_a_daemon_by_hand(service: Service) -> None:
+    """While a daemon by hand runs, the service waits, says so once, and leaves it alone if stopped.
+
+    Before, it was started each second for ever.
+    """
+    machine = service.host
+    service.systemctl("stop")
+    before = len(entries(service, Event.OTHER_RUNS))
+    by_hand = machine.popen("vm-onetoone-nat", "run", stderr=subprocess.DEVNULL)
+    try:
+        service.wait_for(external(1), "active")
+        ruleset = machine.listing()
+        for last in (False, True):
+            service.systemctl("start", "--no-block")
+            wait_for(
+                lambda: "Waiting for the daemon in process" in service.property("StatusText"),
+                60,
+                "it waits",
+            )
+            # It tries again every 5 s.
+            time.sleep(12)
+            assert service.property("NRestarts") == "0"
+            assert service.property("ActiveState") == "activating"
+            if not last:
+                service.systemctl("stop")
+                assert service.property("ActiveState") == "inactive"
+        assert machine.listing() == ruleset
+        assert len(entries(service, Event.OTHER_RUNS)) == before + 2
+        by_hand.terminate()
+        by_hand.wait(60)
+        wait_for(lambda: service.property("ActiveState") == "active", 60, "it is up")
+        service.wait_for(external(1), "active")
+    finally:
+        by_hand.kill()
+        by_hand.wait(60)
+
+
+def test_missing_module(service: Service) -> None:
+    """With a module that is missing the unit has failed, says which, and is not started again."""
+    machine = service.host
+    module = machine.path("/usr/lib/python3/dist-packages/libvirt.py")
+    hidden = module.with_suffix(".hidden")
+    module.rename(hidden)
+    try:
+        machine.run("systemctl", "restart", UNIT, check=False)
+        wait_for(lambda: service.property("ActiveState") == "failed", 60, "it has failed")
+        time.sleep(5)
+        assert service.property("ExecMainStatus") == "69"
+        assert service.property("NRestarts") == "0"
+        assert service.property("ActiveState") == "failed"
+        assert "a Python module cannot be loaded: No module named 'libvirt'" in service.log()
+    finally:
+        hidden.rename(module)
+    service.systemctl("start")
+    service.wait_for(external(1), "active")
+
+
 def with_short_watchdog(machine: Machine, seconds: int) -> Path:
     """A drop-in for the unit, to be deleted in the end."""
     folder = machine.path(f"/run/systemd/system/{UNIT}.d")

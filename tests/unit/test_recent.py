@@ -20,7 +20,7 @@ class Clock:
 def test_once_a_second() -> None:
     """Within a second the same value is returned; after it another is read."""
     clock, numbers = Clock(), count()
-    recent = Recent(lambda: next(numbers), clock)
+    recent = Recent(lambda: next(numbers), clock=clock)
     assert [recent.get() for _ in range(100)] == [0] * 100
     clock.now += SECONDS - 0.01
     assert recent.get() == 0
@@ -43,7 +43,7 @@ def test_many_at_once() -> None:
         clock.now += 5 * SECONDS
         return next(numbers)
 
-    recent = Recent(read, clock)
+    recent = Recent(read, clock=clock)
     found: list[int] = []
     askers = [threading.Thread(target=lambda: found.append(recent.get())) for _ in range(50)]
     for asker in askers:
@@ -54,6 +54,15 @@ def test_many_at_once() -> None:
     for asker in askers:
         asker.join()
     assert found == [0] * 50
+
+
+def test_version() -> None:
+    """With another version the value is read at once: a status has the last pass in it."""
+    version, numbers = [1], count()
+    recent = Recent(lambda: next(numbers), lambda: version[0], Clock())
+    assert [recent.get() for _ in range(10)] == [0] * 10
+    version[0] = 2
+    assert [recent.get() for _ in range(10)] == [1] * 10
 
 
 def test_error() -> None:

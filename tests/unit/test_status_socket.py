@@ -20,7 +20,9 @@ SILENT = "the daemon does not answer: this is what the kernel has now"
 def test_answer(tmp_path: Path) -> None:
     """Whoever asks gets the whole answer of that moment, however large, and many at once do."""
     answers = iter(range(1000))
-    status = StatusSocket(socket_path(tmp_path), lambda: f"{next(answers)} {'x' * 5_000_000}")
+    status = StatusSocket(
+        socket_path(tmp_path), lambda: b"%d %s" % (next(answers), b"x" * 5_000_000)
+    )
     status.start()
     got: list[str] = []
     threads = [
@@ -47,14 +49,14 @@ def test_link_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(status_socket, "_Server", replaced)
     with pytest.raises(OSError, match="symbolic links"):
-        StatusSocket(path, lambda: "").start()
+        StatusSocket(path, lambda: b"").start()
     assert victim.stat().st_mode & 0o777 == 0o600
 
 
 def test_client_that_never_reads(tmp_path: Path) -> None:
     """Clients that take nothing of what they asked for keep nobody else waiting."""
     told = "x" * 5_000_000
-    status = StatusSocket(socket_path(tmp_path), lambda: told)
+    status = StatusSocket(socket_path(tmp_path), told.encode)
     status.start()
     with ExitStack() as stack:
         for _ in range(50):
@@ -79,12 +81,12 @@ def test_daemon_that_accepts_nobody(tmp_path: Path) -> None:
 @pytest.mark.internal_errors
 def test_answer_that_fails(tmp_path: Path) -> None:
     """Where the daemon cannot answer it says nothing, and answers the next one."""
-    answers = [report_to_json(report(entry(1)))]
+    answers = [report_to_json(report(entry(1))).encode()]
     status = StatusSocket(socket_path(tmp_path), answers.pop)
     status.start()
     assert ask(socket_path(tmp_path))
     with pytest.raises(Silent):
         ask(socket_path(tmp_path))
-    answers.append("again")
+    answers.append(b"again")
     assert ask(socket_path(tmp_path)) == "again"
     status.stop()

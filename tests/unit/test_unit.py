@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from vm_onetoone_nat.cli import EX_USAGE
+from vm_onetoone_nat.errors import CannotRun, ConfigError
 from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.service import status_socket
 from vm_onetoone_nat.service.unit import decide
+from vm_onetoone_nat.virt import agents
 
 UNIT = "vm-onetoone-nat.service"
 SYSTEMD = Path(__file__).parents[2] / "systemd"
@@ -93,12 +97,46 @@ def test_catalog_fields_exist() -> None:
         assert set(re.findall(r"@VMNAT_([A-Z]+)@", entry)) <= carried
 
 
-def test_capabilities() -> None:
-    """The unit runs as its own user, with two capabilities and no other."""
+def read_unit(name: str) -> configparser.ConfigParser:
+    """A unit file. Of a key that is there twice it has the last value."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(SYSTEMD / UNIT)
-    service = unit["Service"]
+    unit.read(SYSTEMD / name)
+    return unit
+
+
+@pytest.mark.parametrize(
+    ("name", "final"),
+    [
+        (UNIT, {EX_USAGE, CannotRun.exit_code, ConfigError.exit_code}),
+        ("vm-onetoone-nat-metrics.service", {EX_USAGE, CannotRun.exit_code}),
+    ],
+)
+def test_restarts(name: str, final: set[int]) -> None:
+    """What cannot succeed is not started again, and what fails again and again is slowly.
+
+    Before, a missing Python module was a start each second for ever.
+    """
+    service = read_unit(name)["Service"]
+    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == final
+    assert service["Restart"] == "on-failure"
+    assert int(service["RestartSec"]) == 1
+    assert int(service["RestartSteps"]) > 1
+    assert 10 <= int(service["RestartMaxDelaySec"]) <= 60
+
+
+@pytest.mark.parametrize("name", [UNIT, "vm-onetoone-nat-metrics.service"])
+def test_limits(name: str) -> None:
+    """Memory, tasks and descriptors are limited, with room for all clients at once."""
+    service = read_unit(name)["Service"]
+    assert re.fullmatch(r"\d+M", service["MemoryMax"])
+    assert int(service["TasksMax"]) > status_socket._AT_ONCE + agents.AT_ONCE + 32
+    assert int(service["LimitNOFILE"]) > 2 * (status_socket._AT_ONCE + agents.AT_ONCE) + 64
+
+
+def test_capabilities() -> None:
+    """The unit runs as its own user, with two capabilities and no other."""
+    service = read_unit(UNIT)["Service"]
     for key in ("CapabilityBoundingSet", "AmbientCapabilities"):
         assert service[key].split() == ["CAP_NET_ADMIN", "CAP_NET_RAW"]
     assert service["User"] == "vm-onetoone-nat"

@@ -10,11 +10,12 @@ from vm_onetoone_nat.service.unit import is_stopping
 def run(arguments: argparse.Namespace) -> int:
     """Stop the daemon, if one runs, and clean up. Raises VmNatError."""
     if arguments.unit is None or is_stopping(arguments.unit):
-        _clean_up(arguments.config)
+        _clean_up(arguments.config, stop=arguments.unit is None)
     return 0
 
 
-def _clean_up(config: Path) -> None:
+def _clean_up(config: Path, *, stop: bool) -> None:
+    """Clean up. A running daemon is stopped first, or else is left alone with all that it has."""
     # Not at the head of the module: a restart waits for `cleanup --unit`, which ends before this.
     from vm_onetoone_nat.commands.privileges import require_net_admin
     from vm_onetoone_nat.decide.plan import describe
@@ -25,9 +26,13 @@ def _clean_up(config: Path) -> None:
     require_net_admin()
     runtime = runtime_directory()
     instance = Instance(runtime)
-    stopped = instance.stop_other()
-    if stopped is not None:
-        print(f"stopped the daemon, process {stopped}")
+    if stop:
+        stopped = instance.stop_other()
+        if stopped is not None:
+            print(f"stopped the daemon, process {stopped}")
+    elif not instance.try_acquire():
+        print("a daemon that was started by hand is running: nothing is removed")
+        return
     kernel = Kernel(runtime)
     for line in describe(remove(_fwmark(config), kernel)):
         print(line)

@@ -35,6 +35,11 @@ class History:
         self._moment = _Moment()
         self._held: tuple[object, ...] | None = None
 
+    @property
+    def passes(self) -> int:
+        """The number of passes so far."""
+        return self._moment.passes.total
+
     def passed(self, began: float, now: float, triggers: Triggers, outcome: Outcome) -> None:
         """Record a pass that observed the kernel; it may have failed later."""
         desired = outcome.look.desired

@@ -29,6 +29,11 @@ class Notify:
             self._sent = status
             self._send(f"STATUS={status}")
 
+    def waiting(self, status: str, seconds: float) -> None:
+        """Startup goes on for at least so many seconds more: the start does not time out."""
+        self._sent = status
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}\nSTATUS={status}")
+
     def reloading(self) -> None:
         """A reload begins; `ready` ends it."""
         microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000

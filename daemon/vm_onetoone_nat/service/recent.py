@@ -12,22 +12,33 @@ SECONDS = 1.0
 
 
 class Recent(Generic[T]):
-    """What `read` returned at most SECONDS ago. It is read by one thread at a time.
+    """What `read` returned at most SECONDS ago, and since `version` changed last.
 
-    Threads that ask meanwhile wait for it. What `read` raises is raised, and read again.
+    It is read by one thread at a time; threads that ask meanwhile wait for it. What `read` raises
+    is raised, and read again.
     """
 
-    def __init__(self, read: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        read: Callable[[], T],
+        version: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._read = read
+        self._version = version
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: tuple[float, T] | None = None
+        self._known: tuple[float, object, T] | None = None
 
     def get(self) -> T:
         """The value. From any thread."""
         with self._lock:
-            if self._known is None or self._clock() - self._known[0] >= SECONDS:
-                value = self._read()
-                # After it: a read that takes longer serves all that waited for it.
-                self._known = self._clock(), value
-            return self._known[1]
+            version = self._version()
+            if self._known is not None:
+                at, known, value = self._known
+                if version == known and self._clock() - at < SECONDS:
+                    return value
+            value = self._read()
+            # The time after it: a read that takes longer serves all that waited for it.
+            self._known = self._clock(), version, value
+            return value

@@ -44,6 +44,8 @@ _LAST_SECONDS = 2.0
 
 _LEASE_SECONDS = 1.0
 _FIRST_LOOK_SECONDS = 3.0
+_LOCK_SECONDS = 5.0
+"""Between two attempts to take the lock."""
 
 
 class Service:
@@ -55,8 +57,9 @@ class Service:
         self._path = path
         self._configuration = configuration
         self._instance = Instance(runtime)
-        self._instance.acquire()
         self._notify = Notify()
+        self._waited_for: int | None = None
+        self._instance.acquire(self._wait_for if self._notify.managed else None)
         watchdog = self._notify.watchdog_seconds or inf
         self._runner = Runner(
             self._pass, self._tick, is_news=self._is_news, longest_tick=watchdog / 3
@@ -69,6 +72,7 @@ class Service:
         self._looked = threading.Event()
         self._history = History(time.monotonic())
         self._counters = Recent(read_counters)
+        self._answer = Recent(self._report, lambda: self._history.passes)
         self._status = StatusSocket(socket_path(runtime), self._answer_status)
         self._fights = Fights()
         self._log = PassLog()
@@ -82,6 +86,18 @@ class Service:
             self._runner.notify,
             guest_agent=configuration.guest_agent,
         )
+
+    def _wait_for(self, holder: int) -> None:
+        """A service waits for another daemon to end: it would be started again and again."""
+        self._notify.waiting(f"Waiting for the daemon in process {holder}", 2 * _LOCK_SECONDS)
+        if holder != self._waited_for:
+            log.warning(
+                "another vm-onetoone-nat is running (process %d): waiting until it ends",
+                holder,
+                extra=entry(Event.OTHER_RUNS, reason=f"process {holder}"),
+            )
+            self._waited_for = holder
+        time.sleep(_LOCK_SECONDS)
 
     def run(self) -> None:
         """Reconcile until SIGTERM or SIGINT; SIGHUP reloads the configuration."""
@@ -229,14 +245,17 @@ class Service:
             extra=entry(Event.CONFIGURATION_READ),
         )
 
-    def _answer_status(self) -> str:
+    def _answer_status(self) -> bytes:
         """The status socket's answer, in a thread of its own; waits for the first pass."""
         self._looked.wait(_FIRST_LOOK_SECONDS)
+        return self._answer.get()
+
+    def _report(self) -> bytes:
         counters = self._counters.get()
         report = self._history.report(
             time.monotonic(), os.getpid(), __version__, counters, OCCURRED.counts
         )
-        return report_to_json(report) if report is not None else ""
+        return report_to_json(report).encode() if report is not None else b""
 
     def _is_guest(self, address: str, mac: str) -> bool:
         return mac in self._macs or address in self._internals

@@ -52,7 +52,7 @@ class StatusSocket:
     Only the lock holder may create it: it replaces a stale socket.
     """
 
-    def __init__(self, path: Path, answer: Callable[[], str]) -> None:
+    def __init__(self, path: Path, answer: Callable[[], bytes]) -> None:
         self._path = path
         self._answer = answer
 
@@ -64,10 +64,10 @@ class StatusSocket:
             timeout = _PATIENCE_SECONDS
 
             def handle(self) -> None:
-                text = ""
+                content = b""
                 with contain(Work.STATUS):
-                    text = answer()
-                self.wfile.write(text.encode())
+                    content = answer()
+                self.wfile.write(content)
 
         self._path.unlink(missing_ok=True)
         server = _Server(str(self._path), Handler)
