@@ -46,6 +46,7 @@ from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.guests import DomainState
 from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
+from vm_onetoone_nat.model.nat_table import Element, translations
 from vm_onetoone_nat.model.trigger import RETRY, START, Kind, Trigger
 from vm_onetoone_nat.service import service as wiring
 from vm_onetoone_nat.service.service import Service
@@ -202,25 +203,50 @@ class Failing(RuleBasedStateMachine):
     # What the daemon does.
 
     def _pass(self) -> None:
-        """A pass: it ends by no exception, leaves what is not ours, and no address of ours for
-        which the host would answer: none at all, unless it cannot see or cannot delete it, and
-        then none that was not there before.
+        """A pass: it ends by no exception, changes nothing that is not ours, and adds nothing that
+        is held back.
+
+        It leaves no address of ours for which the host would answer: none at all, unless it cannot
+        see or cannot delete it, and then none that was not there before. The same holds for source
+        NAT to such an address, and for a hairpin flag without a record of whose it is.
         """
-        others, before = self.kernel.not_ours({DEFAULT_FWMARK}), self.untranslated()
+        kernel, held = self.kernel, self.holds.held(self.clock.now)
+        others, exposed = kernel.not_ours({DEFAULT_FWMARK}), self.exposed()
+        snats, unrecorded = self.snats(), self.unrecorded()
+        kernel.applied.clear()
         self.again = self.service._pass(frozenset({self.trigger}))
-        assert self.kernel.not_ours({DEFAULT_FWMARK}) == others
-        left = self.untranslated()
-        if self.kernel.blind is None and DeleteAddress not in self.kernel.broken:
-            assert left == set()
-        assert left <= before
+        assert kernel.not_ours({DEFAULT_FWMARK}) == others
+        written = [write for plan in kernel.applied for write in plan.writes]
+        assert not any(write.adds and write.key in held for write in written)
+        if kernel.blind is None and DeleteAddress not in kernel.broken:
+            assert self.exposed() == set()
+        assert self.exposed() <= exposed
+        assert self.snats() <= snats | held
+        assert self.unrecorded() <= unrecorded
         self.trigger = RULESET
         Failing.passes += 1
 
-    def untranslated(self) -> set[Address]:
+    def working(self) -> frozenset[Element]:
+        """The elements of our table, if it translates."""
         table = self.kernel.table
-        works = table is not None and table.intact
-        translated = set(table.translations) if table is not None and works else set()
+        return table.elements if table is not None and table.intact else frozenset()
+
+    def exposed(self) -> set[Address]:
+        """The addresses of ours without a translation."""
+        translated = {pair.external for pair in translations(self.working())}
         return {a for a in self.kernel.owned() if a.interface.ip not in translated}
+
+    def snats(self) -> set[str]:
+        """The source NAT to addresses without a translation."""
+        elements = self.working()
+        translated = {str(pair.external) for pair in translations(elements)}
+        found = {e for e in elements if e.container is nat_table.INTERNAL}
+        return {str(e) for e in found if e.value not in translated}
+
+    def unrecorded(self) -> set[str]:
+        """The flags of ours that a new process would not know."""
+        records = {e.key[0] for e in self.kernel.elements() if e.container is nat_table.HAIRPIN}
+        return self.kernel.hairpins_by_us - records
 
     def faults_end(self, _: Draw | None = None) -> None:
         """After the first pass without faults the kernel has what it should have, and after the
