@@ -37,6 +37,7 @@ from vm_onetoone_nat.decide.nft_writes import (
     DeleteElement,
     InstallTable,
     RemoveTable,
+    accept_key,
 )
 from vm_onetoone_nat.decide.plan import Plan
 from vm_onetoone_nat.decide.reconcile import Outcome, look, reconcile, remove, settled
@@ -48,7 +49,7 @@ from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration, P
 from vm_onetoone_nat.model.guests import DomainState, Guests, Interface
 from vm_onetoone_nat.model.host import Address, ChainName
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
-from vm_onetoone_nat.model.nat_table import Container, Element, element
+from vm_onetoone_nat.model.nat_table import Container, Element, Translation, element
 from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.model.store import Stored
 from vm_onetoone_nat.model.trigger import Kind, Trigger
@@ -347,6 +348,98 @@ def test_refusal_after_the_bisection() -> None:
     assert len(kernel.applied) == 4
     assert outcome.failures[-1] == "nftables refused a transaction: busy"
     assert [s.state for s in outcome.statuses] == [ERROR, ACTIVE]
+
+
+def test_refused_while_a_guest_has_moved() -> None:
+    """A guest's new address is in place also where another mapping is refused, and the connections
+    to its old one are ended.
+
+    They were not: the search for the refused mapping left that out.
+    """
+    kernel, libvirt, store = laptop(), running_guests(1, 2, 3), FakeStore()
+    reconcile(configuration(1, 2), libvirt, kernel, store)
+    moved = replace(guest(1), internal=internal(9))
+    kernel.refuse.add(external(3))
+    kernel.applied.clear()
+    outcome = reconcile(Configuration((moved, guest(2), guest(3))), libvirt, kernel, store)
+    assert [s.state for s in outcome.statuses] == [ACTIVE, ACTIVE, ERROR]
+    flushed = [pair for plan in outcome.written for pair in of(plan, FlushTranslated)]
+    assert flushed == [Translation(external(1), internal(1))]
+    assert kernel.elements() == elements_of(moved, guest(2))
+    assert kernel.owned() == {own_address(external(n)) for n in (1, 2)}
+
+
+def test_refused_while_two_guests_change_places() -> None:
+    """Mappings whose elements are in each other's way are both there, though a third is refused."""
+    kernel, libvirt, store = laptop(), running_guests(1, 2, 3), FakeStore()
+    reconcile(configuration(1, 2), libvirt, kernel, store)
+    one, other = replace(guest(1), internal=internal(2)), replace(guest(2), internal=internal(1))
+    kernel.refuse.add(external(3))
+    outcome = reconcile(Configuration((one, other, guest(3))), libvirt, kernel, store)
+    assert [s.state for s in outcome.statuses] == [ACTIVE, ACTIVE, ERROR]
+    assert kernel.elements() == elements_of(one, other)
+
+
+@pytest.mark.parametrize("damage", [lose_table, change_table])
+def test_search_keeps_no_address_without_translation(
+    damage: Callable[[FakeKernel], None],
+) -> None:
+    """During the search for a refused mapping no plan leaves an address without its translation."""
+
+    class Watched(FakeKernel):
+        def apply(self, plan: Plan) -> None:
+            super().apply(plan)
+            table = self.table
+            works = table is not None and table.intact
+            translated = set(table.translations) if table is not None and works else set()
+            assert {a.interface.ip for a in self.owned()} <= translated
+
+    numbers = (1, 2, 3, 4)
+    kernel, libvirt, store = Watched(*laptop().addresses), running_guests(*numbers), FakeStore()
+    kernel.chains = laptop().chains
+    reconcile(configuration(*numbers), libvirt, kernel, store)
+    damage(kernel)
+    kernel.refuse.add(external(2))
+    outcome = reconcile(configuration(*numbers), libvirt, kernel, store)
+    assert [s.state for s in outcome.statuses] == [ACTIVE, ERROR, ACTIVE, ACTIVE]
+
+
+def test_search_holds_back() -> None:
+    """What is held back is not written during the search either; it was."""
+    kernel, libvirt, store = laptop(), running_guests(1, 2, 3), FakeStore()
+    reconcile(configuration(1, 2), libvirt, kernel, store)
+    lose_accept(kernel)
+    kernel.refuse.add(external(3))
+    held = frozenset({accept_key(FORWARD)})
+    reconcile(configuration(1, 2, 3), libvirt, kernel, store, held)
+    assert kernel.accepts(MARK) == {FORWARD: []}
+    assert kernel.owned() == {own_address(external(n)) for n in (1, 2)}
+
+
+def test_table_that_cannot_be_written() -> None:
+    """Where no part of the ruleset can be written, addresses whose translation is missing go: the
+    host would answer in the guests' place. They stayed.
+    """
+
+    class Full(FakeKernel):
+        full = False
+
+        def transact(self, writes: object) -> None:
+            if self.full:
+                raise TransactionRefused("nftables refused a transaction: out of memory")
+            super().transact(writes)  # type: ignore[arg-type]
+
+    kernel, libvirt, store = Full(*laptop().addresses), running_guests(1, 2), FakeStore()
+    kernel.chains = laptop().chains
+    reconcile(configuration(1, 2), libvirt, kernel, store)
+    kernel.full = True
+    lose_table(kernel)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, store)
+    assert [s.state for s in outcome.statuses] == [ERROR, ERROR]
+    assert kernel.owned() == set()
+    kernel.full = False
+    assert reconcile(configuration(1, 2), libvirt, kernel, store).failures == ()
+    assert_holds(kernel, 1, 2)
 
 
 def test_refusal_ends() -> None:

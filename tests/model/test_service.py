@@ -3,8 +3,9 @@
 The service is the real one, on a kernel, a libvirt and a store in memory.
 """
 
-from collections.abc import Callable, Set
-from contextlib import ExitStack
+import json
+from collections.abc import Callable, Iterator, Set
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,13 +41,15 @@ from vm_onetoone_nat.decide.nft_writes import InstallTable
 from vm_onetoone_nat.decide.reconcile import look
 from vm_onetoone_nat.decide.writes import Write
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.internal_errors import OCCURRED, Work, contain
 from vm_onetoone_nat.model import nat_table
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration
 from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.guests import DomainState
 from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
-from vm_onetoone_nat.model.trigger import RETRY, START, Kind, Trigger
+from vm_onetoone_nat.model.nat_table import Element, translations
+from vm_onetoone_nat.model.trigger import RELOAD, RETRY, START, Kind, Trigger
 from vm_onetoone_nat.service import service as wiring
 from vm_onetoone_nat.service.service import Service
 
@@ -129,6 +132,21 @@ class Time:
         return self.now
 
 
+def installed(
+    kernel: FaultyKernel, libvirt: Source, clock: Time, **more: object
+) -> AbstractContextManager[object]:
+    """The service is put together of these, and of parts that do nothing."""
+    parts: dict[str, object] = {
+        "Kernel": lambda *_: kernel,
+        "LibvirtSource": lambda *_, **__: libvirt,
+        "Arp": Idle,
+        "Watch": Idle,
+        "StatusSocket": Idle,
+        "time": clock,
+    }
+    return patch.dict(vars(wiring), parts | more)
+
+
 class HeldAtRandom(Fights):
     """Holds back what fights are about, and what else is asked for."""
 
@@ -181,15 +199,8 @@ class Failing(RuleBasedStateMachine):
         self.clock = Time()
         self.stack = ExitStack()
         directory = Path(self.stack.enter_context(TemporaryDirectory()))
-        for name, value in {
-            "Kernel": lambda *_: self.kernel,
-            "LibvirtSource": lambda *_, **__: self.libvirt,
-            "Arp": Idle,
-            "Watch": Idle,
-            "StatusSocket": Idle,
-            "time": self.clock,
-        }.items():
-            self.stack.enter_context(patch.object(wiring, name, value))
+        parts = installed(self.kernel, self.libvirt, self.clock)
+        self.stack.enter_context(parts)
         self.service = Service(directory, CONFIGURATIONS[0], directory, self.store)
         self.holds = HeldAtRandom()
         self.service._fights = self.holds
@@ -203,25 +214,50 @@ class Failing(RuleBasedStateMachine):
     # What the daemon does.
 
     def _pass(self) -> None:
-        """A pass: it ends by no exception, leaves what is not ours, and no address of ours for
-        which the host would answer: none at all, unless it cannot see or cannot delete it, and
-        then none that was not there before.
+        """A pass: it ends by no exception, changes nothing that is not ours, and adds nothing that
+        is held back.
+
+        It leaves no address of ours for which the host would answer: none at all, unless it cannot
+        see or cannot delete it, and then none that was not there before. The same holds for source
+        NAT to such an address, and for a hairpin flag without a record of whose it is.
         """
-        others, before = self.kernel.not_ours({DEFAULT_FWMARK}), self.untranslated()
+        kernel, held = self.kernel, self.holds.held(self.clock.now)
+        others, exposed = kernel.not_ours({DEFAULT_FWMARK}), self.exposed()
+        snats, unrecorded = self.snats(), self.unrecorded()
+        kernel.applied.clear()
         self.again = self.service._pass(frozenset({self.trigger}))
-        assert self.kernel.not_ours({DEFAULT_FWMARK}) == others
-        left = self.untranslated()
-        if self.kernel.blind is None and DeleteAddress not in self.kernel.broken:
-            assert left == set()
-        assert left <= before
+        assert kernel.not_ours({DEFAULT_FWMARK}) == others
+        written = [write for plan in kernel.applied for write in plan.writes]
+        assert not any(write.adds and write.key in held for write in written)
+        if kernel.blind is None and DeleteAddress not in kernel.broken:
+            assert self.exposed() == set()
+        assert self.exposed() <= exposed
+        assert self.snats() <= snats | held
+        assert self.unrecorded() <= unrecorded
         self.trigger = RULESET
         Failing.passes += 1
 
-    def untranslated(self) -> set[Address]:
+    def working(self) -> frozenset[Element]:
+        """The elements of our table, if it translates."""
         table = self.kernel.table
-        works = table is not None and table.intact
-        translated = set(table.translations) if table is not None and works else set()
+        return table.elements if table is not None and table.intact else frozenset()
+
+    def exposed(self) -> set[Address]:
+        """The addresses of ours without a translation."""
+        translated = {pair.external for pair in translations(self.working())}
         return {a for a in self.kernel.owned() if a.interface.ip not in translated}
+
+    def snats(self) -> set[str]:
+        """The source NAT to addresses without a translation."""
+        elements = self.working()
+        translated = {str(pair.external) for pair in translations(elements)}
+        found = {e for e in elements if e.container is nat_table.INTERNAL}
+        return {str(e) for e in found if e.value not in translated}
+
+    def unrecorded(self) -> set[str]:
+        """The flags of ours that a new process would not know."""
+        records = {e.key[0] for e in self.kernel.elements() if e.container is nat_table.HAIRPIN}
+        return self.kernel.hairpins_by_us - records
 
     def faults_end(self, _: Draw | None = None) -> None:
         """After the first pass without faults the kernel has what it should have, and after the
@@ -361,6 +397,87 @@ class Failing(RuleBasedStateMachine):
 
 TestFailing = Failing.TestCase
 TestFailing.settings = settings(max_examples=100, stateful_step_count=20)
+
+
+class Manager:
+    """What the service manager is sent."""
+
+    managed, watchdog_seconds = True, 30.0
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *text: self.sent.append(" ".join((name, *text)))
+
+
+class TestWhatFails:
+    """One pass of which a part fails in a way that nobody expects."""
+
+    LINE = "internal error: see the journal"
+
+    @pytest.fixture
+    def kernel(self) -> FaultyKernel:
+        return FaultyKernel(*laptop().addresses)
+
+    @pytest.fixture
+    def manager(self) -> Manager:
+        return Manager()
+
+    @pytest.fixture
+    def service(self, kernel: FaultyKernel, manager: Manager, tmp_path: Path) -> Iterator[Service]:
+        libvirt = Source(running_guests(1).guests)
+        with installed(kernel, libvirt, Time(), Notify=lambda: manager):
+            yield Service(tmp_path / "config.toml", CONFIGURATIONS[3], tmp_path, FakeStore())
+
+    def test_start(self, service: Service, kernel: FaultyKernel, manager: Manager) -> None:
+        """A start is complete after a pass that failed: the service manager would end the daemon.
+        The watchdog is fed, since the pass is repeated.
+        """
+        kernel.blind = (0, lambda: TypeError("our fault"))
+        assert service._pass(frozenset({START})) is None
+        assert manager.sent == ["alive", f"ready {self.LINE}"]
+        assert service._pass(frozenset({RETRY})) is None
+        assert manager.sent[2:] == ["alive", f"status {self.LINE}"]
+        kernel.blind = None
+        assert service._pass(frozenset({RETRY})) is not None
+        assert manager.sent[4:] == ["alive", "status 1 of 1 mappings active"]
+        assert OCCURRED.counts["pass"] == OCCURRED.total == 2
+
+    def test_reload(
+        self, service: Service, kernel: FaultyKernel, manager: Manager, tmp_path: Path
+    ) -> None:
+        """A reload that fails leaves the configuration as it is, and is complete after the pass."""
+        service._pass(frozenset({START}))
+        before, sent = service._configuration, len(manager.sent)
+
+        def odd(_: Path) -> Configuration:
+            raise RecursionError
+
+        with patch.object(wiring, "load", odd):
+            assert service._pass(frozenset({RELOAD})) is not None
+        assert service._configuration is before
+        line = "1 of 1 mappings active"
+        assert manager.sent[sent:] == ["reloading", "alive", f"ready {line}"]
+        assert OCCURRED.counts["reload"] == OCCURRED.total == 1
+
+    def test_after_the_writes(
+        self, service: Service, kernel: FaultyKernel, manager: Manager
+    ) -> None:
+        """What fails after the writes leaves them, and makes another pass."""
+        kernel.deaf = lambda: TypeError("our fault")
+        assert service._pass(frozenset({START})) is None
+        assert kernel.owned() == {own_address(external(1))}
+        assert manager.sent == ["alive", f"ready {self.LINE}"]
+
+    def test_status(self, service: Service) -> None:
+        """The answer to status has the number of internal errors."""
+        service._pass(frozenset({START}))
+        with contain(Work.ARP):
+            raise KeyError
+        answer = json.loads(service._answer_status())
+        assert answer["daemon"]["internal_errors"]["arp"] == 1
+        assert set(answer["daemon"]["internal_errors"]) == {work.label for work in Work}
 
 
 def test_number_of_passes() -> None:

@@ -20,6 +20,8 @@ PASSES = Passes(
     repairs={"address": 1, "nftables": 3},
 )
 
+ERRORS = {"pass": 3, "status": 0}
+
 
 def entry(n: int, state: MappingState = MappingState.ACTIVE, reason: str = "") -> Entry:
     """Guest n, with a reservation, for a day in its state; it has had traffic if it is active."""
@@ -41,7 +43,7 @@ def entry(n: int, state: MappingState = MappingState.ACTIVE, reason: str = "") -
 
 def report(*entries: Entry) -> Report:
     """What a daemon that runs tells of these."""
-    return Report(UPLINK, True, entries, Running(4711, "1.2.3", DAY, PASSES))
+    return Report(UPLINK, True, entries, Running(4711, "1.2.3", DAY, PASSES, ERRORS))
 
 
 counts = st.integers(0, 2**64)

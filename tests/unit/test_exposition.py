@@ -26,6 +26,8 @@ def test_daemon() -> None:
     assert seen["vm_onetoone_nat_passes_wrote_total"] == 5
     assert seen['vm_onetoone_nat_repairs_total{cause="nftables"}'] == 3
     assert seen['vm_onetoone_nat_repairs_total{cause="address"}'] == 1
+    assert seen['vm_onetoone_nat_internal_errors_total{where="pass"}'] == 3
+    assert seen['vm_onetoone_nat_internal_errors_total{where="status"}'] == 0
     duration = "vm_onetoone_nat_pass_duration_seconds"
     assert seen[f"{duration}_count"] == 20
     assert seen[f"{duration}_sum"] == 0.75

@@ -139,6 +139,31 @@ def test_now_and_then_is_no_fight() -> None:
         assert fights.written(now, (plan,), DESIRED, NO_RIVAL) == ()
 
 
+def test_several_plans_of_one_pass() -> None:
+    """A pass is one repair, though it writes an object with several plans, as in a bisection.
+
+    Each was counted: after two such passes the object was held back.
+    """
+    plan = PLANS["element"]
+    fights = Fights()
+    said: list[Fight] = []
+    for n in range(REPAIRS):
+        assert left(fights, n, plan) == plan
+        said += fights.written(n, (plan, PLANS["accept"], plan), DESIRED, NO_RIVAL)
+    # The first one is no repair.
+    assert said == []
+    said += fights.written(REPAIRS, (plan, plan), DESIRED, NO_RIVAL)
+    assert [fight.what for fight in said] == [str(ELEMENT)]
+
+
+def test_passes_that_write_nothing() -> None:
+    """They are no repair, whatever is desired meanwhile."""
+    fights = Fights()
+    for n in range(2 * REPAIRS):
+        assert fights.written(n, (), DESIRED, NO_RIVAL) == ()
+    assert fights.held(2 * REPAIRS) == frozenset()
+
+
 def test_peace() -> None:
     """Some minutes after the last repair the fight is forgotten, and a new one is said again."""
     plan = PLANS["address"]

@@ -4,7 +4,9 @@ from ipaddress import IPv4Address
 
 from fakes import FORWARD, FakeKernel, FakeLibvirt, FakeStore, laptop, running_guests
 from lab.addresses import UPLINK, external, guest_name, internal
-from vm_onetoone_nat.decide.reconcile import reconcile
+from vm_onetoone_nat.decide.host_writes import RecordAllocations
+from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.reconcile import Outcome, look, reconcile
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.guests import DomainState
 from vm_onetoone_nat.model.mapping import Mapping
@@ -68,6 +70,7 @@ def test_before_the_first_pass() -> None:
     assert daemon is not None
     assert (daemon.pid, daemon.version, daemon.seconds) == (4711, "1.2.3", 4.5)
     assert (daemon.passes.total, daemon.passes.failed) == (2, 1)
+    assert daemon.internal_errors == ERRORS
 
 
 def test_time_in_state() -> None:
@@ -161,6 +164,20 @@ def test_a_record_is_no_repair() -> None:
     passing.pass_at(2, RESYNC)
     passes = passing.passes()
     assert (passes.wrote, passes.repairs) == (2, {})
+
+
+def test_record_of_allocations_only() -> None:
+    """A pass that writes to the store only has changed nothing in the kernel.
+
+    It was counted as one that did.
+    """
+    passing = Passing()
+    passing.pass_at(1, START)
+    seen = look(Configuration(), passing.libvirt, passing.kernel, FakeStore())
+    recorded = Plan((RecordAllocations(frozenset()),))
+    passing.history.passed(2, 3, frozenset({RESYNC}), Outcome(seen, (recorded,)))
+    passes = passing.passes()
+    assert (passes.total, passes.wrote, passes.repairs) == (2, 1, {})
 
 
 def test_report() -> None:

@@ -45,6 +45,20 @@ def found(guests: Guests, observed: Observed, mapping: Mapping = MAPPING) -> tup
     return mapping.internal, mapping.source
 
 
+def test_what_cannot_be_read() -> None:
+    """A guest whose reservation or lease cannot be read, or its network, is told of it; others
+    are not.
+    """
+    odd = replace(default_network(), unreadable=((MAC, "its lease cannot be read: 'x'"),))
+    reason, _ = why_unknown(MAPPING, guests(network=odd))
+    assert reason == f"network 'default', {MAC}: its lease cannot be read: 'x'"
+    reason, _ = why_unknown(MAPPING, guests(Interface(OTHER_MAC, "default"), network=odd))
+    assert "is not known yet" in reason
+    unread = replace(default_network(), fault="its definition cannot be read")
+    reason, _ = why_unknown(MAPPING, guests(network=unread))
+    assert reason == "network 'default': its definition cannot be read"
+
+
 def test_order() -> None:
     """Reservation, lease, agent, neighbour, kept: the first that has one tells."""
     agent = Interface(MAC, "default", addresses=(internal(3),))

@@ -5,6 +5,7 @@ from typing import Any
 
 from fakes import default_network
 from lab.addresses import guest_name, internal, mac_of
+from vm_onetoone_nat.kernel.messages.neighbour import Entry
 from vm_onetoone_nat.kernel.watch import Watch
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Interface
 from vm_onetoone_nat.model.trigger import Kind, Trigger, macs, texts
@@ -13,35 +14,19 @@ from vm_onetoone_nat.virt.source import LibvirtSource
 ONE, TWO = mac_of(internal(1)), mac_of(internal(2))
 
 
-class Message(dict[str, Any]):
-    """A notification of rtnetlink, as pyroute2 has it."""
-
-    def __init__(self, event: str, **attributes: str) -> None:
-        super().__init__(event=event, family=AF_INET)
-        self._attributes = attributes
-
-    def get_attr(self, name: str) -> str | None:
-        return self._attributes.get(name)
-
-
-def neighbour(event: str, mac: str | None) -> Message:
-    """An entry of the neighbour table at the address of guest 1."""
-    lladdr = {} if mac is None else {"NDA_LLADDR": mac}
-    return Message(event, NDA_DST=str(internal(1)), **lladdr)
-
-
 def test_trigger_has_the_mac() -> None:
     """A new neighbour, another MAC at its address, and its loss are triggers with the MAC."""
     watch = Watch(lambda _trigger: None, lambda _address, _mac: True, 0)
-    for message, mac in (
-        (neighbour("RTM_NEWNEIGH", ONE), ONE),
-        (neighbour("RTM_NEWNEIGH", ONE), None),
-        (neighbour("RTM_NEWNEIGH", TWO), TWO),
-        (neighbour("RTM_DELNEIGH", TWO), TWO),
-        (neighbour("RTM_DELNEIGH", None), None),
+    for mac, gone, expected in (
+        (ONE, False, ONE),
+        (ONE, False, None),
+        (TWO, False, TWO),
+        (TWO, True, TWO),
+        (None, True, None),
     ):
-        trigger = watch._interesting(message)
-        assert (trigger and trigger.mac) == mac
+        entry = Entry(AF_INET, ifindex=3, state=2, address=internal(1), mac=mac)
+        trigger = watch._moved(entry, gone=gone)
+        assert (trigger and trigger.mac) == expected
         assert trigger is None or trigger.kind is Kind.NEIGHBOUR
 
 

@@ -10,6 +10,7 @@ from math import inf
 
 import pytest
 from lab.run_queue import RunQueue
+from vm_onetoone_nat.internal_errors import OCCURRED
 from vm_onetoone_nat.model.trigger import Kind, Trigger, Triggers
 from vm_onetoone_nat.service import runner
 from vm_onetoone_nat.service.runner import EVERY_SECONDS, PASSES, RESYNC_SECONDS, Runner
@@ -550,3 +551,75 @@ def test_stop_during_work() -> None:
     running = Runner(lambda _: inf)
     running.run(work)
     assert len(slices) == 2
+
+
+class TestInternalErrors:
+    """What it calls raises what nobody expects."""
+
+    pytestmark = pytest.mark.internal_errors
+
+    def test_pass(self) -> None:
+        """A pass that raises is one that failed: it is repeated with the same delays."""
+        clock = Time()
+
+        def raises(number: int) -> bool:
+            if number < 4:
+                raise KeyError(number)
+            return True
+
+        seen = record(4, raises, clock)
+        assert delays(seen) == pytest.approx([0.2, 1.0, 2.0], abs=0.15)
+        assert [triggers for _, triggers in seen[1:]] == [{"retry"}] * 3
+        assert OCCURRED.counts["pass"] == OCCURRED.total == 3
+
+    def test_events_meanwhile(self) -> None:
+        """While passes raise, a trigger makes one at once: it does not wait for the repetition."""
+        seen: list[set[str]] = []
+
+        def reconcile(triggers: Triggers) -> float | None:
+            seen.append(said(triggers))
+            if len(seen) == 3:
+                running.stop()
+            else:
+                running.notify(named(f"event {len(seen)}"))
+            raise KeyError
+
+        clock = Time()
+        running = Runner(reconcile, clock.passes, clock)
+        running.run()
+        assert seen == [{"start"}, {"event 1"}, {"event 2"}]
+        assert clock.now == 1000.0
+
+    def test_tick(self) -> None:
+        """A poll that raises has seen no change, and comes again."""
+        ticks: list[int] = []
+
+        def tick() -> bool:
+            ticks.append(1)
+            if len(ticks) == 3:
+                running.stop()
+            raise OSError
+
+        running = Runner(lambda _: inf, tick)
+        running.run()
+        assert len(ticks) == OCCURRED.counts["tick"] == 3
+
+    def test_news(self) -> None:
+        """A trigger of which it cannot be found out whether it is news makes a pass."""
+        seen: list[set[str]] = []
+
+        def reconcile(triggers: Triggers) -> float | None:
+            seen.append(said(triggers))
+            if len(seen) == 2:
+                running.stop()
+            else:
+                running.notify(named("event"))
+            return inf
+
+        def is_news(_: Triggers) -> bool:
+            raise TypeError
+
+        running = Runner(reconcile, is_news=is_news)
+        running.run()
+        assert seen == [{"start"}, {"event"}]
+        assert OCCURRED.counts["triggers"] == 1

@@ -9,6 +9,7 @@ import libvirt
 import pytest
 from lab import wait_for
 from vm_onetoone_nat.errors import LibvirtUnavailable
+from vm_onetoone_nat.internal_errors import OCCURRED
 from vm_onetoone_nat.model.guests import DomainState, Guests, Interface
 from vm_onetoone_nat.model.trigger import Kind, Trigger
 from vm_onetoone_nat.service.runner import RESYNC_SECONDS
@@ -120,6 +121,68 @@ class TestSource:
         wait_for(lambda: triggers.count(CONNECTED) == 3, 60, "it is connected anew")
         assert source.observe().current
         assert Trigger(Kind.LIBVIRT, "libvirt lost") in triggers
+
+    @pytest.mark.internal_errors
+    def test_fault_of_ours(
+        self, source: LibvirtSource, triggers: list[Trigger], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where reading ends in what nobody expects, the last that was read is known, and counts as
+        not current. The connection is kept: another would not help.
+        """
+        before = source.observe()
+
+        def broken(*_: object) -> Guests:
+            raise KeyError("x")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt_connection, "read_guests", broken)
+            known = source.observe()
+            assert (known.domains, known.current) == (before.domains, False)
+        assert source.observe().current
+        assert triggers == [CONNECTED]
+        assert OCCURRED.counts["guests"] == OCCURRED.total == 1
+
+    @pytest.mark.internal_errors
+    def test_event_that_cannot_be_read(
+        self, source: LibvirtSource, triggers: list[Trigger]
+    ) -> None:
+        """An event about an object of which nothing can be read is a trigger all the same."""
+
+        class Odd:
+            def __getattr__(self, _: str) -> None:
+                raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "odd")
+
+        source._on_domain(None, Odd(), libvirt.VIR_DOMAIN_EVENT_STARTED, 0, None)
+        source._on_change(None, Odd(), "device added")
+        source._on_network(None, Odd(), libvirt.VIR_NETWORK_EVENT_STARTED, 0, None)
+        assert triggers[1:] == [
+            Trigger(Kind.DOMAIN, "a domain: started"),
+            Trigger(Kind.DOMAIN, "a domain: device added"),
+            Trigger(Kind.NETWORK, "a network: started"),
+        ]
+        assert OCCURRED.counts["libvirt-events"] == OCCURRED.total == 3
+
+    @pytest.mark.internal_errors
+    def test_connector_goes_on(
+        self, triggers: list[Trigger], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where connecting ends in what nobody expects, it is tried again."""
+        failures = [KeyError("x"), KeyError("y")]
+        connect = libvirt_connection.connect
+
+        def broken(uri: str) -> Any:
+            if failures:
+                raise failures.pop()
+            return connect(uri)
+
+        monkeypatch.setattr("vm_onetoone_nat.internal_errors.RETRY_SECONDS", (0.01,))
+        monkeypatch.setattr(libvirt_connection, "connect", broken)
+        source = LibvirtSource(URI, triggers.append)
+        source.start()
+        wait_for(lambda: CONNECTED in triggers, 60, "it is connected")
+        assert source.observe().current
+        assert OCCURRED.counts["libvirt"] == OCCURRED.total == 2
+        source.stop()
 
     def test_never_reached(self, triggers: list[Trigger]) -> None:
         """Where libvirt was never reached nothing is known."""

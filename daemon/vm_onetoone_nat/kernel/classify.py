@@ -17,6 +17,6 @@ def kernel_errors(what: str) -> Iterator[None]:
     except NetlinkDecodeError as error:
         raise KernelError(f"{what}: {error.exception!r}") from error
     except OSError as error:
-        raise KernelError(f"{what}: {error.strerror or error}") from error
+        raise KernelError(f"{what}: {error.strerror or str(error) or repr(error)}") from error
     except (NetlinkError, struct.error, UnicodeError) as error:
         raise KernelError(f"{what}: {error}") from error

@@ -1,0 +1,165 @@
+"""What libraries raise about the kernel, and what odd objects of the kernel cost."""
+
+import struct
+from collections.abc import Callable
+from contextlib import closing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyroute2.netlink import exceptions as netlink
+from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel import nft
+from vm_onetoone_nat.kernel.bridge import Bridge
+from vm_onetoone_nat.kernel.classify import kernel_errors
+from vm_onetoone_nat.kernel.links import links
+from vm_onetoone_nat.kernel.messages.ifaddr import listed_addresses
+from vm_onetoone_nat.kernel.messages.routes import default_routes
+from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attributes, parse_answer
+from vm_onetoone_nat.kernel.nft import Nft
+from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
+from vm_onetoone_nat.model.links import Link
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (netlink.NetlinkError(1), "asked: (1, 'Operation not permitted')"),
+        (netlink.NetlinkDumpInterrupted(), "asked: (-1, 'dump interrupted')"),
+        (netlink.NetlinkNLADecodeError(KeyError("x")), "asked: KeyError('x')"),
+        (OSError(105, "No buffer space available"), "asked: No buffer space available"),
+        (OSError("closed"), "asked: closed"),
+        (TimeoutError(), "asked: TimeoutError()"),
+        (struct.error("short"), "asked: short"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "odd"), "asked: 'utf-8' codec can't decode"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_classified(error: Exception, text: str) -> None:
+    """It is a KernelError that begins with what was asked."""
+    with pytest.raises(KernelError) as caught, kernel_errors("asked"):
+        raise error
+    assert str(caught.value).startswith(text)
+    assert caught.value.__cause__ is error
+
+
+def test_fault_of_the_program_is_none() -> None:
+    """What only a fault of the program raises is not taken for one of the kernel."""
+    with pytest.raises(TypeError), kernel_errors("asked"):
+        raise TypeError("x")
+
+
+class Message(dict[str, Any]):
+    """A message as pyroute2 has it."""
+
+    def get_attr(self, name: str) -> Any:
+        return dict(self.get("attrs", ())).get(name)
+
+
+def link(index: int, **attributes: object) -> Message:
+    return Message(index=index, flags=0x1, ifi_type=1, attrs=list(attributes.items()))
+
+
+def test_odd_links() -> None:
+    """A link that cannot be read is left out; a name that is not UTF-8 is kept as it is."""
+    odd = [
+        link(1, IFLA_IFNAME="eth0"),
+        Message(),
+        link(2),
+        link(3, IFLA_IFNAME=b"\xff\xfe", IFLA_ADDRESS=None),
+    ]
+    found = links(SimpleNamespace(get_links=lambda: odd))
+    assert [each.name for each in found.values()] == ["eth0", "\udcff\udcfe"]
+
+
+def test_odd_neighbours() -> None:
+    """A neighbour without an address, a MAC, or times costs no other."""
+    bridge = {1: Link(1, "virbr0", kind="bridge")}
+    times = {"ndm_confirmed": 100, "ndm_updated": 200}
+
+    def neighbour(**attributes: object) -> Message:
+        return Message(ifindex=1, state=0x02, attrs=list(attributes.items()))
+
+    odd = [
+        neighbour(NDA_LLADDR="52:54:00:00:00:01", NDA_CACHEINFO=times),
+        neighbour(NDA_DST="192.168.122.2", NDA_CACHEINFO=times),
+        neighbour(NDA_DST="192.168.122.3", NDA_LLADDR="52:54:00:00:00:03"),
+        neighbour(NDA_DST="192.168.122.4", NDA_LLADDR="52:54:00:00:00:04", NDA_CACHEINFO=times),
+        Message(ifindex=7, state=0x02, attrs=[]),
+    ]
+    found = Bridge(SimpleNamespace(get_neighbours=lambda **_: odd)).neighbours(bridge)
+    assert [(str(each.address), each.age) for each in found] == [
+        ("192.168.122.3", 0.0),
+        ("192.168.122.4", 1.0),
+    ]
+
+
+MULTIPATH = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 0, 0, 0, 0) + struct.pack("=HH8x", 12, 9)
+"""A default route whose hop has no length."""
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: parse_answer(bytes(20)),
+        lambda: parse_answer(b"abc"),
+        lambda: list(attributes(bytes(8), 0, 8)),
+        lambda: list(listed_addresses(Answer(bytes(12), [(0, 12)], {}, interrupted=False))),
+        lambda: list(
+            default_routes(Answer(MULTIPATH, [(0, len(MULTIPATH))], {}, interrupted=False))
+        ),
+    ],
+)
+def test_length_of_nothing(read: Callable[[], object]) -> None:
+    """A length that is too short is an error, not a loop without an end."""
+    with pytest.raises(struct.error):
+        read()
+
+
+class Library:
+    """libnftables with an answer of its own."""
+
+    def __init__(self, answer: tuple[int, str, str] | Exception) -> None:
+        self._answer = answer
+
+    def cmd(self, _: str) -> tuple[int, str, str]:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return self._answer
+
+    def __getattr__(self, _: str) -> Callable[[bool], None]:
+        return lambda _: None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a comment"),
+        (0, "{", ""),
+        (0, "[]", ""),
+        (0, '{"other": []}', ""),
+        (1, "", "Error: no"),
+    ],
+    ids=["no UTF-8", "no JSON", "list", "without nftables", "refused"],
+)
+def test_answer_of_libnftables(
+    answer: tuple[int, str, str] | Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it answers to a listing, it is a listing or a KernelError."""
+    monkeypatch.setattr("nftables.Nftables", lambda: Library(answer))
+    with pytest.raises(KernelError):
+        nft._Context(stateless=True).list({"chains": None})
+
+
+def test_table_that_somebody_made_odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our table in a form that cannot be read is not intact, so that it is replaced."""
+
+    def listing(_: object, what: dict[str, Any]) -> list[dict[str, Any]]:
+        if "chains" in what:
+            return [{"chain": {"family": "inet", "table": "vm_onetoone_nat", "name": "x"}}]
+        return [{"rule": {"chain": "admit"}}, {"set": {}, "map": {}}]
+
+    monkeypatch.setattr(nft._Context, "list", listing)
+    with closing(Nft()) as odd:
+        table, _, _ = odd.observe(DEFAULT_FWMARK)
+    assert table is not None and not table.intact
