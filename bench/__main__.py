@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from . import control, datapath, report
+from . import control, datapath, report, tracking
 from .figures import Figures
 
 _RESULTS = Path("build/bench.json")
@@ -40,6 +40,8 @@ def _measure(figures: Figures, *, quick: bool) -> None:
     for count in sizes:
         # A hundred values at 1,000, for a 99th percentile.
         control.changes(figures, count, rounds=4 if quick else 50 if count == most else 8)
+    entries, own = (10_000, 1500) if quick else (100_000, 15_000)
+    tracking.tracking(figures, entries, own, rounds)
     control.real_changes(figures, most, rounds=2 if quick else 5)
     datapath.datapath(figures, most, rounds=2 if quick else 11)
 

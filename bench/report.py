@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import control
+from . import control, tracking
 from .datapath import MEASURES
 from .figures import Figure, Figures
 
@@ -95,6 +95,7 @@ def _targets(figures: Figures) -> Iterator[str]:
     for what, measure, side, goal, most in limits:
         if figure := at(measure, side):
             yield row(what, goal, _spread(figure), figure.median <= most)
+    yield from _tracking(figures, row)
     for measure, _ in MEASURES.values():
         alone, plain = at(measure, "this, first", 1), at(measure, "plain", 1)
         for which in ("first", "last"):
@@ -108,6 +109,29 @@ def _targets(figures: Figures) -> Iterator[str]:
                     f"{this.median / plain.median:.2f} of plain",
                     to_one >= 0.97 and to_hook >= 1.5,
                 )
+
+
+def _tracking(figures: Figures, row: Callable[[str, str, str, bool], str]) -> Iterator[str]:
+    """Connection tracking: beside so many entries of others', and on an empty table."""
+    found = {figure.measure: figure for figure in figures.all if figure.side in ("this", "limit")}
+    for measure, more, unit in ((tracking.REMOVAL, 100, "ms"), (tracking.START, 0.1, "s")):
+        this, empty = found.get(measure), figures.find(measure, "empty table", 0)
+        if this and empty:
+            yield row(
+                f"connection tracking, {this.count:,} unrelated entries: {measure}",
+                f"at most {more} {unit} more than on an empty table",
+                f"{_spread(this)}; {_spread(empty)} on an empty table",
+                this.median <= empty.median + more,
+            )
+    gone, listed, deleted = map(found.get, (tracking.GONE, tracking.LIST, tracking.DELETE))
+    if gone and listed and deleted:
+        yield row(
+            f"connection tracking, {gone.count:,} unrelated entries: {gone.measure}",
+            "1 s",
+            f"{_spread(gone)}; conntrack(8) lists them in {listed.median:.3g} s, and deletes "
+            f"them in {deleted.median:.3g} s",
+            gone.median <= 1,
+        )
 
 
 def _growth(figures: Figures) -> Iterator[str]:

@@ -6,9 +6,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from ipaddress import IPv6Address, IPv6Interface, IPv6Network, ip_address
 from math import inf
 from pathlib import Path
 from subprocess import PIPE
@@ -19,6 +18,7 @@ import pytest
 from faults import in_the_way
 from lab import EchoServer, Host, IdleDomain, Lan, NamespaceGuest, wait_for
 from lab.addresses import HOST, LAN_BRIDGE, LAN_CLIENT, UPLINK, external, internal, lan_host
+from lab.connections import entries, fill, fill_guest, recorded, tracked
 from lab.intervals import overlap
 from lab.run_queue import RunQueue
 from own_network import in_own_network
@@ -52,7 +52,7 @@ from vm_onetoone_nat.model.traffic import Tracked
 
 PROTOCOLS = (TCP, UDP, SCTP, UDPLITE, UNKNOWN)
 
-PROGRAM = Path(lab.__file__).with_name("inside") / "connections.py"
+FLOWS = Path(lab.__file__).with_name("inside") / "flows.py"
 
 
 @dataclass(frozen=True)
@@ -288,34 +288,6 @@ STRAY = 100
 """Entries of the lab's own traffic that may come or go meanwhile."""
 
 
-@contextmanager
-def recorded(host: Host, *arguments: str) -> Iterator[dict[str, Any]]:
-    """What `watch` of connections.py has recorded during a block, after it."""
-    found: dict[str, Any] = {}
-    command = host.python(PROGRAM, "watch", *arguments)
-    with host.popen(*command, stdin=PIPE, stdout=PIPE) as process:
-        assert process.stdin is not None and process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield found
-        process.stdin.close()
-        found.update(json.loads(process.stdout.read()))
-
-
-def entries(host: Host) -> int:
-    return int(host.run("cat", "/proc/sys/net/netfilter/nf_conntrack_count").stdout)
-
-
-def tracked(host: Host, address: IPv4Address) -> int:
-    """How many flows to an address there are."""
-    return len(host.run("conntrack", "-L", "-d", str(address)).stdout.splitlines())
-
-
-def when(seen: dict[str, Any], what: str, address: IPv4Address) -> float:
-    """When the notification about an address came."""
-    at: float = next(at for at, verb, of in seen["addresses"] if (verb, of) == (what, str(address)))
-    return at
-
-
 @dataclass(frozen=True)
 class Stop:
     """The stop of a guest, in seconds: its pass, until its last entry is gone, and a repair.
@@ -343,9 +315,9 @@ def stop(host: Host, daemon: Daemon, domain: IdleDomain, count: int) -> Stop:
     log = daemon.log()[before:]
     found = re.search(re.escape(said) + r".*?the pass took ([0-9.]+) ms", log, re.DOTALL)
     assert found, log
-    took, began = float(found[1]) / 1000, when(seen, "removed", external(2))
-    lost, again = (when(seen, what, external(3)) for what in ("removed", "added"))
-    gone = next(at for at, number in seen["counts"] if number <= present - count + STRAY)
+    took, began = float(found[1]) / 1000, seen.when("removed", external(2))
+    lost, again = (seen.when(what, external(3)) for what in ("removed", "added"))
+    gone = seen.fell_to(present - count + STRAY)
     assert count == 0 or gone > lost, "the other guest's event came too late"
     return Stop(
         took=max(0.0, took - overlap(waiting.waits, began - 0.02, began + took)),
@@ -386,8 +358,8 @@ def test_guest_with_many_connections_stops(host: Host, daemon: Daemon, domain: I
         domain.start()
         daemon.wait_for(external(2), "active")
         wait_for(lambda: daemon.log().count("flushed connection tracking") > 0, 60, "a flush")
-        fill = host.python(PROGRAM, "fill", str(others), str(count), str(external(2)))
-        host.run(*fill, str(internal(2)))
+        fill(host, others)
+        fill_guest(host, count, external(2), internal(2))
         stops.append(stop(host, daemon, domain, count))
         print(stops[-1])
     assert tracked(host, external(2)) == 0
@@ -429,8 +401,8 @@ def test_daemon_stops_meanwhile(
     daemon.configure(mapping(2, domain="idle"), mapping(3))
     daemon.start(env=manager if managed else None)
     daemon.wait_for(external(2), "active")
-    fill = host.python(PROGRAM, "fill", str(OTHERS), str(COUNT), str(external(2)))
-    host.run(*fill, str(internal(2)))
+    fill(host, OTHERS)
+    fill_guest(host, COUNT, external(2), internal(2))
     said = f"- connections of {external(2)} and {internal(2)}"
     domain.destroy()
     wait_for(lambda: said in daemon.log(), 60, "its pass", interval=0.001)
@@ -445,7 +417,7 @@ def test_start_beside_many_connections(host: Host, daemon: Daemon) -> None:
     numbers = range(10, 30)
     times = []
     for others in (0, 60_000):
-        host.run(*host.python(PROGRAM, "fill", str(others), "0", "192.0.2.1", "192.0.2.2"))
+        fill(host, others)
         daemon.configure(*(mapping(n) for n in numbers))
         text = daemon.config.read_text()
         text = text.replace("[settings]", "[settings]\nconflict_detection = false")
@@ -454,7 +426,7 @@ def test_start_beside_many_connections(host: Host, daemon: Daemon) -> None:
             began = time.monotonic()
             daemon.start()
             daemon.wait_for(external(29), "active")
-        last = max(when(seen, "added", external(n)) for n in numbers)
+        last = max(seen.when("added", external(n)) for n in numbers)
         times.append(waiting.undisturbed(began, last))
         assert daemon.stop() == 0
     print(times)
@@ -474,7 +446,7 @@ def test_flows_from_before(lan: Lan, host: Host, daemon: Daemon) -> None:
     mac = json.loads(host.run("ip", "-j", "link", "show", UPLINK).stdout)[0]["address"]
     known = ("lladdr", mac, "dev", LAN_BRIDGE, "nud", "permanent")
     lan.run("ip", "neighbour", "replace", str(external(1)), *known)
-    command = lan.python(PROGRAM.with_name("flows.py"), str(external(1)), str(PORT))
+    command = lan.python(FLOWS, str(external(1)), str(PORT))
     try:
         with (
             NamespaceGuest(host, "flows", internal(1)) as guest,

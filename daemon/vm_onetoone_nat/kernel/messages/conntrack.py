@@ -78,10 +78,10 @@ def parse_listing(
     Raises ValueError if the datagram is malformed.
     """
     found: list[tuple[Flow, Entry]] = []
-    layout, before_source, before_destination = _layout(family)
+    layout = _layout(family)
     # No check of the end in the loop: the last message may be shorter than the layout.
-    padded = data + bytes(layout.size)
-    unpack = layout.unpack_from
+    padded = data + bytes(layout.message.size)
+    unpack, usual = layout.message.unpack_from, (layout.original, layout.between)
     offset, end = 0, len(data)
     while offset < end:
         length, kind, before, source, between, destination = unpack(padded, offset)
@@ -89,15 +89,10 @@ def parse_listing(
             raise ValueError("a message is longer than its datagram, or shorter than its header")
         if kind != _NEW:
             return Part(tuple(found), _result(data, kind, offset))
-        skipped = (
-            destination not in destinations
-            and source not in sources
-            and before == before_source
-            and between == before_destination
-        )
-        if not skipped:
+        wanted = destination in destinations or source in sources
+        if wanted or (before, between) != usual:
             entry = data[offset + _HEADER.size : offset + length]
-            flow = _flow(entry, family)
+            flow = _usual_flow(entry, layout) or _flow(entry, family)
             if flow.destination in destinations or flow.source in sources:
                 found.append((flow, entry))
         offset += length + 3 & ~3
@@ -148,25 +143,58 @@ def _result(data: bytes, kind: int, offset: int) -> int:
     return _EINTR if flags & _DUMP_INTERRUPTED else -int(error)
 
 
-@cache
-def _layout(family: Family) -> tuple[struct.Struct, bytes, bytes]:
-    """How kernels begin an entry, down to the addresses of its first packet, which come first.
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How kernels write an entry, so that it is read at once: it may have another order.
 
-    All values are compared, so that an entry with another layout is read by its attributes.
+    `message`: down to the addresses of the first packet. `tuple`: a direction, down to the number
+    of its protocol. Both have in them, as bytes, the headers of all attributes in between, which
+    are `original` or `reply`, `between` and `protocol` in this layout.
     """
+
+    message: struct.Struct
+    tuple: struct.Struct
+    original: bytes
+    reply: bytes
+    between: bytes
+    protocol: bytes
+
+
+@cache
+def _layout(family: Family) -> _Layout:
     size = family.bits // 8
     source, destination = family.tuple_addresses
-    ip = _ATTRIBUTE.pack(_ATTRIBUTE.size + 2 * (_ATTRIBUTE.size + size), _IP | _NESTED)
-    return (
-        # Header; nfgenmsg and the tuple's own header, whose length depends on the protocol.
-        struct.Struct(f"=IH10x8x8s{size}s4s{size}s"),
-        ip + _ATTRIBUTE.pack(_ATTRIBUTE.size + size, source),
-        _ATTRIBUTE.pack(_ATTRIBUTE.size + size, destination),
+    addresses = _ATTRIBUTE.pack(_ATTRIBUTE.size + 2 * (_ATTRIBUTE.size + size), _IP | _NESTED)
+    addresses += _ATTRIBUTE.pack(_ATTRIBUTE.size + size, source)
+    kind = struct.Struct("=H")
+    return _Layout(
+        struct.Struct(f"=IH10x{_MESSAGE.size}x2x10s{size}s4s{size}s"),
+        struct.Struct(f"=H10s{size}s4s{size}s2x6sB"),
+        original=kind.pack(_ORIGINAL | _NESTED) + addresses,
+        reply=kind.pack(_REPLY | _NESTED) + addresses,
+        between=_ATTRIBUTE.pack(_ATTRIBUTE.size + size, destination),
+        protocol=kind.pack(_PROTOCOL | _NESTED) + _ATTRIBUTE.pack(_ATTRIBUTE.size + 1, _NUMBER),
     )
 
 
+def _usual_flow(entry: Entry, layout: _Layout) -> Flow | None:
+    """The flow of an entry in this layout; None if it has another one."""
+    unpack = layout.tuple.unpack_from
+    try:
+        size, one, source, two, destination, three, protocol = unpack(entry, _MESSAGE.size)
+        at = _MESSAGE.size + (size + 3 & ~3)
+        _, four, reply_source, five, reply_destination, _, _ = unpack(entry, at)
+    except struct.error:
+        return None
+    headers = (one, two, three, four, five)
+    usual = (layout.original, layout.between, layout.protocol, layout.reply, layout.between)
+    if headers != usual:
+        return None
+    return Flow(source, destination, reply_source, reply_destination, protocol)
+
+
 def _flow(entry: Entry, family: Family) -> Flow:
-    """The flow of an entry."""
+    """The flow of an entry in any layout. Raises ValueError."""
     source, destination = family.tuple_addresses
     everything = _MESSAGE.size, len(entry)
     original, reply = _find(entry, everything, _ORIGINAL), _find(entry, everything, _REPLY)

@@ -1,7 +1,8 @@
 """Entries of connection tracking, in the namespace in which it runs.
 
-- `connections.py fill OTHERS COUNT EXTERNAL INTERNAL`: makes entries, so many of nobody's, and so
-  many of LAN hosts to EXTERNAL, which is translated to INTERNAL.
+- `connections.py others COUNT`: makes so many entries, of nobody's.
+- `connections.py guest COUNT EXTERNAL INTERNAL`: makes so many entries of LAN hosts to EXTERNAL,
+  which is translated to INTERNAL.
 - `connections.py watch [FEWER IFNAME ADDRESS/LENGTH]`: prints "ready", and a line of JSON when its
   input ends: `addresses`, the notifications about addresses as [time, "added" or "removed",
   address], and `counts`, the number of entries whenever it differs, as [time, number]. Times are
@@ -30,9 +31,13 @@ _KINDS = {20: "added", 21: "removed"}
 _LATER_SECONDS = 0.5
 
 
-def fill(others: str, count: str, external: str, internal: str) -> None:
-    """Make the entries."""
-    send(many(udp_flow(ip_address("10.0.0.1"), ip_address("198.51.100.1")), int(others)))
+def others(count: str) -> None:
+    """Make entries of nobody's."""
+    send(many(udp_flow(ip_address("10.0.0.1"), ip_address("198.51.100.1")), int(count)))
+
+
+def guest(count: str, external: str, internal: str) -> None:
+    """Make entries of a guest."""
     first, there, back = (ip_address(a) for a in ("172.16.0.1", external, internal))
     request, answer = Direction(first, there, UDP, (53, 53)), Direction(back, first, UDP, (53, 53))
     send(many(Entry(request, answer), int(count)))
@@ -77,7 +82,5 @@ def _notified(netlink: socket.socket) -> Iterator[tuple[float, str, str]]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "fill":
-        fill(*sys.argv[2:])
-    else:
-        watch(*sys.argv[2:])
+    commands = {"others": others, "guest": guest, "watch": watch}
+    commands[sys.argv[1]](*sys.argv[2:])  # type: ignore[operator]
