@@ -1,0 +1,116 @@
+"""What a listener does when the kernel has dropped notifications."""
+
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from vm_onetoone_nat.kernel import listener
+from vm_onetoone_nat.kernel.listener import Listener, Source
+from vm_onetoone_nat.kernel.netlink import ROUTE
+from vm_onetoone_nat.kernel.socket_filter import nothing_of_our_own
+
+LOST = OSError(errno.ENOBUFS, "No buffer space available")
+
+
+class Over(BaseException):
+    """The end of what the socket has."""
+
+
+@dataclass
+class Socket:
+    """What the kernel has sent, in order; an error is raised, None is "nothing waits"."""
+
+    waiting: list[bytes | OSError | None]
+
+    def recv(self, _size: int, flags: int = 0) -> bytes:
+        if not self.waiting:
+            raise Over
+        first = self.waiting.pop(0)
+        if first is None:
+            assert flags == socket.MSG_DONTWAIT
+            raise BlockingIOError
+        if isinstance(first, OSError):
+            raise first
+        return first
+
+
+@dataclass
+class Time:
+    """A clock that goes on only while somebody sleeps, or is told to."""
+
+    now: float = 1000.0
+    slept: list[float] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    time = Time()
+    monkeypatch.setattr(listener, "time", time)
+    return time
+
+
+@dataclass
+class Heard:
+    """What the listener called, in order: a datagram, or "lost"."""
+
+    time: Time
+    calls: list[bytes | str] = field(default_factory=list)
+    rest: float = 0.0
+
+    def received(self, data: bytes) -> None:
+        if data == b"garbage":
+            raise ValueError("garbage")
+        self.calls.append(data)
+
+    def lost(self) -> None:
+        self.calls.append("lost")
+        self.time.now += self.rest
+
+
+def run(heard: Heard, *waiting: bytes | OSError | None) -> None:
+    source = Source("test", ROUTE, 0)
+    found = Listener(source, nothing_of_our_own(0), heard.received, heard.lost)
+    found._socket.close()
+    found._socket = Socket(list(waiting))  # type: ignore[assignment]
+    with pytest.raises(Over):
+        found._run()
+
+
+@pytest.fixture
+def heard(time: Time) -> Iterator[Heard]:
+    yield Heard(time)
+
+
+def test_lost_after_what_waits(heard: Heard) -> None:
+    """A loss is reported when nothing waits any more, and what comes later is received."""
+    run(heard, b"1", LOST, b"2", LOST, b"3", None, b"4")
+    assert heard.calls == [b"1", "lost", b"4"]
+
+
+def test_garbage(heard: Heard) -> None:
+    """A datagram that cannot be read may have been anything: it counts as lost."""
+    run(heard, b"garbage", b"2", None, b"3")
+    assert heard.calls == ["lost", b"3"]
+
+
+def test_pauses_grow(heard: Heard) -> None:
+    """The first loss is reported at once; others that follow have a longer and longer pause."""
+    run(heard, *7 * (LOST, b"x", None))
+    assert heard.time.slept == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 4.0]
+    assert heard.calls == ["lost"] * 7
+
+
+def test_calm(heard: Heard) -> None:
+    """After a while without a loss the next one is reported at once again."""
+    heard.rest = 11.0
+    run(heard, *3 * (LOST, None))
+    assert heard.time.slept == [0.0, 0.0, 0.0]
