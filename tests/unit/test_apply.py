@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from fakes import own_address
 from lab.addresses import external, internal
+from vm_onetoone_nat.decide.flushes import Flushes
 from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
     ClearHairpin,
@@ -62,7 +63,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Written:
 
 def apply(planned: Plan) -> None:
     kernel = Kernel.__new__(Kernel)
-    kernel._flushed = set()
+    kernel._flushes = Flushes()
     kernel.apply(planned)
 
 

@@ -3,21 +3,23 @@
 import struct
 from collections.abc import Callable
 from contextlib import closing
+from ipaddress import IPv4Address
+from socket import AF_INET
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pyroute2.netlink import exceptions as netlink
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.kernel import nft
 from vm_onetoone_nat.kernel.bridge import Bridge
 from vm_onetoone_nat.kernel.classify import kernel_errors
+from vm_onetoone_nat.kernel.libnftables import Libnftables
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages.ifaddr import listed_addresses
+from vm_onetoone_nat.kernel.messages.neighbour import Entry
 from vm_onetoone_nat.kernel.messages.routes import default_routes
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attributes, parse_answer
 from vm_onetoone_nat.kernel.nft import Nft
-from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
 from vm_onetoone_nat.model.links import Link
 
 
@@ -72,26 +74,21 @@ def test_odd_links() -> None:
     assert [each.name for each in found.values()] == ["eth0", "\udcff\udcfe"]
 
 
-def test_odd_neighbours() -> None:
+def test_odd_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A neighbour without an address, a MAC, or times costs no other."""
-    bridge = {1: Link(1, "virbr0", kind="bridge")}
-    times = {"ndm_confirmed": 100, "ndm_updated": 200}
-
-    def neighbour(**attributes: object) -> Message:
-        return Message(ifindex=1, state=0x02, attrs=list(attributes.items()))
-
+    links_of_host = {1: Link(1, "virbr0", kind="bridge")}
+    one, two = (IPv4Address(f"192.168.122.{n}") for n in (3, 4))
     odd = [
-        neighbour(NDA_LLADDR="52:54:00:00:00:01", NDA_CACHEINFO=times),
-        neighbour(NDA_DST="192.168.122.2", NDA_CACHEINFO=times),
-        neighbour(NDA_DST="192.168.122.3", NDA_LLADDR="52:54:00:00:00:03"),
-        neighbour(NDA_DST="192.168.122.4", NDA_LLADDR="52:54:00:00:00:04", NDA_CACHEINFO=times),
-        Message(ifindex=7, state=0x02, attrs=[]),
+        Entry(AF_INET, 1, 0x02, mac="52:54:00:00:00:01", age=1.0),
+        Entry(AF_INET, 1, 0x02, address=one, age=1.0),
+        Entry(AF_INET, 1, 0x02, address=one, mac="52:54:00:00:00:03"),
+        Entry(AF_INET, 1, 0x02, address=two, mac="52:54:00:00:00:04", age=1.0),
+        Entry(AF_INET, 7, 0x02),
     ]
-    found = Bridge(SimpleNamespace(get_neighbours=lambda **_: odd)).neighbours(bridge)
-    assert [(str(each.address), each.age) for each in found] == [
-        ("192.168.122.3", 0.0),
-        ("192.168.122.4", 1.0),
-    ]
+    monkeypatch.setattr("vm_onetoone_nat.kernel.bridge.neighbours", lambda _: odd)
+    with closing(Bridge(SimpleNamespace())) as bridge:
+        found = bridge.neighbours(links_of_host)
+    assert [(each.address, each.age) for each in found] == [(one, 0.0), (two, 1.0)]
 
 
 MULTIPATH = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 0, 0, 0, 0) + struct.pack("=HH8x", 12, 9)
@@ -148,18 +145,14 @@ def test_answer_of_libnftables(
     """Whatever it answers to a listing, it is a listing or a KernelError."""
     monkeypatch.setattr("nftables.Nftables", lambda: Library(answer))
     with pytest.raises(KernelError):
-        nft._Context(stateless=True).list({"chains": None})
+        Libnftables(stateless=True).list_table()
 
 
 def test_table_that_somebody_made_odd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our table in a form that cannot be read is not intact, so that it is replaced."""
 
-    def listing(_: object, what: dict[str, Any]) -> list[dict[str, Any]]:
-        if "chains" in what:
-            return [{"chain": {"family": "inet", "table": "vm_onetoone_nat", "name": "x"}}]
-        return [{"rule": {"chain": "admit"}}, {"set": {}, "map": {}}]
-
-    monkeypatch.setattr(nft._Context, "list", listing)
+    listing: list[dict[str, Any]] = [{"rule": {"chain": "admit"}}, {"set": {}, "map": {}}]
+    monkeypatch.setattr(Libnftables, "list_table", lambda _: listing)
     with closing(Nft()) as odd:
-        table, _, _ = odd.observe(DEFAULT_FWMARK)
-    assert table is not None and not table.intact
+        table = odd._table()
+    assert not table.intact

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from vm_onetoone_nat.internal_errors import OCCURRED, Work
 from vm_onetoone_nat.kernel import listener
 from vm_onetoone_nat.kernel.listener import Listener, Source
 from vm_onetoone_nat.kernel.netlink import ROUTE
@@ -77,7 +78,7 @@ class Heard:
 
 
 def run(heard: Heard, *waiting: bytes | OSError | None) -> None:
-    source = Source("test", ROUTE, 0)
+    source = Source(Work.RTNETLINK, ROUTE, 0)
     found = Listener(source, nothing_of_our_own(0), heard.received, heard.lost)
     found._socket.close()
     found._socket = Socket(list(waiting))  # type: ignore[assignment]
@@ -96,10 +97,12 @@ def test_lost_after_what_waits(heard: Heard) -> None:
     assert heard.calls == [b"1", "lost", b"4"]
 
 
+@pytest.mark.internal_errors
 def test_garbage(heard: Heard) -> None:
     """A datagram that cannot be read may have been anything: it counts as lost."""
     run(heard, b"garbage", b"2", None, b"3")
     assert heard.calls == ["lost", b"3"]
+    assert OCCURRED.counts["rtnetlink"] == OCCURRED.total == 1
 
 
 def test_pauses_grow(heard: Heard) -> None:

@@ -8,7 +8,7 @@ import pytest
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.internal_errors import OCCURRED
 from vm_onetoone_nat.model.guests import DomainState, Guests
-from vm_onetoone_nat.virt.read import Definitions, read_guests
+from vm_onetoone_nat.virt.read import Definitions, read_domains, read_networks
 from vm_onetoone_nat.virt.xml import parse_domain, parse_network
 
 MACS = [f"52:54:00:00:00:0{n}" for n in range(8)]
@@ -88,7 +88,8 @@ def read(*objects: FakeDomain | FakeNetwork, definitions: Definitions | None = N
         [each for each in objects if isinstance(each, FakeDomain)],
         [each for each in objects if isinstance(each, FakeNetwork)],
     )
-    return read_guests(connection, definitions or Definitions(), None)
+    domains = read_domains(connection, definitions or Definitions(), None)
+    return Guests(domains, read_networks(connection))
 
 
 def lease(mac: str | None, address: str, kind: int = 0) -> dict[str, Any]:
