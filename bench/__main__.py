@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from . import control, datapath, report
+from . import control, crowd, datapath, report
 from .figures import Figures
 
 _RESULTS = Path("build/bench.json")
@@ -41,6 +41,7 @@ def _measure(figures: Figures, *, quick: bool) -> None:
         # A hundred values at 1,000, for a 99th percentile.
         control.changes(figures, count, rounds=4 if quick else 50 if count == most else 8)
     control.real_changes(figures, most, rounds=2 if quick else 5)
+    crowd.crowd(figures)
     datapath.datapath(figures, most, rounds=2 if quick else 11)
 
 

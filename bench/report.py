@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import control
+from . import control, crowd
 from .datapath import MEASURES
 from .figures import Figure, Figures
 
@@ -95,6 +95,16 @@ def _targets(figures: Figures) -> Iterator[str]:
     for what, measure, side, goal, most in limits:
         if figure := at(measure, side):
             yield row(what, goal, _spread(figure), figure.median <= most)
+    others = "beside 100,000 changing elements and 60,000 MACs"
+    repaired, empty = (at(crowd.REPAIR, side, crowd.COUNT) for side in (crowd.CROWDED, crowd.EMPTY))
+    if repaired and empty:
+        measured = f"{_spread(repaired)}, there {_spread(empty)}"
+        good = repaired.median <= 1.5 * empty.median
+        yield row(
+            f"an address repaired, {others}", "1.5 times that on an empty host", measured, good
+        )
+    if busy := at(crowd.BUSY, crowd.CROWDED, crowd.COUNT):
+        yield row(f"one processor, {others}", "2 %", _spread(busy), busy.median <= 2)
     for measure, _ in MEASURES.values():
         alone, plain = at(measure, "this, first", 1), at(measure, "plain", 1)
         for which in ("first", "last"):
