@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from . import control, datapath, report, tracking
+from . import control, crowd, datapath, report, tracking
 from .figures import Figures
 
 _RESULTS = Path("build/bench.json")
@@ -43,6 +43,7 @@ def _measure(figures: Figures, *, quick: bool) -> None:
     entries, own = (10_000, 1500) if quick else (100_000, 15_000)
     tracking.tracking(figures, entries, own, rounds)
     control.real_changes(figures, most, rounds=2 if quick else 5)
+    crowd.crowd(figures)
     datapath.datapath(figures, most, rounds=2 if quick else 11)
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import control, tracking
+from . import control, crowd, tracking
 from .datapath import MEASURES
 from .figures import Figure, Figures
 
@@ -96,6 +96,7 @@ def _targets(figures: Figures) -> Iterator[str]:
         if figure := at(measure, side):
             yield row(what, goal, _spread(figure), figure.median <= most)
     yield from _tracking(figures, row)
+    yield from _crowd(figures, row)
     for measure, _ in MEASURES.values():
         alone, plain = at(measure, "this, first", 1), at(measure, "plain", 1)
         for which in ("first", "last"):
@@ -132,6 +133,23 @@ def _tracking(figures: Figures, row: Callable[[str, str, str, bool], str]) -> It
             f"them in {deleted.median:.3g} s",
             gone.median <= 1,
         )
+
+
+def _crowd(figures: Figures, row: Callable[[str, str, str, bool], str]) -> Iterator[str]:
+    """Beside what other programs have, and on an empty host."""
+    others = "beside 100,000 changing elements and 60,000 MACs"
+    repaired, empty = (
+        figures.find(crowd.REPAIR, side, crowd.COUNT) for side in (crowd.CROWDED, crowd.EMPTY)
+    )
+    if repaired and empty:
+        yield row(
+            f"an address repaired, {others}",
+            "1.5 times that on an empty host",
+            f"{_spread(repaired)}, there {_spread(empty)}",
+            repaired.median <= 1.5 * empty.median,
+        )
+    if busy := figures.find(crowd.BUSY, crowd.CROWDED, crowd.COUNT):
+        yield row(f"one processor, {others}", "2 %", _spread(busy), busy.median <= 2)
 
 
 def _growth(figures: Figures) -> Iterator[str]:

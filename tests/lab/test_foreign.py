@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from foreign_sets import TABLES
 from lab.addresses import UPLINK, external, internal
 from lab.root import root
 from own_network import in_own_network
@@ -198,47 +199,10 @@ def test_names() -> None:
     in_own_network(child_names)
 
 
-SETS = [
-    "type ipv4_addr;",
-    "type ipv4_addr; flags interval; auto-merge; elements = { 10.0.0.0/8, 192.168.0.1 };",
-    "type ipv4_addr; flags timeout; timeout 1h; elements = { 10.0.0.1 timeout 5m };",
-    "type ipv4_addr; flags dynamic,timeout; timeout 1m; size 100; counter;",
-    "type ipv4_addr; counter; elements = { 10.0.0.1 counter packets 3 bytes 4 };",
-    'type ipv4_addr; comment "of mine"; elements = { 10.0.0.1 comment "hers" };',
-    "type ipv4_addr . inet_service; elements = { 10.0.0.1 . 22 };",
-    "type ipv4_addr . inet_proto . inet_service; flags interval; "
-    "elements = { 10.0.0.0/8 . tcp . 20-22 };",
-    "type ifname . ether_addr; flags constant; elements = { eth0 . 02:00:00:00:00:01 };",
-    "type ipv4_addr; flags dynamic; limit rate 10/second burst 5 packets;",
-    "type ipv4_addr; flags dynamic; ct count over 20;",
-    "type ipv4_addr; quota 5 mbytes;",
-    "typeof ip saddr . tcp dport; elements = { 10.0.0.1 . 22 };",
-    "typeof fib daddr type; elements = { local };",
-    "typeof jhash ip saddr mod 4;",
-    "typeof meta mark; elements = { 0x1 };",
-    "typeof vlan id;",
-    "typeof ct zone . ct mark;",
-    "typeof rt ip nexthop; flags interval;",
-]
-"""Declarations of sets that both releases take."""
-MAPS = [
-    "type ipv4_addr : ipv4_addr; elements = { 10.0.0.1 : 10.0.0.2 };",
-    "type ipv4_addr : verdict; elements = { 10.0.0.1 : drop };",
-    "type inet_service : ipv4_addr . inet_service; elements = { 22 : 10.0.0.1 . 2222 };",
-    "typeof ip saddr : meta mark; elements = { 10.0.0.1 : 0x2 };",
-    "type ipv4_addr : counter;",
-]
-
-
 def foreign(suite: str) -> None:
-    """All kinds of sets and maps of another release, and a chain beside them, each in a table."""
-    nft = [*other_release(suite), "/usr/sbin/nft"]
-    for kind, declarations in (("set", SETS), ("map", MAPS)):
-        for n, each in enumerate(declarations):
-            chain = "chain c { type filter hook forward priority 3; ip saddr 203.0.113.1 drop; }"
-            run(
-                *nft, "-f", "-", input=f"table ip {kind}{n} {{ {kind} x {{ {each} }}\n{chain}\n}}\n"
-            )
+    """All kinds of sets and maps of another release, each in a table with a chain."""
+    for table in TABLES:
+        run(*other_release(suite), "/usr/sbin/nft", "-f", "-", input=table)
 
 
 GUEST = Mapping(
@@ -284,7 +248,7 @@ def child_diagnose(suite: str) -> None:
     run("nft", f"add rule inet t c iifname {UPLINK} drop")
     foreign(suite)
     others = read_others()
-    assert len(others.chains) + len(others.unreadable) == len(SETS) + len(MAPS) + 1
+    assert len(others.chains) + len(others.unreadable) == len(TABLES) + 1
     (ours,) = others.chains[ChainName("inet", "t", "c")].rules
     assert ours.expression[-1] == {"drop": None}
     assert ours.text == f'iifname "{UPLINK}" drop'
