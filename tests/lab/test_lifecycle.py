@@ -87,7 +87,7 @@ class TestRealDomain:
         guest.wait_for_state("shut off")
         running.wait_for(external(1), "inactive")
         assert not holds(guest.host, external(1))
-        assert connections(guest.host, 1) == 0
+        wait_for(lambda: connections(guest.host, 1) == 0, 60, "its connections are gone")
 
     def test_reboot_suspend_resume_destroy(
         self, lan: Lan, running: Daemon, guest: DomainGuest
@@ -117,7 +117,7 @@ class TestRealDomain:
         assert running.mapping(external(1))["reason"] == f"domain '{guest.name}' is not running"
         assert not holds(guest.host, external(1))
         assert not icmp(lan, external(1), timeout=1)
-        assert connections(guest.host, 1) == 0
+        wait_for(lambda: connections(guest.host, 1) == 0, 60, "its connections are gone")
 
 
 class TestIdleDomain:

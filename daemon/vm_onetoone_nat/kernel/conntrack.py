@@ -84,7 +84,8 @@ class Flusher:
                     failed = _delete(netlink, due) or failed
                     deleted += len(due)
                     yield
-        log.debug("flushed connection tracking: %d entries", deleted)
+        if deleted:
+            log.debug("flushed %d connections", deleted)
         if failed:
             raise OSError(failed, os.strerror(failed))
         self._flushes.end()
