@@ -150,3 +150,21 @@ def test_table_that_was_changed() -> None:
     kernel.table = replace(kernel.table, intact=False)
     line = "+ table inet vm_onetoone_nat, mark 0x00100000"
     assert why(GUEST, libvirt, kernel)[line] == "another program changed our table"
+
+
+def test_table_without_an_owner() -> None:
+    """A table that is to get an owner, and one whose owner has ended, say why."""
+    kernel, libvirt = laptop(), running_guests(1)
+    reconcile(Configuration((GUEST,)), libvirt, kernel, FakeStore())
+    kernel.persistent = True
+    line = "+ table inet vm_onetoone_nat, mark 0x00100000"
+    assert why(GUEST, libvirt, kernel)[line].startswith("our table has to have an owner")
+    reconcile(Configuration((GUEST,)), libvirt, kernel, FakeStore())
+    assert why(GUEST, libvirt, kernel) == {}
+    assert kernel.table is not None
+    kernel.table = replace(kernel.table, owned=False)
+    assert why(GUEST, libvirt, kernel) == {
+        "+ ownership of table inet vm_onetoone_nat": (
+            "only its owner can change the table, and 'nft flush ruleset' leaves it alone"
+        )
+    }
