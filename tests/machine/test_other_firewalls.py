@@ -157,7 +157,8 @@ def test_nftables_restarted(
 ) -> None:
     """`systemctl restart nftables` flushes everybody's rules: ours are back."""
     name = f"systemctl restart nftables, Debian {suite(machine)}"
-    with fault(name, site, least=0.7):
+    # Complete with its last write: on a busy machine systemctl alone takes longer than a repair.
+    with fault(name, site, least=0.7, others_go_on=True):
         machine.systemctl("restart", "nftables.service")
     assert reaches(lan, guest)
     machine.systemctl("stop", "nftables.service")

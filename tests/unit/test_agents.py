@@ -53,8 +53,10 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> Guests:
 
 
 @pytest.fixture
-def agents() -> Agents:
-    return Agents(URI, lambda: None)
+def agents(guests: Guests) -> Iterator[Agents]:
+    """Agents that ask `guests`; all their threads have ended when the test is over."""
+    yield Agents(URI, lambda: None)
+    wait_for(nobody_asks, 60, "all threads have ended")
 
 
 @pytest.fixture
@@ -68,6 +70,10 @@ def never() -> Iterator[Callable[[], object]]:
 
     yield hang
     over.set()
+
+
+def nobody_asks() -> bool:
+    return "agent" not in {thread.name for thread in threading.enumerate()}
 
 
 def has_answered(agents: Agents, uuid: str) -> Callable[[], bool]:
@@ -94,6 +100,7 @@ def test_asked_once(guests: Guests, agents: Agents) -> None:
         agents.addresses("a", MACS)
     assert guests.asked["a"] == 1
     agents.ask_again("a")
+    assert agents.addresses("a", MACS) == KNOWN
     wait_for(lambda: guests.asked["a"] == 2, 60, "it is asked again")
     assert agents.addresses("a", MACS) == KNOWN
     agents.invalidate("a")
@@ -107,6 +114,8 @@ def test_only_the_guest_concerned(guests: Guests, agents: Agents) -> None:
         wait_for(has_answered(agents, uuid), 60, "the answer")
     agents.ask_again("b")
     agents.ask_again("unknown")
+    for uuid in "abc":
+        agents.addresses(uuid, MACS)
     wait_for(lambda: guests.asked["b"] == 2, 60, "it is asked again")
     assert guests.asked == {"a": 1, "b": 2, "c": 1}
 
@@ -124,12 +133,22 @@ def test_pause(guests: Guests, agents: Agents) -> None:
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
         agents.ask_again("a")
+        agents.addresses("a", MACS)
         time.sleep(0.001)
     asked = len(times)
     wait_for(lambda: len(times) > asked, 60, "the last event is answered")
     pauses = [later - earlier for earlier, later in pairwise(times)]
     assert min(pauses) >= 0.1
     assert len(times) <= 13
+
+
+def test_not_asked_without_need(guests: Guests, agents: Agents) -> None:
+    """An agent that has disconnected is not asked, whatever its guest does: it would be a fault."""
+    wait_for(has_answered(agents, "a"), 60, "the answer")
+    agents.invalidate("a")
+    agents.ask_again("a")
+    wait_for(nobody_asks, 60, "nobody asks")
+    assert guests.asked["a"] == 1
 
 
 def test_hanging(
@@ -167,7 +186,7 @@ def test_bounded(guests: Guests, agents: Agents, never: Callable[[], object]) ->
 def test_threads_end(guests: Guests, agents: Agents) -> None:
     """When no agent is to be asked there is no thread."""
     wait_for(has_answered(agents, "a"), 60, "the answer")
-    wait_for(lambda: "agent" not in {t.name for t in threading.enumerate()}, 60, "it has ended")
+    wait_for(nobody_asks, 60, "it has ended")
 
 
 JUNK: dict[str, object] = {
@@ -199,8 +218,8 @@ def test_junk(
     wait_for(has_answered(agents, "b"), 60, "another's answer")
     for _ in range(3):
         asked = guests.asked["a"]
-        agents.addresses("a", MACS)
         agents.ask_again("a")
+        agents.addresses("a", MACS)
         wait_for(lambda asked=asked: guests.asked["a"] > asked, 60, "it is asked")  # type: ignore[misc]
     assert agents.addresses("a", MACS) == {}
     assert agents.addresses("b", MACS) == KNOWN
@@ -226,6 +245,7 @@ def test_errors(
     for n in range(1, 4):
         wait_for(lambda n=n: guests.asked["a"] == n, 60, "it is asked")  # type: ignore[misc]
         agents.ask_again("a")
+        agents.addresses("a", MACS)
     guests.answers["a"] = lambda: GOOD
     agents.ask_again("a")
     wait_for(has_answered(agents, "a"), 60, "a good answer")

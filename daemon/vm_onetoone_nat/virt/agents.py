@@ -38,10 +38,13 @@ MOST_ADDRESSES = 64
 
 @dataclass
 class _Guest:
-    """`due` is when its agent is to be asked, infinite if not. `logged`: whether a fault was."""
+    """`macs` are those it was asked for; None: it is to be asked again when that is of use.
 
-    macs: frozenset[str]
-    due: float
+    `due` is when its agent is to be asked, infinite if not. `logged`: whether a fault was.
+    """
+
+    macs: frozenset[str] | None = None
+    due: float = inf
     known: AddressesByMac = field(default_factory=dict)
     asked: float = -inf
     asking: bool = False
@@ -65,30 +68,27 @@ class Agents:
     def addresses(self, uuid: str, macs: frozenset[str]) -> AddressesByMac:
         """The addresses that this guest's agent has reported for these MACs, its own.
 
-        The first call starts the query, and one with other MACs another.
+        The first call starts a query, and so does the first one with other MACs, after `invalidate`
+        and after `ask_again`. Call it only while the agent is connected.
         """
         with self._changed:
-            guest = self._guests.get(uuid)
-            if guest is None:
-                guest = self._guests[uuid] = _Guest(macs, inf)
+            guest = self._guests.setdefault(uuid, _Guest())
+            if macs != guest.macs:
                 self._ask_soon(guest)
-            elif macs != guest.macs:
                 guest.macs = macs
-                self._ask_soon(guest)
             return guest.known
 
     def invalidate(self, uuid: str) -> None:
         """The agent of this guest has connected or disconnected."""
         with self._changed:
             if (guest := self._guests.get(uuid)) is not None:
-                guest.known = {}
-                self._ask_soon(guest)
+                guest.known, guest.macs = {}, None
 
     def ask_again(self, uuid: str) -> None:
-        """Query this guest's agent again, if it was queried before: it has shown an address."""
+        """Query this guest's agent again at the next call: the guest has shown an address."""
         with self._changed:
             if (guest := self._guests.get(uuid)) is not None:
-                self._ask_soon(guest)
+                guest.macs = None
 
     def keep(self, uuids: Collection[str]) -> None:
         """Forget all guests but these. One whose agent hangs is known as long as it does."""
@@ -99,14 +99,12 @@ class Agents:
     def _ask_soon(self, guest: _Guest) -> None:
         if guest.due < inf:
             return
-        guest.due = max(time.monotonic(), guest.asked + PAUSE_SECONDS)
-        if guest.asking:
-            return  # the same thread asks it again
-        if self._threads < AT_ONCE:
+        # One that is being asked is asked again by the same thread.
+        if not guest.asking and self._threads < AT_ONCE:
             threading.Thread(target=self._work, name="agent", daemon=True).start()
             self._threads += 1
-        else:
-            self._changed.notify()
+        guest.due = max(time.monotonic(), guest.asked + PAUSE_SECONDS)
+        self._changed.notify()
 
     def _work(self) -> None:
         while (asked := self._next()) is not None:
@@ -114,7 +112,7 @@ class Agents:
             found, fault = dict[str, tuple[IPAddress, ...]](), "internal error: see the journal"
             with contain(Work.AGENT):
                 try:
-                    found = reported_addresses(ask_agent(self._uri, uuid), guest.macs)
+                    found = reported_addresses(ask_agent(self._uri, uuid), guest.macs or ())
                     fault = ""
                 except (LibvirtUnavailable, ValueError) as error:
                     fault = str(error)

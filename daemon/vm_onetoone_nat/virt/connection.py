@@ -36,6 +36,13 @@ An attempt in between fails, and libvirt 9.0 may leave a descriptor of it open."
 log = logging.getLogger(__name__)
 
 
+class _NotConnected(LibvirtUnavailable):
+    """There is no connection now."""
+
+    def __init__(self) -> None:
+        super().__init__("libvirt is not connected")
+
+
 class Connection:
     """A read-only connection; `notify` is called when it is there, lost, or answers late.
 
@@ -85,11 +92,11 @@ class Connection:
         LibvirtHangs at once.
         """
         if self._open is None:
-            raise LibvirtUnavailable("libvirt is not connected")
+            raise _NotConnected
         try:
             return self._calls.call(lambda: self._read(read))
-        except LibvirtHangs:
-            # keepalive decides whether to close the connection.
+        except (LibvirtHangs, _NotConnected):
+            # If it hangs, keepalive decides whether to close the connection.
             raise
         except LibvirtUnavailable as error:
             self._fault = str(error)
@@ -102,7 +109,7 @@ class Connection:
     def _read(self, read: Callable[[Any], T]) -> T:
         with self._in_use:
             if self._open is None:
-                raise LibvirtUnavailable("libvirt is not connected")
+                raise _NotConnected
             found = read(self._open)
             if not self._answered:
                 self._answered = True
