@@ -28,6 +28,8 @@ def test_trigger_has_the_mac() -> None:
         trigger = watch._moved(entry, gone=gone)
         assert (trigger and trigger.mac) == expected
         assert trigger is None or trigger.kind is Kind.NEIGHBOUR
+    for listener in watch._listeners:
+        listener._socket.close()
 
 
 def test_macs_of_triggers() -> None:
