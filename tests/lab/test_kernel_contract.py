@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Protocol
@@ -25,6 +26,7 @@ from lab.addresses import (
     internal,
 )
 from own_network import in_own_network
+from tracking import create, present, udp_flow
 from vm_onetoone_nat.decide.desired import desire, mapping_elements
 from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
@@ -463,6 +465,23 @@ def test_fake(name: str) -> None:
 def test_kernel(name: str) -> None:
     """The real kernel keeps the same contract, by the same assertions."""
     in_own_network(child_contract, name)
+
+
+def child_late() -> None:
+    late, later = (udp_flow(LAN_CLIENT.ip, external(1), port) for port in (1, 2))
+    with tempfile.TemporaryDirectory() as runtime, closing(Real(Path(runtime))) as world:
+        world.kernel.apply(INSTALLED)
+        create([late])
+        assert not world.kernel.work(inf)
+        assert late.key not in present()
+        create([later])
+        assert not world.kernel.work(inf)
+        assert later.key in present()
+
+
+def test_late() -> None:
+    """What bypasses a translation is flushed once more after its address has been added."""
+    in_own_network(child_late)
 
 
 STEPS = 60

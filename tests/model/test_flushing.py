@@ -96,7 +96,7 @@ class Flushing(RuleBasedStateMachine):
             # It was on its way, and its entry is made only now.
             late = Direction(lan_host(1).ip, address, UDP, self.ports())
             self.table.add(translated(late, {}))
-        self.flushes.again(set(new))
+        self.flushes.again(Translation(*pair) for pair in new.items())
 
     @rule(sender=NUMBERS, receiver=NUMBERS, way=st.integers(0, 3), tcp=st.booleans())
     def flow_begins(self, sender: int, receiver: int, way: int, tcp: bool) -> None:

@@ -175,9 +175,9 @@ def test_flushed() -> None:
 
 def test_again() -> None:
     """When an address has been added, what bypasses its translation is flushed once more."""
-    flushes = running(bypassing(ONE), bypassing(TWO), FlushTranslated(MOVED))
+    flushes = running(bypassing(ONE), bypassing(TWO))
     flushes.end()
-    flushes.again({external(1), external(9)})
+    flushes.again([ONE, MOVED])
     assert flushes.left
     flushes.begin()
     assert flushes.destinations == {external(1).packed}
@@ -189,7 +189,7 @@ def test_again() -> None:
 def test_again_in_the_middle_of_a_round() -> None:
     """A round that runs when an address is added goes on, and there is another one."""
     flushes = running(bypassing(ONE))
-    flushes.again({external(1)})
+    flushes.again([ONE])
     assert flushes.is_due(flow("client>e1", "e1>client"))
     flushes.end()
     assert flushes.left

@@ -8,7 +8,7 @@ longer right ends at once, in the middle of a round.
 from collections.abc import Iterable, Set
 
 from vm_onetoone_nat.decide.host_writes import FlushBypassing, FlushTranslated
-from vm_onetoone_nat.model.family import Family, IPAddress, family_of
+from vm_onetoone_nat.model.family import Family, family_of
 from vm_onetoone_nat.model.flow import Flow
 from vm_onetoone_nat.model.nat_table import Translation
 
@@ -45,13 +45,12 @@ class Flushes:
         self._serving.update(serving)
         self._due = _Due(self._running.values())
 
-    def again(self, externals: Set[IPAddress]) -> None:
-        """Flush once more what bypasses a translation of these addresses, which have been added.
+    def again(self, pairs: Iterable[Translation]) -> None:
+        """Flush once more what bypasses these translations: their addresses have been added.
 
         A packet that was on its way during the first round may have made an entry after it.
         """
-        repeated = {p: f for p, f in self._serving.items() if p.external in externals}
-        self._waiting.update(repeated)
+        self._waiting.update({pair: self._serving[pair] for pair in pairs if pair in self._serving})
 
     def forget(self, pairs: Iterable[Translation]) -> None:
         """These translations are going to be added: they are no longer flushed."""

@@ -163,11 +163,14 @@ class Kernel:
         refused transaction nothing more is written.
         """
         failures = _Failures()
+        served = [w.translation for w in plan.writes if isinstance(w, FlushBypassing)]
         # What bypasses a new translation has not been flushed until it has been.
-        self._flushes.forget(w.translation for w in plan.writes if isinstance(w, FlushBypassing))
+        self._flushes.forget(served)
         writes_here = (w for w in plan.writes if not isinstance(w, StoreWrite))
         for apply, writes in groupby(writes_here, _applier):
             failures.attempt(apply, self, tuple(writes))
+        added = {w.address.interface.ip for w in plan.writes if isinstance(w, AddAddress)}
+        self._flushes.again(pair for pair in served if pair.external in added)
         failures.raise_any()
 
     def work(self, seconds: float) -> bool:
@@ -182,10 +185,6 @@ class Kernel:
         self._flushes.add(writes)
         with suppress(KernelError):
             self._flusher.work(_FLUSH_SECONDS)
-
-    def _add_addresses(self, writes: Sequence[AddAddress]) -> None:
-        self._addresses.add(write.address for write in writes)
-        self._flushes.again({write.address.interface.ip for write in writes})
 
 
 class _Failures:
@@ -273,7 +272,7 @@ APPLIERS: dict[type[Write], Applier] = dict(
         _each(SetHairpin, lambda kernel, w: kernel._bridge.set_hairpin(w.port, True)),
         _all(FlushTranslated, Kernel._flush),
         _all(FlushBypassing, Kernel._flush),
-        _all(AddAddress, Kernel._add_addresses),
+        _all(AddAddress, lambda kernel, ws: kernel._addresses.add(w.address for w in ws)),
     )
 )
 """How each kind is written: the writes of a plan for which it is the same are passed together."""
