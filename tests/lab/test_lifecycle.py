@@ -260,7 +260,7 @@ class TestLibvirt:
                 report = stream.finish()
             assert report.whole, report
             assert report.sent > 100
-            assert daemon.log().count("lost libvirt") == 1
+            assert daemon.log().count("lost libvirt at") == 1
 
     def test_events_after_a_restart(self, host: Host, daemon: Daemon) -> None:
         """Events are heard on the new connection as they were on the old one."""
@@ -292,7 +292,7 @@ class TestLibvirt:
         finally:
             host.libvirtd.start()
         daemon.wait_for(external(6), "active")
-        assert daemon.log().count("waiting for libvirt") == 1
+        assert daemon.log().count("waiting for libvirt at") == 1
 
 
 def test_silent_address_is_nobodys(lan: Lan, host: Host, daemon: Daemon) -> None:

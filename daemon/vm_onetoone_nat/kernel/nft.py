@@ -103,19 +103,20 @@ class Nft:
         Raises TransactionRefused with the kernel's errors; nothing has changed then.
         """
         requests = transaction(writes)
+        failed: dict[int, int] = {}
         try:
             self._netlink.send(batch(requests))
             # `send` returns when the kernel has done it or refused it; it answers errors only.
-            results = [answer.results for answer in self._netlink.waiting()]
+            for answer in self._netlink.waiting():
+                for number, error in answer.results.items():
+                    # The kernel goes on after the first, and others may fail because of it.
+                    failed.setdefault(error, number)
         except OSError as error:
             raise _refusal([str(error.strerror)]) from error
         words = ["the transaction", *(request.words for request in requests)]
-        failed = [(number, error) for each in results for number, error in each.items() if error]
-        if failed:
-            raise _refusal(
-                [f"{os.strerror(error)}: {words[number]}" for number, error in failed],
-                self._other_owner(),
-            )
+        reasons = [f"{os.strerror(error)}: {words[n]}" for error, n in failed.items() if error]
+        if reasons:
+            raise _refusal(reasons, self._other_owner())
 
     def _other_owner(self) -> int | None:
         """The netlink port of another process to which our table belongs."""
@@ -197,6 +198,6 @@ def _refusal(reasons: Sequence[str], owner: int | None = None) -> TransactionRef
             hint=f"end the program that 'nft list {table}' names in its first line",
         )
     return TransactionRefused(
-        f"nftables refused a transaction: {'; '.join(dict.fromkeys(reasons))}",
+        f"nftables refused a transaction: {'; '.join(reasons)}",
         hint="the daemon retries; 'nft monitor' shows what other programs write",
     )

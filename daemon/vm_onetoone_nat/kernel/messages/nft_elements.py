@@ -5,10 +5,10 @@ Pure. Schema: libnftables-json(5).
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
-from vm_onetoone_nat.model.family import Family, address
+from vm_onetoone_nat.model.family import PARSED, Family, address
 from vm_onetoone_nat.model.nat_table import ANY_PROTOCOL, Container, Element, Part, element
 
 _ADDRESSES = {"ipv4_addr": 7, "ipv6_addr": 8}
@@ -161,6 +161,7 @@ def _protocol(listed: Any) -> str | None:
     return None
 
 
+@lru_cache(PARSED)
 def _pack_address(family: Family, text: str) -> tuple[bytes, bytes]:
     packed = family.address(text).packed
     return packed, packed
