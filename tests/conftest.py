@@ -97,6 +97,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(str(row))
 
 
+def causes_internal_errors(request: pytest.FixtureRequest) -> bool:
+    """Whether the test is marked as doing so."""
+    return request.node.get_closest_marker("internal_errors") is not None
+
+
 @pytest.fixture(autouse=True)
 def no_internal_error(request: pytest.FixtureRequest) -> Iterator[None]:
     """A fault of the program is one of the test, though the program goes on; but for one that is
@@ -104,7 +109,7 @@ def no_internal_error(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     OCCURRED.clear()
     yield
-    if request.node.get_closest_marker("internal_errors") is None:
+    if not causes_internal_errors(request):
         assert {where: n for where, n in OCCURRED.counts.items() if n} == {}
 
 
@@ -128,11 +133,16 @@ def host(lan: Lan) -> Iterator[Host]:
 
 
 @pytest.fixture
-def daemon(host: Host, tmp_path: Path) -> Iterator[Daemon]:
-    """Not started, without a configuration; whatever it left in the kernel goes in the end."""
+def daemon(request: pytest.FixtureRequest, host: Host, tmp_path: Path) -> Iterator[Daemon]:
+    """Not started, without a configuration; whatever it left in the kernel goes in the end.
+
+    It must not have said anything of an internal error, unless the test is marked as causing them.
+    """
     daemon = Daemon(host, tmp_path)
     yield daemon
     if daemon.process is not None and daemon.process.poll() is None:
         daemon.stop()
     done = daemon.command("cleanup")
     assert done.returncode == 0, done.stderr
+    if not causes_internal_errors(request):
+        assert daemon.internal_errors() == []

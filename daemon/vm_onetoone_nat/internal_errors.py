@@ -99,7 +99,8 @@ class InternalErrors:
     @property
     def total(self) -> int:
         """How many there were in all."""
-        return sum(self.counts.values())
+        with self._lock:
+            return self._counts.total()
 
     def clear(self) -> None:
         """Forget all that occurred."""
@@ -130,7 +131,7 @@ def contain(
             raise
         OCCURRED.add(work, error)
         if raises is not None:
-            raise raises(f"internal error in {work.value}: {error!r}") from error
+            raise raises(f"{work.value} failed by an internal error") from error
 
 
 def thread(work: Work, run: Callable[[], None]) -> threading.Thread:

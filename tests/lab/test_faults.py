@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from lab import Answer, EchoServer, Host, Lan, NamespaceGuest, tcp, wait_for
-from lab.addresses import HOST, LAN_CLIENT, UPLINK, external, internal
+from lab.addresses import HOST, LAN_CLIENT, LIBVIRT_BRIDGE, UPLINK, external, internal
 from running import Daemon, mapping
 
 PORT = 7000
@@ -65,6 +65,35 @@ def test_uplink_moves_to_another_subnet(host: Host, daemon: Daemon) -> None:
     assert str(external(1)) not in host.run("ip", "address", "show").stdout
     host.lease()
     daemon.wait_for(external(1), "active")
+
+
+def test_odd_names(lan: Lan, host: Host, daemon: Daemon) -> None:
+    """Interfaces whose names are no text, quotes or braces, one of them a port of a guest's bridge,
+    are in nobody's way.
+    """
+    names = ("\udcff\udcfe", 'a"b', "{c}", "d'$e", "f*")
+    with NamespaceGuest(host, "beside", internal(1)) as guest, EchoServer(guest, PORT):
+        daemon.configure(mapping(1))
+        daemon.start()
+        daemon.wait_for(external(1), "active")
+        try:
+            for n, name in enumerate(names):
+                host.run("ip", "link", "add", name, "type", "veth", "peer", "name", f"odd{n}")
+                host.run("ip", "link", "set", name, "up")
+                host.run("ip", "address", "add", f"10.77.{n}.1/24", "dev", name)
+                host.run("ip", "link", "set", f"odd{n}", "up", "master", LIBVIRT_BRIDGE)
+                host.run(
+                    *("ip", "neigh", "add", f"10.77.{n}.2", "lladdr", "52:54:00:77:00:02"),
+                    *("dev", name),
+                )
+            host.run("ip", "link", "set", names[0], "master", LIBVIRT_BRIDGE)
+            host.run("ip", "address", "del", f"{external(1)}/24", "dev", UPLINK)
+            daemon.wait_until_converged()
+            assert daemon.mapping(external(1))["state"] == "active"
+            assert tcp(lan, external(1), PORT) == Answer(LAN_CLIENT.ip, "beside")
+        finally:
+            for name in names:
+                host.run("ip", "link", "del", name, check=False)
 
 
 @pytest.mark.parametrize("promote", [0, 1])

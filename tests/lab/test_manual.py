@@ -11,6 +11,7 @@ import pytest
 from vm_onetoone_nat.cli import _parser
 from vm_onetoone_nat.config.schema import File, MappingTable, PoolTable, Settings, parse_text
 from vm_onetoone_nat.diagnose.remedies import remedy
+from vm_onetoone_nat.internal_errors import Work
 from vm_onetoone_nat.model.configuration import Range
 from vm_onetoone_nat.model.status import Cause, MappingState
 from vm_onetoone_nat.report.report import Passes, Report, Running
@@ -162,6 +163,14 @@ def test_metrics() -> None:
     report = Report("", False, (), Running(0, "", 0, Passes()))
     printed = re.findall(r"^# TYPE vm_onetoone_nat(\S+)", exposition(lambda: report), re.M)
     assert sorted(terms(COMMAND, "METRICS")) == sorted(printed)
+
+
+def test_work() -> None:
+    """Each work that may fail by an internal error is named with its metric, and no other."""
+    (listed,) = re.findall(
+        r"_where_ names, which is repeated: ([^.]*)\.", section(COMMAND, "METRICS")
+    )
+    assert re.split(r",\s+|\s+or\s+", listed) == [work.label for work in Work]
 
 
 @pytest.mark.parametrize(("heading", "kinds"), [("STATES", MappingState), ("CAUSES", Cause)])

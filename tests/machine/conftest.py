@@ -56,6 +56,7 @@ def service(machine: Machine) -> Iterator[Service]:
     service.wait_for(external(1), "active")
     yield service
     service.systemctl("stop")
+    assert service.internal_errors() == []
 
 
 @pytest.fixture

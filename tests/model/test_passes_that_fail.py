@@ -4,6 +4,7 @@ The service is the real one, on a kernel, a libvirt and a store in memory.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -59,6 +60,12 @@ RULESET = Trigger(Kind.NFTABLES, "nftables: written by nft (process 1)", "nft (p
 
 
 MakeError = Callable[[], Exception]
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Thousands of passes that fail log more than anybody reads."""
+    caplog.set_level(logging.CRITICAL, "vm_onetoone_nat")
 
 
 class FaultyKernel(FakeKernel):

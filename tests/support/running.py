@@ -15,6 +15,8 @@ from lab.namespace import Namespace, Process
 from lab.waiting import wait_for
 
 UNIT = "vm-onetoone-nat.service"
+INTERNAL_ERROR = "internal error in "
+"""With this begins what is logged of a fault of the program itself."""
 
 
 def mapping(n: int, **keys: object) -> dict[str, object]:
@@ -40,6 +42,10 @@ class Product:
     def log(self) -> str:
         """What it has said so far."""
         raise NotImplementedError
+
+    def internal_errors(self) -> list[str]:
+        """What it has said of faults of its own."""
+        return [line for line in self.log().splitlines() if INTERNAL_ERROR in line]
 
     def reload(self) -> None:
         """Let it read its configuration again."""

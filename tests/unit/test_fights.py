@@ -156,6 +156,15 @@ def test_several_plans_of_one_pass() -> None:
     assert [fight.what for fight in said] == [str(ELEMENT)]
 
 
+def test_withdrawal() -> None:
+    """What is written of an object while it is held back is no repair: the pause is not longer."""
+    fights, _ = fought(PLANS["table"])
+    pause = fights.next_attempt(1)
+    withdrawn = Plan((DeleteAddress(ADDRESS, TABLE_KEY),))
+    assert fights.written(1, (withdrawn,), DESIRED, NO_RIVAL) == ()
+    assert fights.next_attempt(1) == pause
+
+
 def test_passes_that_write_nothing() -> None:
     """They are no repair, whatever is desired meanwhile."""
     fights = Fights()

@@ -68,7 +68,7 @@ def test_raised_as_another() -> None:
     """Where the caller handles one class, an internal error becomes that, and is counted."""
     with pytest.raises(KernelError) as caught, contain(Work.WRITE, raises=KernelError):
         raise KeyError("x")
-    assert str(caught.value) == "internal error in a write to the kernel: KeyError('x')"
+    assert str(caught.value) == "a write to the kernel failed by an internal error"
     assert isinstance(caught.value.__cause__, KeyError)
     assert OCCURRED.counts["write"] == 1
 

@@ -74,6 +74,9 @@ class Fights:
         keys = (write.key for plan in plans for write in plan.writes)
         for what in dict.fromkeys(key for key in keys if key is not None):
             known = self._objects.setdefault(what, _Object())
+            if known.held_until > now:
+                # Not repaired: what needs it was withdrawn.
+                continue
             known.repairs.append(now)
             again = known.holds > 0 and known.held_until > -inf
             often = len(known.repairs) == REPAIRS and known.repairs[0] > now - WITHIN_SECONDS
