@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.nlsocket import NetlinkSocket
 from vm_onetoone_nat import cli
 from vm_onetoone_nat.decide import acd, reconcile
 from vm_onetoone_nat.decide.host_writes import FlushBypassing
 from vm_onetoone_nat.kernel import arp, kernel, watch
 from vm_onetoone_nat.service import passlog, runner, service
-from vm_onetoone_nat.virt import connection, read
+from vm_onetoone_nat.virt import read, source
 
 FAULTS: dict[str, tuple[Any, str]] = {
     "reconcile": (service, "reconcile"),
@@ -26,16 +24,14 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "log": (passlog.PassLog, "passed"),
     "probe": (kernel.Kernel, "_probe"),
     "write": (kernel.APPLIERS, "FlushBypassing"),
-    "libvirt": (connection, "read_guests"),
+    "libvirt": (source, "read_domains"),
     "network": (read, "parse_network"),
     "status": (service, "report_to_json"),
     "reload": (service, "load"),
     "tick": (service.Service, "_tick"),
     "news": (service.Service, "_is_news"),
-    "notification": (watch.Watch, "_interesting"),
-    # The first is a class of the second.
-    "rtnetlink": (IPRoute, "get"),
-    "nftables": (NetlinkSocket, "get"),
+    "notification": (watch.Watch, "_changed"),
+    "nftables": (watch.Watch, "_committed"),
     "packet": (arp, "parse_packet"),
     "arp": (acd.Detector, "deadline"),
 }
