@@ -44,7 +44,7 @@ def test_second_by_hand(host: Host, running: Daemon) -> None:
 def test_a_service_waits(host: Host, running: Daemon, tmp_path: Path) -> None:
     """A service waits for the daemon by hand, says so once, and takes over when that ends.
 
-    Before, it failed, and was started again each second for ever.
+    Before, it failed, and was started again each second without a limit.
     """
     second = Daemon(host, tmp_path / "second")
     second.log_path.parent.mkdir()

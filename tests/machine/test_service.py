@@ -205,7 +205,7 @@ def test_unit(machine: Machine) -> None:
 def test_a_daemon_by_hand(service: Service) -> None:
     """While a daemon by hand runs, the service waits, says so once, and leaves it alone if stopped.
 
-    Before, it was started each second for ever.
+    Before, it was started each second without a limit.
     """
     machine = service.host
     service.systemctl("stop")

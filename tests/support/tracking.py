@@ -251,7 +251,7 @@ class FakeSocket:
         if self._answers:
             return self._answers.pop(0)
         if self._listing is None:
-            assert flags & socket.MSG_DONTWAIT, "it would wait for ever"
+            assert flags & socket.MSG_DONTWAIT, "it would never return"
             raise BlockingIOError
         family, wanted = self._listing
         after = sorted(n for n in self._table.entries if n > self._place)

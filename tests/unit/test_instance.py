@@ -1,4 +1,4 @@
-"""The lock, who holds it, and whom `cleanup` ends."""
+"""The lock, who holds it, and the process that `cleanup` ends."""
 
 import fcntl
 import os

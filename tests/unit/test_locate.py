@@ -46,9 +46,7 @@ def found(guests: Guests, observed: Observed, mapping: Mapping = MAPPING) -> tup
 
 
 def test_what_cannot_be_read() -> None:
-    """A guest whose reservation or lease cannot be read, or its network, is told of it; others
-    are not.
-    """
+    """The reason names a reservation, lease or network that cannot be read; only for its guests."""
     odd = replace(default_network(), unreadable=((MAC, "its lease cannot be read: 'x'"),))
     reason, _ = why_unknown(MAPPING, guests(network=odd))
     assert reason == f"network 'default', {MAC}: its lease cannot be read: 'x'"

@@ -155,7 +155,7 @@ def test_resync() -> None:
 
 
 def test_failures_are_retried_with_growing_delay() -> None:
-    """A pass that fails is repeated, at first soon, then less and less often, for ever."""
+    """A pass that fails is repeated, at first soon, then less and less often, without an end."""
     seen = record(10, lambda _: False, Time(step=0.1))
     assert [triggers for _, triggers in seen[1:]] == [{"retry"}] * 9
     assert delays(seen) == pytest.approx(

@@ -115,7 +115,7 @@ def read_unit(name: str) -> configparser.ConfigParser:
 def test_restarts(name: str, final: set[int]) -> None:
     """What cannot succeed is not started again, and what fails again and again is slowly.
 
-    Before, a missing Python module was a start each second for ever.
+    Before, a missing Python module was a start each second without a limit.
     """
     service = read_unit(name)["Service"]
     assert {int(code) for code in service["RestartPreventExitStatus"].split()} == final

@@ -118,7 +118,7 @@ class TestSource:
             patched.setattr(libvirt_source, "read_domains", broken)
             known = source.observe()
             assert (known.domains, known.current) == (before.domains, False)
-        wait_for(lambda: triggers.count(CONNECTED) == 3, 60, "it is connected anew")
+        wait_for(lambda: triggers.count(CONNECTED) == 3, 60, "it is connected again")
         assert source.observe().current
         assert Trigger(Kind.LIBVIRT, "libvirt lost") in triggers
 
