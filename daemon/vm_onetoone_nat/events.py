@@ -31,3 +31,4 @@ class Event(Enum):
     ALLOCATIONS_LOST = UUID("c9a4f4a1-5b0f-4b8e-9d0c-3f4a2f6f0f51")
     FIGHT = UUID("e7e2d8c1-6a3f-4f0f-9a9d-0c7f2d7cf3b9")
     RECONCILE_FAILED = UUID("7bbe301a-264a-4ba2-b8d1-01aedd6ca27b")
+    INTERNAL_ERROR = UUID("3987aac2-8455-42b4-a381-a6fb0ecd8ab3")

@@ -44,7 +44,7 @@ from vm_onetoone_nat.decide.nft_writes import (
     RemoveTable,
 )
 from vm_onetoone_nat.decide.plan import Plan, plan, removal
-from vm_onetoone_nat.decide.reconcile import KernelSide
+from vm_onetoone_nat.decide.sides import KernelSide
 from vm_onetoone_nat.decide.writes import NftWrite, Write
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.kernel.arp import Arp

@@ -121,7 +121,7 @@ def test_one_mapping_is_a_difference(active: Daemon, tmp_path: Path) -> None:
         active.reload()
         active.wait_for(external(COUNT + 1), "active")
     assert [line for line in heard if "add chain" in line or "delete" in line.lower()] == []
-    assert sum("add element" in line for line in heard) == 4
+    assert sum("add element" in line for line in heard) == 6
     assert sum(f"inet {external(COUNT + 1)}/24" in line for line in heard) == 1
     assert sum("inet " in line and "element" not in line for line in heard) == 1
 

@@ -290,6 +290,27 @@ def test_kernel_changed_table() -> None:
     in_own_network(child_changed_table)
 
 
+def child_orphan() -> None:
+    from vm_onetoone_nat.kernel.messages.nft_objects import own_table
+    from vm_onetoone_nat.kernel.messages.ruleset import batch
+    from vm_onetoone_nat.kernel.netlink import NETFILTER, Netlink
+    from vm_onetoone_nat.kernel.nft import Nft
+
+    other = Netlink(NETFILTER, "nftables")
+    other.send(batch([own_table()]))
+    other.close()
+    nft = Nft(owner=True)
+    assert not nft.persistent
+    assert nft.observe(MARK)[0] == Table(False, persistent=True, owned=False)
+    nft.apply(_install(*MAPPED))
+    assert nft.observe(MARK)[0] == Table(True, elements_of(_install(*MAPPED)), MARK)
+
+
+def test_kernel_orphan() -> None:
+    """A table with flags that libnftables does not know, left by another release, is replaced."""
+    in_own_network(child_orphan)
+
+
 def child_foreign_element(change: str) -> None:
     from vm_onetoone_nat.decide.desired import desire
     from vm_onetoone_nat.decide.plan import plan

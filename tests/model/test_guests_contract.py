@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import libvirt
 import pytest
 from fakes import FakeLibvirt, default_network, domain
-from vm_onetoone_nat.decide.reconcile import GuestSide
+from vm_onetoone_nat.decide.sides import GuestSide
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.model.guests import DomainState, Guests
 from vm_onetoone_nat.virt.connection import LibvirtSource

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
@@ -27,18 +26,22 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
 from vm_onetoone_nat.decide.desired import mapping_elements
 from vm_onetoone_nat.decide.fights import REPAIRS, Fight, Fights
-from vm_onetoone_nat.decide.host_writes import DeleteAddress, FlushTranslated, RecordAllocations
-from vm_onetoone_nat.decide.nft_writes import DeleteElement, InstallTable, RemoveTable
-from vm_onetoone_nat.decide.plan import Plan
-from vm_onetoone_nat.decide.reconcile import (
-    GuestSide,
-    KernelSide,
-    StoreSide,
-    look,
-    reconcile,
-    remove,
-    settled,
+from vm_onetoone_nat.decide.host_writes import (
+    DeleteAddress,
+    FlushBypassing,
+    FlushTranslated,
+    RecordAllocations,
 )
+from vm_onetoone_nat.decide.nft_writes import (
+    AdoptTable,
+    DeleteElement,
+    InstallTable,
+    RemoveTable,
+)
+from vm_onetoone_nat.decide.plan import Plan
+from vm_onetoone_nat.decide.reconcile import Outcome, look, reconcile, remove, settled
+from vm_onetoone_nat.decide.sides import GuestSide, KernelSide, StoreSide
+from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.model import nat_table
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration, Pool, Range
@@ -206,6 +209,67 @@ def test_repair(damage: Callable[[FakeKernel], None]) -> None:
     assert kernel.not_ours({MARK}) == others
     if damage is not bury_accept:
         assert others == before
+
+
+def persistent_laptop() -> FakeKernel:
+    """The laptop, where nftables knows tables with an owner."""
+    kernel = laptop()
+    kernel.persistent = True
+    return kernel
+
+
+def test_ruleset_flushed() -> None:
+    """A table that has an owner survives when another program flushes the ruleset."""
+    kernel, libvirt = persistent_laptop(), running_guests(1, 2)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    kernel.flush_ruleset()
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    assert (outcome.written, outcome.failures) == ((), ())
+    assert kernel.elements() == elements_of(guest(1), guest(2))
+
+
+def test_adoption() -> None:
+    """After the daemon has ended, the next one becomes the owner of the table, and writes no more.
+
+    Its elements, and so its counters, are kept.
+    """
+    kernel, libvirt = persistent_laptop(), running_guests(1, 2)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    kernel.forget()
+    kernel.probed = frozenset({external(1), external(2)})
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    (planned,) = outcome.written
+    assert [w for w in planned.writes if isinstance(w, NftWrite)] == [AdoptTable()]
+    assert outcome.failures == ()
+    assert_holds(kernel, 1, 2)
+    kernel.flush_ruleset()
+    assert kernel.elements() == elements_of(guest(1), guest(2))
+
+
+def test_table_of_an_earlier_version() -> None:
+    """A table without an owner is replaced by one that has one, in one transaction."""
+    kernel, libvirt = laptop(), running_guests(1, 2)
+    reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    kernel.persistent = True
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    assert (len(outcome.written), outcome.failures) == (1, ())
+    assert InstallTable(MARK, persistent=True) in outcome.written[0].writes
+    assert_holds(kernel, 1, 2)
+
+
+def test_table_of_another_process() -> None:
+    """While another process owns our table each pass fails; mappings that are whole stay active."""
+    kernel, libvirt = persistent_laptop(), running_guests(1, 2)
+    reconcile(configuration(1), libvirt, kernel, FakeStore())
+    kernel.forget()
+    kernel.rival = True
+    for _ in range(2):
+        outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+        assert any("belongs to another process" in failure for failure in outcome.failures)
+        assert [s.state for s in outcome.statuses] == [ACTIVE, ERROR]
+    kernel.rival = False
+    assert reconcile(configuration(1, 2), libvirt, kernel, FakeStore()).failures == ()
+    assert_holds(kernel, 1, 2)
 
 
 @pytest.mark.parametrize("refused", [1, 2, 3, 4, 5])
@@ -403,26 +467,57 @@ def stray_translation(kernel: FakeKernel) -> None:
     kernel.table = replace(kernel.table, elements=kernel.table.elements | {stray})
 
 
+def fought(
+    damage: Callable[[FakeKernel], None],
+) -> tuple[FakeKernel, FakeLibvirt, list[Fight], tuple[Outcome, ...]]:
+    """Guests 1 and 2, and passes among which that is done again and again until repairs are held
+    back; the outcomes of the passes from then on.
+    """
+    kernel, libvirt, fights, store = laptop(), running_guests(1, 2), Fights(), FakeStore()
+    reconcile(configuration(1, 2), libvirt, kernel, store)
+    trigger = frozenset({Trigger(Kind.NFTABLES, "nftables: written by nft (process 1)")})
+    begun: list[Fight] = []
+    outcomes = []
+    for second in range(REPAIRS + 3):
+        damage(kernel)
+        held = fights.held(second)
+        outcome = reconcile(configuration(1, 2), libvirt, kernel, store, held)
+        assert outcome.failures == ()
+        begun += fights.written(second, outcome.written, outcome.look.desired, trigger)
+        if held:
+            outcomes.append(outcome)
+    return kernel, libvirt, begun, tuple(outcomes)
+
+
 @pytest.mark.parametrize("damage", [lose_table, change_table, lose_translation, stray_translation])
 def test_held_write_needs_no_flush(damage: Callable[[FakeKernel], None]) -> None:
     """While a repair is held back, its connections are not flushed, and the pass is no failure.
 
     They were, in each pass; with the table, the verification ended in an IndexError.
     """
-    kernel, libvirt, fights = laptop(), running_guests(1, 2), Fights()
-    store = FakeStore()
-    reconcile(configuration(1, 2), libvirt, kernel, store)
-    trigger = frozenset({Trigger(Kind.NFTABLES, "nftables: written by nft (process 1)")})
-    begun: list[Fight] = []
-    for second in range(REPAIRS + 2):
-        damage(kernel)
-        hold = partial(fights.hold, second)
-        outcome = reconcile(configuration(1, 2), libvirt, kernel, store, hold)
-        assert outcome.failures == ()
-        for written in outcome.written:
-            begun += fights.written(second, written, outcome.look.desired, trigger)
+    _, _, begun, outcomes = fought(damage)
     assert begun
-    assert outcome.written == ()
+    assert outcomes[-1].written == ()
+    written = Plan(tuple(w for o in outcomes for plan in o.written for w in plan.writes))
+    assert of(written, FlushBypassing) == of(written, FlushTranslated) == ()
+
+
+@pytest.mark.parametrize("damage", [lose_table, change_table, lose_translation])
+def test_held_translation_has_no_address(damage: Callable[[FakeKernel], None]) -> None:
+    """While a translation is held back, its address is not on the uplink: the host would answer in
+    the guest's place. Both come back together.
+
+    The addresses stayed.
+    """
+    kernel, libvirt, begun, outcomes = fought(damage)
+    assert kernel.owned() == set()
+    if kernel.table is not None and kernel.table.intact:
+        assert not any(e.container is nat_table.INTERNAL for e in kernel.elements())
+    assert {s.state for s in outcomes[-1].statuses} == {ERROR}
+    assert not any(fight.what.startswith("address") for fight in begun)
+    outcome = reconcile(configuration(1, 2), libvirt, kernel, FakeStore())
+    assert (outcome.failures, len(outcome.written)) == ((), 1)
+    assert_holds(kernel, 1, 2)
 
 
 def test_kernel_that_cannot_be_observed() -> None:
@@ -707,8 +802,9 @@ class Cycling(RuleBasedStateMachine):
     def kernel_changes_its_mind(self, number: int) -> None:
         self.kernel.refuse ^= {external(number)}
 
-    @rule(writes=st.integers(0, 4))
-    def daemon_crashes(self, writes: int) -> None:
+    @rule(writes=st.integers(0, 4), persistent=st.booleans())
+    def daemon_crashes(self, writes: int, persistent: bool) -> None:
+        """The next one may be of another release, which knows tables with an owner or not."""
         others = self.kernel.not_ours(self.marks)
         self.kernel.crash_after = writes
         with suppress(Crash):
@@ -716,6 +812,7 @@ class Cycling(RuleBasedStateMachine):
         self.kernel.crash_after = None
         assert self.kernel.not_ours(self.marks) == others
         self.kernel.forget()
+        self.kernel.persistent = persistent
         self.store.forget()
         self.libvirt.known = None
 
@@ -753,7 +850,10 @@ class Cycling(RuleBasedStateMachine):
 
         writes = self.kernel.writes
         again = reconcile(self.configuration, self.libvirt, self.kernel, self.store)
-        assert [s.state for s in again.statuses] == [s.state for s in outcome.statuses]
+        # Out of sight, a guest whose translation was refused is inactive from the next pass on.
+        states_again = {s.mapping.external: s.state for s in again.statuses}
+        for each in states_again.keys() - self.kernel.refuse:
+            assert states_again[each] is states[each]
         if not refused:
             assert again.statuses == outcome.statuses
             assert (again.written, self.kernel.writes) == ((), writes)
@@ -803,6 +903,7 @@ class Cycling(RuleBasedStateMachine):
         kernel, fwmark = self.kernel, self.configuration.fwmark
         assert kernel.table is not None
         assert (kernel.table.intact, kernel.table.fwmark) == (True, fwmark)
+        assert (kernel.table.persistent, kernel.table.owned) == (kernel.persistent, True)
         translation = {e for e in kernel.elements() if e.container is not nat_table.HAIRPIN}
         uplinks = {e.key[0] for e in translation if e.container is nat_table.UPLINK}
         assert uplinks == {a.ifname for a in kernel.owned()} or not kernel.owned()

@@ -9,7 +9,7 @@ from fakes import FakeStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab.addresses import external
-from vm_onetoone_nat.decide.reconcile import StoreSide
+from vm_onetoone_nat.decide.sides import StoreSide
 from vm_onetoone_nat.errors import StoreError
 from vm_onetoone_nat.model.mapping import Origin
 from vm_onetoone_nat.model.store import Allocation, Stored

@@ -22,6 +22,7 @@ from vm_onetoone_nat.decide.host_writes import (
 )
 from vm_onetoone_nat.decide.nft_writes import (
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -30,8 +31,20 @@ from vm_onetoone_nat.decide.nft_writes import (
 )
 from vm_onetoone_nat.decide.plan import Plan
 from vm_onetoone_nat.decide.uplink import choose
-from vm_onetoone_nat.decide.writes import About, NftWrite, StoreWrite, Write
-from vm_onetoone_nat.errors import KernelError, LibvirtUnavailable, StoreError, TransactionRefused
+from vm_onetoone_nat.decide.writes import (
+    About,
+    NftWrite,
+    StoreWrite,
+    Write,
+    WritesFailed,
+    depending,
+)
+from vm_onetoone_nat.errors import (
+    KernelError,
+    LibvirtUnavailable,
+    StoreError,
+    TransactionRefused,
+)
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.desired import Desired
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Network
@@ -77,8 +90,10 @@ class FakeKernel:
     """One network namespace.
 
     `refuse` has external addresses whose elements nftables does not take, `fail` addresses that
-    the kernel does not add. `writes` counts every write that got through, `applied` has the plans
-    as they came in. With `crash_after` a number, the process ends after that many writes more.
+    the kernel does not add. `persistent` is whether nftables knows tables with an owner; while
+    there is a `rival`, ours belongs to another process. `writes` counts every write that got
+    through, `applied` has the plans as they came in. With `crash_after` a number, the process ends
+    after that many writes more.
     """
 
     def __init__(self, *addresses: Address) -> None:
@@ -100,6 +115,8 @@ class FakeKernel:
         self.routers: set[IPv4Address] = set()
         self.refuse: set[IPv4Address] = set()
         self.fail: set[IPv4Address] = set()
+        self.persistent = False
+        self.rival = False
         self.crash_after: int | None = None
         self.writes = 0
         self.applied: list[Plan] = []
@@ -125,6 +142,7 @@ class FakeKernel:
             links=links,
             routes=routes,
             neighbours=tuple(self.neighbours),
+            persistent=self.persistent,
             flushed=frozenset(self.flushed),
         )
 
@@ -134,20 +152,31 @@ class FakeKernel:
 
     def apply(self, plan: Plan) -> None:
         self.applied.append(plan)
-        failures = []
+        failures: list[str] = []
+        failed: set[Write] = set()
         self.flushed.difference_update(of(plan, FlushTranslated), of(plan, FlushBypassing))
         here = [write for write in plan.writes if not isinstance(write, StoreWrite)]
-        for one_by_one, writes in groupby(here, lambda w: not isinstance(w, NftWrite)):
-            if not one_by_one:
-                self.transact([write for write in writes if isinstance(write, NftWrite)])
-                continue
-            for write in writes:
+        for one_by_one, group in groupby(here, lambda w: not isinstance(w, NftWrite)):
+            for writes in [(w,) for w in group] if one_by_one else [tuple(group)]:
+                hindered = depending(writes, failed)
+                failed |= hindered
+                possible = [write for write in writes if write not in hindered]
                 try:
-                    self._apply(write)
+                    if one_by_one:
+                        self._apply_each(possible)
+                    else:
+                        self.transact([write for write in possible if isinstance(write, NftWrite)])
+                except TransactionRefused:
+                    raise
                 except KernelError as error:
                     failures.append(str(error))
+                    failed |= set(possible)
         if failures:
-            raise KernelError("; ".join(failures))
+            raise WritesFailed("; ".join(failures), frozenset(failed))
+
+    def _apply_each(self, writes: Iterable[Write]) -> None:
+        for write in writes:
+            self._apply(write)
 
     def _apply(self, write: Write) -> None:
         match write:
@@ -180,14 +209,12 @@ class FakeKernel:
     def transact(self, writes: Sequence[NftWrite]) -> None:
         """One nftables transaction, as the kernel takes it: in order, and whole or not at all."""
         table, chains = self.table, {name: list(rules) for name, rules in self.chains.items()}
+        if self.rival and any(not isinstance(w, DeleteAccept | InsertAccept) for w in writes):
+            raise _refused("the table belongs to another process")
         for write in writes:
             match write:
-                case RemoveTable():
-                    if table is None:
-                        raise _refused("no such table")
-                    table = None
-                case InstallTable():
-                    table = Table(intact=True, fwmark=write.fwmark)
+                case AdoptTable() | RemoveTable() | InstallTable():
+                    table = _table_after(write, table)
                 case DeleteAccept():
                     if all(rule.handle != write.handle for rule in chains.get(write.chain, ())):
                         raise _refused(f"no rule {write.handle} in {write.chain}")
@@ -220,8 +247,16 @@ class FakeKernel:
         self.table = None
         self.hairpins_by_us &= self.hairpins_set
 
+    def flush_ruleset(self) -> None:
+        """Somebody flushes the ruleset, without a table that has an owner."""
+        self.chains.clear()
+        if self.table is not None and not (self.table.persistent and self.table.owned):
+            self.delete_table()
+
     def forget(self) -> None:
         """The process is another one, and knows what our table records."""
+        if self.table is not None and self.table.persistent:
+            self.table = replace(self.table, owned=False)
         self.probed = frozenset()
         self.flushed.clear()
         self.hairpins_set.clear()
@@ -437,6 +472,17 @@ def own_address(ip: IPv4Address, prefixlen: int = 24, ifname: str = UPLINK) -> A
 
 def _same_address(one: Address, other: Address) -> bool:
     return one.ifname == other.ifname and one.interface == other.interface
+
+
+def _table_after(write: NftWrite, table: Table | None) -> Table | None:
+    match write:
+        case InstallTable():
+            return Table(intact=True, fwmark=write.fwmark, persistent=write.persistent)
+        case AdoptTable() if table is not None and table.persistent:
+            return replace(table, owned=True)
+        case RemoveTable() if table is not None:
+            return None
+    raise _refused("no such table")
 
 
 def _refused(reason: str) -> TransactionRefused:

@@ -34,8 +34,8 @@ def entry(n: int, state: MappingState = MappingState.ACTIVE, reason: str = "") -
         origin="configuration",
         source="reservation",
         seconds=DAY,
-        inbound=Traffic(100 + n, 2_000, 3_000_000) if active else Traffic(),
-        outbound=Traffic(200 + n, 4_000, 5_000_000) if active else Traffic(),
+        inbound=Traffic(100 + n, 2_000, 3_000_000, 6) if active else Traffic(),
+        outbound=Traffic(200 + n, 4_000, 5_000_000, 7) if active else Traffic(),
     )
 
 

@@ -427,13 +427,15 @@ def test_refused_mapping() -> None:
 
 
 def test_open_mapping_elements() -> None:
-    """A mapping without restrictions is four elements, and the uplink is one more for all."""
+    """A mapping without restrictions is six elements, and the uplink is one more for all."""
     desired = desire(Configuration((GUEST,)), GUESTS, OBSERVED, Stored())
     assert desired.elements == {
         element(nat_table.EXTERNAL, ("192.168.1.101",), "192.168.122.101"),
         element(nat_table.INTERNAL, ("192.168.122.101",), "192.168.1.101"),
         element(nat_table.INBOUND, ("192.168.1.101",), ADMIT),
         element(nat_table.OUTBOUND, ("192.168.122.101",)),
+        element(nat_table.UNTRANSLATED_IN, ("192.168.1.101",)),
+        element(nat_table.UNTRANSLATED_OUT, ("192.168.122.101",)),
         element(nat_table.UPLINK, (UPLINK,)),
     }
 

@@ -55,7 +55,7 @@ def test_traffic() -> None:
     of = f'domain="{guest_name(1)}",external="{external(1)}"'
     figures = {
         (figure, side): seen[f'vm_onetoone_nat_mapping_{figure}_total{{{of},initiator="{side}"}}']
-        for figure in ("connections", "packets", "bytes")
+        for figure in ("connections", "packets", "bytes", "dropped_packets")
         for side in ("lan", "guest")
     }
     assert figures == {
@@ -65,6 +65,8 @@ def test_traffic() -> None:
         ("packets", "guest"): 4_000,
         ("bytes", "lan"): 3_000_000,
         ("bytes", "guest"): 5_000_000,
+        ("dropped_packets", "lan"): 6,
+        ("dropped_packets", "guest"): 7,
     }
     assert [key for key in seen if "_total" in key and guest_name(2) in key] == []
 

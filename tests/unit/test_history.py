@@ -13,6 +13,7 @@ from vm_onetoone_nat.model.trigger import RELOAD, RESYNC, RETRY, START, Kind, Tr
 from vm_onetoone_nat.report.report import BOUNDS, Passes, Report
 from vm_onetoone_nat.service.history import History
 
+ERRORS = {"pass": 2}
 DOMAIN = Trigger(Kind.DOMAIN, "domain el7-x86_64-102: started")
 
 
@@ -38,7 +39,7 @@ class Passing:
 
     def report(self, now: float, counters: Counters | None = None) -> Report:
         """What is told then."""
-        report = self.history.report(now, 4711, "1.2.3", counters)
+        report = self.history.report(now, 4711, "1.2.3", counters, ERRORS)
         assert report is not None
         return report
 
@@ -59,9 +60,9 @@ class Passing:
 def test_before_the_first_pass() -> None:
     """Nothing is told before a pass has seen how things are; then how long the daemon has run."""
     passing = Passing()
-    assert passing.history.report(1.0, 4711, "1.2.3", None) is None
+    assert passing.history.report(1.0, 4711, "1.2.3", None, ERRORS) is None
     passing.history.failed(1, 2)
-    assert passing.history.report(2.0, 4711, "1.2.3", None) is None
+    assert passing.history.report(2.0, 4711, "1.2.3", None, ERRORS) is None
     passing.pass_at(3, RETRY)
     daemon = passing.report(4.5).daemon
     assert daemon is not None

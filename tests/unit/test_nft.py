@@ -10,7 +10,7 @@ from nft_dump import answer, chain, rule
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.messages import nft_rules, nftables
 from vm_onetoone_nat.kernel.messages.nft_accept import accept_expression
-from vm_onetoone_nat.kernel.messages.nftables import header, number, text
+from vm_onetoone_nat.kernel.messages.nftables import OWNER, PERSIST, header, number, text
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.kernel.nft import Nft
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
@@ -28,6 +28,7 @@ class Ruleset:
     def __init__(self) -> None:
         self.table: list[Json] = INTACT
         self.tables = [("inet", TABLE), ("ip", "filter"), ("inet", "firewalld")]
+        self.flags = b""
         self.generation = 1
         self.listed = self.read = 0
         self.changes_meanwhile = False
@@ -43,7 +44,7 @@ class Ruleset:
 
     def dump(self, request: bytes) -> list[Answer]:
         if request == nft_rules.list_tables():
-            bodies = (header(family) + text(1, name) for family, name in self.tables)
+            bodies = (header(f) + text(1, name) + self.flags for f, name in self.tables)
             return [answer(nftables.NEW_TABLE, *bodies)]
         if request == nft_rules.list_chains():
             names = (name for name in (FORWARD, OWNED) if (name.family, name.table) in self.tables)
@@ -135,6 +136,34 @@ def test_tables_that_cannot_be_read(
             nft.observe(MARK)
     nft.observe(MARK)
     assert (ruleset.listed, ruleset.read) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "owner", "process_owns", "persistent", "owned"),
+    [
+        (0, None, True, False, True),
+        (OWNER | PERSIST, "itself", True, True, True),
+        (OWNER | PERSIST, "another", True, True, False),
+        (PERSIST, None, True, True, False),
+        (OWNER | PERSIST, "another", False, True, True),
+        (PERSIST, None, False, True, False),
+    ],
+)
+def test_owner(
+    ruleset: Ruleset,
+    flags: int,
+    owner: str | None,
+    process_owns: bool,
+    persistent: bool,
+    owned: bool,
+) -> None:
+    """The daemon has to own such a table; for a command, somebody has to."""
+    with closing(Nft(owner=process_owns)) as nft:
+        port = nft._netlink.portid + (owner == "another")
+        ruleset.flags = number(2, flags) + (number(7, port) if owner is not None else b"")
+        table, _, _ = nft.observe(MARK)
+    assert table is not None
+    assert (table.intact, table.persistent, table.owned) == (True, persistent, owned)
 
 
 def failing(_request: bytes) -> list[Answer]:

@@ -33,6 +33,7 @@ from vm_onetoone_nat.decide.host_writes import (
 from vm_onetoone_nat.decide.nft_writes import (
     TABLE_KEY,
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -118,7 +119,7 @@ def test_first_plan() -> None:
             InstallTable(MARK),
             *(AddElement(each, TABLE_KEY) for each in elements),
             InsertAccept(FORWARD, MARK),
-            AddAddress(own_address(external(1))),
+            AddAddress(own_address(external(1)), TABLE_KEY),
             bypassing(1, part_of=TABLE_KEY),
         )
     )
@@ -136,8 +137,11 @@ def test_guest_comes() -> None:
     """One more guest is a difference: its address and its elements, nothing else."""
     assert plan_of(converged(1), 1, 2) == Plan(
         (
-            *map(AddElement, sorted(mapping_elements(guest(2)))),
-            AddAddress(own_address(external(2))),
+            *(
+                AddElement(each, translated(2) if each.container is nat_table.INTERNAL else None)
+                for each in sorted(mapping_elements(guest(2)))
+            ),
+            AddAddress(own_address(external(2)), translated(2)),
             bypassing(2, part_of=translated(2)),
         )
     )
@@ -145,11 +149,15 @@ def test_guest_comes() -> None:
 
 def test_guest_goes() -> None:
     """One guest less is its address, its elements and its connections, nothing else."""
+    address = DeleteAddress(own_address(external(2))).key
     assert plan_of(converged(1, 2), 1) == Plan(
         (
             DeleteAddress(own_address(external(2))),
-            *map(DeleteElement, sorted(mapping_elements(guest(2)))),
-            FlushTranslated(Translation(external(2), internal(2)), translated(2)),
+            *(
+                DeleteElement(each, address if each.container is nat_table.EXTERNAL else None)
+                for each in sorted(mapping_elements(guest(2)))
+            ),
+            FlushTranslated(Translation(external(2), internal(2)), address),
         )
     )
 
@@ -315,13 +323,14 @@ def test_hairpin_is_set_and_recorded() -> None:
     """The flag is set, with a record in our table, and cleared again when the guest goes."""
     kernel = with_guest_behind_port()
     planned = plan_of(kernel, 1)
-    assert SetHairpin("vnet0") in planned.writes
+    assert SetHairpin("vnet0", TABLE_KEY) in planned.writes
     assert AddElement(element(nat_table.HAIRPIN, ("vnet0",)), TABLE_KEY) in planned.writes
     kernel.apply(planned)
     assert plan_of(kernel, 1) == Plan()
     planned = plan_of(kernel)
     assert ClearHairpin("vnet0") in planned.writes
-    assert DeleteElement(element(nat_table.HAIRPIN, ("vnet0",))) in planned.writes
+    record = element(nat_table.HAIRPIN, ("vnet0",))
+    assert DeleteElement(record, ClearHairpin("vnet0").key) in planned.writes
 
 
 def test_hairpin_of_somebody_else() -> None:
@@ -355,7 +364,7 @@ def test_hairpin_goes_with_br_netfilter() -> None:
     assert plan_of(kernel, 1) == Plan(
         (
             ClearHairpin("vnet0"),
-            DeleteElement(element(nat_table.HAIRPIN, ("vnet0",))),
+            DeleteElement(element(nat_table.HAIRPIN, ("vnet0",)), ClearHairpin("vnet0").key),
         )
     )
 
@@ -455,12 +464,16 @@ def kernels(draw: st.DrawFn) -> FakeKernel:
         marks = draw(st.lists(st.none() | MARKS, max_size=5))
         kernel.chains[name] = [kernel.new_rule(mark) for mark in marks]
     kernel.ip_forward = draw(st.booleans())
+    kernel.persistent = draw(st.booleans())
     if draw(st.booleans()):
         records = draw(st.sets(PORTS))
         elements = elements_of(draw(MAPPINGS), draw(st.none() | IFNAMES))
         elements |= {element(nat_table.HAIRPIN, (name,)) for name in records}
         intact = draw(st.booleans())
-        kernel.table = Table(intact, elements, draw(MARKS if intact else st.none() | MARKS))
+        mark = draw(MARKS if intact else st.none() | MARKS)
+        persistent = draw(st.booleans())
+        owned = draw(st.booleans()) if persistent else True
+        kernel.table = Table(intact, elements, mark, persistent, owned)
         kernel.hairpins = draw(st.sets(st.sampled_from(sorted(records)))) if records else set()
         kernel.hairpins_by_us = set(kernel.hairpins)
     recorded = {e.key[0] for e in kernel.elements() if e.container is nat_table.HAIRPIN}
@@ -558,6 +571,8 @@ def _lines(write: Write) -> list[str]:  # noqa: PLR0912
     match write:
         case EnableIpForward():
             return ["+ sysctl net.ipv4.ip_forward = 1"]
+        case AdoptTable():
+            return ["+ ownership of table inet vm_onetoone_nat"]
         case RemoveTable():
             return ["- table inet vm_onetoone_nat"]
         case InstallTable():
@@ -591,6 +606,8 @@ def _element_text(element: Element) -> str:
         "internal": "snat {0} to {value}",
         "inbound": "forward connections to {0}",
         "outbound": "forward connections from {0}",
+        "untranslated_in": "drop packets to {0} that are not translated",
+        "untranslated_out": "drop packets from {0} that are not translated",
         "allowed": "allow {2} {3} from {1} to {0}",
         "uplink": "uplink {0}",
         "hairpin": "record of the hairpin on {0}",

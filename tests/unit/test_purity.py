@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("errors", "events"),
     ("journal",),
+    ("internal_errors",),
     ("model",),
     ("config", "decide"),
     ("kernel/messages",),

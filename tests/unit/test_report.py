@@ -122,7 +122,10 @@ def counted(key: str, packets: int, size: int) -> dict[str, object]:
 
 
 def test_counters() -> None:
-    """Connections are those of the NAT maps, packets and bytes those of what is forwarded."""
+    """Connections are those of the NAT maps, packets and bytes those of what is forwarded.
+
+    Dropped packets have sets of their own.
+    """
     one, own = str(external(1)), str(internal(1))
     counters = parse_counters(
         [
@@ -132,13 +135,15 @@ def test_counters() -> None:
             {"map": {"name": "internal", "elem": [[counted(own, 5, 300), one]]}},
             {"map": {"name": "inbound", "elem": [[counted(own, 1, 1), one]]}},
             {"set": {"name": "outbound", "elem": [counted(own, 50, 5000)]}},
+            {"set": {"name": "untranslated_in", "elem": [counted(own, 7, 280)]}},
+            {"set": {"name": "untranslated_out", "elem": [counted(own, 8, 320)]}},
             {"set": {"name": "hairpin", "elem": [counted("vnet0", 1, 1), "vnet1"]}},
             {"set": {"name": "uplink"}},
             {"chain": {"name": "forward"}},
         ]
     )
-    assert counters.outbound == {internal(1): Traffic(5, 50, 5000)}
-    assert counters.inbound == {internal(1): Traffic(0, 1, 1)}
+    assert counters.outbound == {internal(1): Traffic(5, 50, 5000, 8)}
+    assert counters.inbound == {internal(1): Traffic(0, 1, 1, 7)}
 
 
 def test_no_counters() -> None:
@@ -149,4 +154,4 @@ def test_no_counters() -> None:
 
 def test_traffic_adds_up() -> None:
     """Two directions are added figure by figure."""
-    assert Traffic(1, 2, 3) + Traffic(10, 20, 30) == Traffic(11, 22, 33)
+    assert Traffic(1, 2, 3, 4) + Traffic(10, 20, 30, 40) == Traffic(11, 22, 33, 44)

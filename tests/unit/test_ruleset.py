@@ -34,6 +34,23 @@ def test_own_table_is_intact(fwmark: int) -> None:
     assert parse_table(listing(fwmark)) == Table(True, frozenset(), fwmark)
 
 
+@pytest.mark.parametrize(
+    ("flags", "intact"),
+    [
+        (["owner", "persist"], True),
+        ("persist", True),
+        ("owner", False),
+        ("dormant", False),
+        (["dormant", "persist"], False),
+    ],
+)
+def test_flags_of_the_table(flags: object, intact: bool) -> None:
+    """A table that outlives its owner is intact, with its owner and without, and no other flags."""
+    entries = listing(MARK)
+    entries[1]["table"]["flags"] = flags
+    assert parse_table(entries).intact is intact
+
+
 @pytest.mark.parametrize("position", range(1, len(listing(MARK))))
 def test_missing_object(position: int) -> None:
     """A table that lacks any one of its objects is not intact."""
@@ -73,7 +90,7 @@ def test_extra_object(position: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("hook", "input"), ("prio", 0), ("policy", "drop"), ("type", "route")]
+    ("key", "value"), [("hook", "ingress"), ("prio", 0), ("policy", "drop"), ("type", "route")]
 )
 @pytest.mark.parametrize(
     "position", [i for i in positions("chain") if "hook" in listing(MARK)[i]["chain"]]
@@ -215,7 +232,10 @@ def test_few_requests_for_each_container() -> None:
     numbers = ("256 elements", "256 elements", "256 elements", "232 elements")
     assert [request.words for request in requests] == [
         f"delete {number} from {name}"
-        for name in ("external", "inbound", "internal", "outbound")
+        for name in (
+            *("external", "inbound", "internal", "outbound"),
+            *("untranslated_in", "untranslated_out"),
+        )
         for number in numbers
     ]
 

@@ -346,7 +346,7 @@ def test_a_flood_is_answered_by_few_passes() -> None:
 
 def test_retries_do_not_put_off_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """After many passes that failed in a row, a trigger waits no longer than in a flood."""
-    monkeypatch.setattr("vm_onetoone_nat.service.runner._RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr("vm_onetoone_nat.internal_errors.RETRY_SECONDS", (0.01,))
     failures = 5 * PASSES
     begun: list[float] = []
 

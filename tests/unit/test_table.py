@@ -29,6 +29,7 @@ def test_table() -> None:
     idle = replace(entry(2, MappingState.INACTIVE, "domain 'el7-x86_64-102' is not running"))
     assert render_report(report(entry(1), idle, entry(3, MappingState.CONFLICT, REASON))) == [
         "1 of 3 active, uplink wlp0s20f3, libvirt connected, daemon up 1d00",
+        "untranslated packets dropped: 13",
         "",
         "EXTERNAL      STATE     FOR GUEST          INTERNAL        BY       CONN BYTES",
         "192.168.1.101 active   1d00 el7-x86_64-101 192.168.122.101 reserved  302  8.0M",
@@ -66,10 +67,10 @@ def test_width(width: int) -> None:
     lines = render_report(report(long, wide, entry(3, MappingState.ERROR, REASON)), width)
     assert max(map(shown, lines)) == max(width, 70)
     assert sum("…" in line for line in lines) == (3 if width < 80 else 2)
-    assert " ".join(" ".join(lines[6:]).split()) == REASON
+    assert " ".join(" ".join(lines[7:]).split()) == REASON
     short = render_report(report(entry(1)), 132)
-    assert guest_name(1) in short[3]
-    assert "  active  " in short[3], "two spaces between columns where there is room"
+    assert guest_name(1) in short[4]
+    assert "  active  " in short[4], "two spaces between columns where there is room"
 
 
 @given(reports, st.integers(40, 200))

@@ -20,6 +20,7 @@ from vm_onetoone_nat.decide.host_writes import (
 )
 from vm_onetoone_nat.decide.nft_writes import (
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -42,6 +43,7 @@ IN_ORDER: tuple[Write, ...] = (
     EnableIpForward(),
     DeleteAddress(ADDRESS),
     ClearHairpin("vnet0"),
+    AdoptTable(),
     RemoveTable(),
     InstallTable(0x100000),
     DeleteElement(ELEMENT),

@@ -27,9 +27,12 @@ from vm_onetoone_nat.model.nat_table import (
     INTERNAL,
     OUTBOUND,
     RESTRICT,
+    UNTRANSLATED_IN,
+    UNTRANSLATED_OUT,
     UPLINK,
     Element,
     element,
+    translations,
 )
 from vm_onetoone_nat.model.status import Cause, MappingState, MappingStatus
 from vm_onetoone_nat.model.store import Stored
@@ -79,6 +82,13 @@ def without(desired: Desired, refused: Refused, observed: Observed) -> Desired:
     )
 
 
+def with_elements(desired: Desired, elements: frozenset[Element]) -> Desired:
+    """The desired state with these elements, and only the addresses that they translate."""
+    translated = {pair.external for pair in translations(elements)}
+    addresses = tuple(a for a in desired.addresses if a.interface.ip in translated)
+    return replace(desired, elements=elements, addresses=addresses)
+
+
 def _refused(mapping: Mapping, reason: str) -> MappingStatus:
     return MappingStatus(mapping, MappingState.ERROR, reason, Cause.REFUSED_BY_KERNEL)
 
@@ -122,6 +132,8 @@ def mapping_elements(mapping: Mapping) -> tuple[Element, ...]:
         element(INTERNAL, (internal,), external),
         element(INBOUND, (external,), RESTRICT if restricted else ADMIT),
         element(OUTBOUND, (internal,)),
+        element(UNTRANSLATED_IN, (external,)),
+        element(UNTRANSLATED_OUT, (internal,)),
     )
     if not restricted:
         return translation

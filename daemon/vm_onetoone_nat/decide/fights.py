@@ -5,6 +5,7 @@ is repeated too often is a fight.
 """
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from math import inf
 
@@ -46,17 +47,19 @@ class Fights:
         self._objects: dict[str, _Object] = {}
         self._desired: Desired | None = None
 
-    def hold(self, now: float, plan: Plan) -> Plan:
-        """The plan without the writes that are held back now."""
-        held = {what for what, known in self._objects.items() if known.held_until > now}
-        if not held:
-            return plan
-        return Plan(tuple(write for write in plan.writes if write.key not in held))
+    def held(self, now: float) -> frozenset[str]:
+        """The keys of the writes that are held back now."""
+        return frozenset(key for key, known in self._objects.items() if known.held_until > now)
 
     def written(
-        self, now: float, plan: Plan, desired: Desired, triggers: Triggers
+        self, now: float, plans: Collection[Plan], desired: Desired, triggers: Triggers
     ) -> tuple[Fight, ...]:
-        """Record what a pass wrote, with its triggers; return the fights that begin with it."""
+        """Record what a pass wrote, with its triggers; return the fights that begin with it.
+
+        A pass is one repair of an object, however many of its plans have a write of it.
+        """
+        if not plans:
+            return ()
         same = self._desired is not None and desired.content == self._desired.content
         self._desired = desired
         self._objects = {
@@ -68,7 +71,8 @@ class Fights:
         if not same:
             return ()
         fights = []
-        for what in dict.fromkeys(w.key for w in plan.writes if w.key is not None):
+        keys = (write.key for plan in plans for write in plan.writes)
+        for what in dict.fromkeys(key for key in keys if key is not None):
             known = self._objects.setdefault(what, _Object())
             known.repairs.append(now)
             again = known.holds > 0 and known.held_until > -inf

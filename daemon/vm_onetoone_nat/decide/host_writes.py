@@ -50,7 +50,10 @@ class EnableIpForward(Write):
 
 @dataclass(frozen=True, slots=True)
 class _AddressWrite(Write):
+    """`part_of` is the key of the write that adds the address's translation."""
+
     address: Address
+    part_of: str | None = None
 
     @property
     def words(self) -> str:
@@ -62,7 +65,7 @@ class _AddressWrite(Write):
 
     @property
     def key(self) -> str:
-        return self.words
+        return self.part_of or self.words
 
 
 class DeleteAddress(_AddressWrite):
@@ -92,12 +95,19 @@ class AddAddress(_AddressWrite):
 
 @dataclass(frozen=True, slots=True)
 class _HairpinWrite(Write):
+    """`part_of` is the key of the write that records the port in our table."""
+
     port: str
+    part_of: str | None = None
     about = HAIRPIN_REASON
 
     @property
     def words(self) -> str:
         return f"hairpin on bridge port {self.port}"
+
+    @property
+    def key(self) -> str:
+        return self.part_of or self.words
 
 
 class ClearHairpin(_HairpinWrite):
@@ -118,10 +128,6 @@ class SetHairpin(_HairpinWrite):
     __slots__ = ()
     order = Order.SET_HAIRPIN
     adds = True
-
-    @property
-    def key(self) -> str:
-        return self.words
 
     @property
     def inverse(self) -> Write:

@@ -22,10 +22,24 @@ class RemoveTable(NftWrite):
 
 
 @dataclass(frozen=True, slots=True)
+class AdoptTable(NftWrite):
+    """Become the owner of our table, whose owner has ended. It stays as it is."""
+
+    order = Order.ADOPT_TABLE
+    adds = True
+    words = f"ownership of {TABLE_KEY}"
+    about = "only its owner can change the table, and 'nft flush ruleset' leaves it alone"
+
+
+@dataclass(frozen=True, slots=True)
 class InstallTable(NftWrite):
-    """Replace our table by the static one with this mark bit, which has no elements."""
+    """Replace our table by the static one with this mark bit, which has no elements.
+
+    `persistent`: this process becomes its owner, and it outlives the process.
+    """
 
     fwmark: int
+    persistent: bool = False
     order = Order.INSTALL_TABLE
     adds = True
     key = TABLE_KEY
@@ -42,7 +56,7 @@ class InstallTable(NftWrite):
 
 @dataclass(frozen=True, slots=True)
 class _ElementWrite(NftWrite):
-    """`part_of` is the key of a write that this one is part of, such as InstallTable."""
+    """`part_of` is the key of a write that this one depends on, such as InstallTable."""
 
     element: Element
     part_of: str | None = None

@@ -20,6 +20,7 @@ from vm_onetoone_nat.decide.host_writes import (
 from vm_onetoone_nat.decide.nft_writes import (
     TABLE_KEY,
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -35,6 +36,8 @@ from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.nat_table import (
     EXTERNAL,
     HAIRPIN,
+    INTERNAL,
+    Container,
     Element,
     Translation,
     element,
@@ -66,13 +69,25 @@ def plan(
     `unrecorded` are the allocations that the store lacks; None: it lacks none.
     """
     elements = desired.elements | _hairpin_records(observed, desired)
+    first = (
+        *map(DeleteAddress, _stale_addresses(observed, desired)),
+        *map(ClearHairpin, _stale_hairpins(observed, elements)),
+    )
+    table = tuple(_table(observed, desired, elements, first))
+    added = _keys(write for write in table if isinstance(write, AddElement))
     return Plan(
         (
             *_settings(observed, desired, unrecorded),
-            *map(DeleteAddress, _stale_addresses(observed, desired)),
-            *map(AddAddress, _missing_addresses(observed, desired)),
-            *_hairpin_flags(observed, elements),
-            *_table(observed, desired, elements),
+            *first,
+            *table,
+            *(
+                SetHairpin(port, added.get((HAIRPIN, (port,))))
+                for port in _missing_hairpins(observed, elements)
+            ),
+            *(
+                AddAddress(each, added.get((EXTERNAL, (str(each.interface.ip),))))
+                for each in _missing_addresses(observed, desired)
+            ),
             *_accepts(observed, desired.fwmark),
         )
     )
@@ -98,6 +113,14 @@ def removal(observed: Observed, fwmark: int) -> Plan:
     )
 
 
+def is_replaced(observed: Observed, fwmark: int) -> bool:
+    """Whether our table cannot stay, or does not exist: a plan installs it with all elements."""
+    table = observed.table
+    if table is None or not table.intact:
+        return True
+    return (table.fwmark, table.persistent) != (fwmark, observed.persistent)
+
+
 def describe(planned: Plan) -> tuple[str, ...]:
     """The plan as lines of text, `+` for additions and `-` for removals."""
     return tuple(str(write) for write in planned.writes if write.shown)
@@ -116,34 +139,78 @@ def _present(observed: Observed) -> frozenset[Element]:
     return observed.table.elements if observed.table is not None else frozenset()
 
 
-def _table(observed: Observed, desired: Desired, elements: frozenset[Element]) -> Iterator[Write]:
-    """Our table with these elements, and the connections that the change concerns."""
+def _table(
+    observed: Observed, desired: Desired, elements: frozenset[Element], first: Iterable[Write]
+) -> Iterator[Write]:
+    """Our table with these elements, and the connections that the change concerns.
+
+    `first` are the writes before it.
+    """
     table, present = observed.table, _present(observed)
-    replaced = table is None or not table.intact or table.fwmark != desired.fwmark
+    replaced = is_replaced(observed, desired.fwmark)
     # A table without its chains or rules did not translate, whatever elements it had.
-    added = elements if replaced else elements - present
-    whole = TABLE_KEY if replaced else None
+    additions = tuple(_additions(elements if replaced else elements - present, replaced))
+    deletions: tuple[DeleteElement, ...] = ()
     if replaced:
-        yield InstallTable(desired.fwmark)
+        yield InstallTable(desired.fwmark, observed.persistent)
     else:
-        yield from map(DeleteElement, in_order(present - elements))
-    yield from (AddElement(each, whole) for each in in_order(added))
+        if table is not None and not table.owned:
+            yield AdoptTable()
+        deletions = tuple(_deletions(present - elements, additions, first))
+    yield from (*deletions, *additions)
+    deleted = _keys(deletions)
     for pair in _by_external(translations(present - elements)):
-        yield FlushTranslated(pair, whole or _key(pair))
-    new = translations(added)
+        yield FlushTranslated(pair, TABLE_KEY if replaced else deleted[_place(pair)])
+    added = _keys(additions)
+    new = translations(write.element for write in additions)
     to_flush = new
     if observed.flushed is not None:
         # The previous process may have ended after it wrote the elements, before it flushed.
         to_flush = new | (translations(elements) - observed.flushed)
     hosts = host_sources(observed) if to_flush else frozenset()
     for pair in _by_external(to_flush):
-        part_of = (whole or _key(pair)) if pair in new else None
-        yield FlushBypassing(pair, part_of, hosts)
+        yield FlushBypassing(pair, added[_place(pair)] if pair in new else None, hosts)
 
 
-def _key(pair: Translation) -> str:
-    """The key of the writes that add and delete a translation."""
-    return AddElement(element(EXTERNAL, (str(pair.external),), str(pair.internal))).key
+def _additions(added: Iterable[Element], replaced: bool) -> Iterator[AddElement]:
+    """These elements, as part of the table if it is replaced.
+
+    The source NAT to an address is part of the destination NAT of it: without the latter the
+    address is not on the uplink, and replies would not come back.
+    """
+    ordered = in_order(added)
+    dnats = {e.key[0]: str(e) for e in ordered if e.container is EXTERNAL and not replaced}
+    for each in ordered:
+        dnat = dnats.get(each.value) if each.container is INTERNAL else None
+        yield AddElement(each, TABLE_KEY if replaced else dnat)
+
+
+def _deletions(
+    removed: Iterable[Element], additions: Iterable[AddElement], first: Iterable[Write]
+) -> Iterator[DeleteElement]:
+    """These elements, each as part of the one that replaces it, or of what is written before it."""
+    before: dict[_Place, str] = {}
+    for write in first:
+        if isinstance(write, DeleteAddress):
+            before[EXTERNAL, (str(write.address.interface.ip),)] = write.key
+        elif isinstance(write, ClearHairpin):
+            before[HAIRPIN, (write.port,)] = write.key
+    known = before | _keys(additions)
+    for each in in_order(removed):
+        yield DeleteElement(each, known.get((each.container, each.key)))
+
+
+_Place = tuple[Container, tuple[str, ...]]
+"""Where an element is: one place has one element at most."""
+
+
+def _place(pair: Translation) -> _Place:
+    return EXTERNAL, (str(pair.external),)
+
+
+def _keys(writes: Iterable[AddElement | DeleteElement]) -> dict[_Place, str]:
+    """The keys of these writes, by the place of their elements."""
+    return {(write.element.container, write.element.key): write.key for write in writes}
 
 
 def _by_external(pairs: Iterable[Translation]) -> tuple[Translation, ...]:
@@ -170,11 +237,13 @@ def _marks(observed: Observed, fwmark: int) -> frozenset[int]:
     return frozenset(before | {fwmark})
 
 
-def _hairpin_flags(observed: Observed, elements: frozenset[Element]) -> Iterator[Write]:
+def _stale_hairpins(observed: Observed, elements: frozenset[Element]) -> tuple[str, ...]:
     recorded = _hairpins(_present(observed)) | observed.hairpins_set
-    wanted = _hairpins(elements)
-    yield from map(ClearHairpin, sorted((recorded - wanted) & observed.hairpins))
-    yield from map(SetHairpin, sorted(wanted - observed.hairpins))
+    return tuple(sorted((recorded - _hairpins(elements)) & observed.hairpins))
+
+
+def _missing_hairpins(observed: Observed, elements: frozenset[Element]) -> tuple[str, ...]:
+    return tuple(sorted(_hairpins(elements) - observed.hairpins))
 
 
 def _accepts(observed: Observed, fwmark: int) -> Iterator[Write]:

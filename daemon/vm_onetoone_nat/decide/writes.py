@@ -5,10 +5,12 @@ the commands of those of `nft_writes`. Nobody else needs to know the kinds.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import ClassVar
 
+from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.model.host import Address, ChainName
 from vm_onetoone_nat.model.nat_table import Element, Translation
 from vm_onetoone_nat.model.status import Cause
@@ -28,6 +30,7 @@ class Order(IntEnum):
     DELETE_ADDRESS = auto()
     CLEAR_HAIRPIN = auto()
     # One nftables transaction; `REQUESTS` of `ruleset` has the order inside it.
+    ADOPT_TABLE = auto()
     REMOVE_TABLE = auto()
     INSTALL_TABLE = auto()
     DELETE_ELEMENT = auto()
@@ -85,6 +88,14 @@ class Write(ABC):
         return None
 
     @property
+    def part_of(self) -> str | None:
+        """The key of the write of the same plan that this one depends on; None if on none.
+
+        It has that key then. It is not made if the other one fails.
+        """
+        return None
+
+    @property
     def reason(self) -> str:
         """The reason for the error of `cause`."""
         return "the kernel lacks a part of it: see 'plan'"
@@ -96,6 +107,19 @@ class Write(ABC):
 
     def __str__(self) -> str:
         return f"{'+' if self.adds else '-'} {self.words}"
+
+
+class WritesFailed(KernelError):
+    """Some writes of a plan failed. `writes` are these, and those that depend on them."""
+
+    def __init__(self, message: str, writes: frozenset[Write]) -> None:
+        super().__init__(message)
+        self.writes = writes
+
+
+def excluding(writes: Iterable[Write], keys: Set[str]) -> tuple[Write, ...]:
+    """The writes that have none of these keys, in their order."""
+    return tuple(write for write in writes if write.key not in keys)
 
 
 class StoreWrite(Write):
@@ -110,3 +134,9 @@ class NftWrite(Write):
 
     __slots__ = ()
     cause = Cause.RULES_MISSING
+
+
+def depending(writes: Iterable[Write], failed: Iterable[Write]) -> frozenset[Write]:
+    """Those of the writes that depend on one that failed, alone or with its transaction."""
+    keys = {w.key for w in failed if w.part_of is None or isinstance(w, NftWrite)} - {None}
+    return frozenset(write for write in writes if write.part_of in keys)

@@ -19,8 +19,9 @@ from vm_onetoone_nat.decide.host_writes import (
 )
 from vm_onetoone_nat.decide.plan import Plan
 from vm_onetoone_nat.decide.uplink import choose
-from vm_onetoone_nat.decide.writes import NftWrite, StoreWrite, Write
+from vm_onetoone_nat.decide.writes import NftWrite, StoreWrite, Write, WritesFailed, depending
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
+from vm_onetoone_nat.internal_errors import Work, contain
 from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.addresses import Addresses
 from vm_onetoone_nat.kernel.arp import NOT_PROBING, Arp, Detection, RecordedConflicts
@@ -40,7 +41,8 @@ class Kernel:
     """The network namespace in which it was created. Use it from one thread.
 
     `runtime` is the directory for files that last until the daemon stops. `arp` does the conflict
-    detection; None reads the running daemon's record.
+    detection; None is for a command, which reads the running daemon's record and whose process does
+    not own our table.
     """
 
     def __init__(self, runtime: Path, arp: Arp | None = None) -> None:
@@ -49,7 +51,7 @@ class Kernel:
         self._detection = arp or RecordedConflicts(conflicts_path(runtime))
         self._addresses = Addresses(runtime / "addresses.json")
         self._bridge = Bridge(self._netlink)
-        self._nft = Nft()
+        self._nft = Nft(owner=arp is not None)
         self._flushed: set[Translation] = set()
 
     def close(self) -> None:
@@ -105,6 +107,7 @@ class Kernel:
             routes=routes,
             neighbours=neighbours,
             obstacles=obstacles,
+            persistent=self._nft.persistent,
             flushed=None if self._arp is None else frozenset(self._flushed),
         )
 
@@ -143,12 +146,12 @@ class Kernel:
         return Detection(unavailable, found.probed)
 
     def apply(self, plan: Plan) -> None:
-        """Write the plan, in its order. Raises KernelError, and TransactionRefused.
+        """Write the plan, in its order. Raises WritesFailed, and TransactionRefused.
 
         Writes to the store are not the kernel's: the caller has made them.
 
-        If one part fails, the others are tried all the same. Only after a refused transaction
-        nothing more is written.
+        If one write fails, those that do not depend on it are made all the same. Only after a
+        refused transaction nothing more is written.
         """
         failures = _Failures()
         # What the plan flushes has not been flushed until it has done so.
@@ -168,22 +171,31 @@ class Kernel:
 
 
 class _Failures:
-    """Collects errors, so that the writes after a failed one are still tried."""
+    """Collects errors, so that the writes that do not depend on a failed one are still made."""
 
     def __init__(self) -> None:
         self._errors: list[KernelError] = []
+        self._writes: set[Write] = set()
 
-    def attempt(self, write: Callable[..., object], *arguments: object) -> None:
+    def attempt(self, apply: "Applier", kernel: Kernel, writes: Sequence[Write]) -> None:
+        hindered = depending(writes, self._writes)
+        self._writes |= hindered
+        possible = tuple(write for write in writes if write not in hindered)
+        if not possible:
+            return
         try:
-            write(*arguments)
+            with contain(Work.WRITE, raises=KernelError):
+                apply(kernel, possible)
         except TransactionRefused:
             raise
         except KernelError as error:
             self._errors.append(error)
+            self._writes |= error.writes if isinstance(error, WritesFailed) else set(possible)
 
     def raise_any(self) -> None:
         if self._errors:
-            raise KernelError("; ".join(str(error) for error in self._errors))
+            text = "; ".join(str(error) for error in self._errors)
+            raise WritesFailed(text, frozenset(self._writes))
 
 
 def conflicts_path(runtime: Path) -> Path:
@@ -228,7 +240,7 @@ def _each(kind: type[W], apply: Callable[[Kernel, W], None]) -> tuple[type[Write
     def apply_each(kernel: Kernel, writes: Sequence[W]) -> None:
         failures = _Failures()
         for write in writes:
-            failures.attempt(apply, kernel, write)
+            failures.attempt(lambda kernel, ws: apply(kernel, *ws), kernel, (write,))
         failures.raise_any()
 
     return kind, apply_each

@@ -12,6 +12,7 @@ import nftables
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.messages.nft_table import TABLE_JSON
+from vm_onetoone_nat.model.nat_table import TABLE
 from vm_onetoone_nat.model.traffic import Counters, parse_counters
 
 Json = dict[str, Any]
@@ -28,6 +29,21 @@ class Libnftables:
         self._nftables = nftables.Nftables()
         self._nftables.set_handle_output(True)
         self._nftables.set_stateless_output(stateless)
+
+    def knows_flags(self) -> bool:
+        """Whether it knows the flags of tables: else it cannot list a table that has some.
+
+        1.0.6 ignores them in a command, also one that does not exist. The command is not executed.
+        """
+        table = {"family": "inet", "name": f"{TABLE}_flags", "flags": ["unknown"]}
+        self._nftables.set_dry_run(True)
+        try:
+            self.run(json.dumps({"nftables": [{"add": {"table": table}}]}))
+        except KernelError:
+            return True
+        finally:
+            self._nftables.set_dry_run(False)
+        return False
 
     def list_table(self) -> list[Json]:
         """The objects of our table, which exists. Raises KernelError."""

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 from vm_onetoone_nat.decide.writes import NftWrite
-from vm_onetoone_nat.errors import TransactionRefused
+from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.kernel.libnftables import Libnftables, UnreadableListing
 from vm_onetoone_nat.kernel.messages import nft_rules
 from vm_onetoone_nat.kernel.messages.nft_accept import FORWARD_CHAINS, foreign_chain, obstacle
-from vm_onetoone_nat.kernel.messages.nft_rules import ListedChain, Rule, TableName
+from vm_onetoone_nat.kernel.messages.nft_objects import own_table
+from vm_onetoone_nat.kernel.messages.nft_rules import ListedChain, ListedTable, Rule, TableName
 from vm_onetoone_nat.kernel.messages.nft_table import parse_table
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.kernel.messages.ruleset import batch, transaction
@@ -40,9 +42,14 @@ class _Foreign:
 
 
 class Nft:
-    """The whole ruleset. Not thread-safe: use it from the thread that reconciles."""
+    """The whole ruleset. Not thread-safe: use it from the thread that reconciles.
 
-    def __init__(self) -> None:
+    `owner`: where nftables knows tables with an owner, ours has to belong to this object. The owner
+    is its socket, which it keeps while it exists.
+    """
+
+    def __init__(self, *, owner: bool = False) -> None:
+        self._owner = owner
         self._libnftables = Libnftables(stateless=True)
         self._netlink = Netlink(NETFILTER, "nftables")
         self.generation = 0
@@ -53,6 +60,19 @@ class Nft:
     def close(self) -> None:
         """Close the socket."""
         self._netlink.close()
+
+    @cached_property
+    def persistent(self) -> bool:
+        """Whether nftables knows tables that only their owner writes, and that outlive it.
+
+        The kernel has to know them, and libnftables to list them. Nothing is written.
+        """
+        if not self._libnftables.knows_flags():
+            return False
+        with suppress(OSError):
+            self._netlink.send(batch([own_table(f"{TABLE}_flags")], commit=False))
+            return not any(answer.results for answer in self._netlink.waiting())
+        return False
 
     def observe(
         self, fwmark: int
@@ -65,12 +85,14 @@ class Nft:
         before, self.generation = self.generation, self._generation()
         if self.generation != before:
             self._wait_for_writer()
-        tables = frozenset(self._list(nft_rules.list_tables(), nft_rules.tables))
+        listed = self._list(nft_rules.list_tables(), nft_rules.tables)
+        ours = next((table for table in listed if table.name == _OURS), None)
+        tables = frozenset(table.name for table in listed)
         chains = {chain.name: (chain, rules) for chain, rules in self._chains(tables)}
         found = (obstacle(*chains[name], fwmark) for name in chains if name not in FORWARD_CHAINS)
         present = (name for name in FORWARD_CHAINS if name in chains)
         return (
-            self._table() if _OURS in tables else None,
+            self._with_owner(self._table(), ours) if ours is not None else None,
             tuple(foreign_chain(name, chains[name][1]) for name in present),
             tuple(each for each in found if each is not None),
         )
@@ -94,15 +116,27 @@ class Nft:
         words = ["the transaction", *(request.words for request in requests)]
         reasons = [f"{os.strerror(error)}: {words[n]}" for error, n in failed.items() if error]
         if reasons:
-            raise _refusal(reasons)
+            raise _refusal(reasons, self._other_owner())
+
+    def _other_owner(self) -> int | None:
+        """The netlink port of another process to which our table belongs."""
+        with suppress(KernelError):
+            for table in self._list(nft_rules.list_tables(), nft_rules.tables):
+                if table.name == _OURS and table.owner != self._netlink.portid:
+                    return table.owner
+        return None
+
+    def _with_owner(self, table: Table, listed: ListedTable) -> Table:
+        owned = listed.owner == self._netlink.portid if self._owner else listed.owner is not None
+        return replace(table, persistent=listed.persistent, owned=owned or not listed.persistent)
 
     def _table(self) -> Table:
         """Our table; not listed again while the ruleset generation is the same.
 
         Every transaction in this network namespace begins a new generation, and only a transaction
-        changes our table: its elements have no timeout, no rule adds any, and it has no owner with
-        which it would disappear. `observe` has just listed that it exists, after the transaction
-        that began this generation was complete.
+        changes our table, apart from its owner: its elements have no timeout, no rule adds any, and
+        it outlives its owner. `observe` has just listed that it exists, after the transaction that
+        began this generation was complete.
         """
         if self._listed is not None and self._listed[0] == self.generation:
             return self._listed[1]
@@ -155,7 +189,14 @@ class Nft:
         return nft_rules.generation(answer)
 
 
-def _refusal(reasons: Sequence[str]) -> TransactionRefused:
+def _refusal(reasons: Sequence[str], owner: int | None = None) -> TransactionRefused:
+    if owner is not None:
+        table = f"table {_OURS.family} {_OURS.name}"
+        return TransactionRefused(
+            f"nftables refused a transaction: {table} belongs to another process, "
+            f"netlink port {owner}",
+            hint=f"end the program that 'nft list {table}' names in its first line",
+        )
     return TransactionRefused(
         f"nftables refused a transaction: {'; '.join(reasons)}",
         hint="the daemon retries; 'nft monitor' shows what other programs write",

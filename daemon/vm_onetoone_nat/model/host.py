@@ -148,6 +148,7 @@ class Observed:
     added. None: no probing.
     `links`: all interfaces. `routes`: the default routes.
     `neighbours`: entries of the neighbour table on bridges.
+    `persistent`: nftables has tables that only their owner writes, and that outlive it.
     `flushed`: translations for which this process has flushed bypassing connections; None: this
     process does not flush.
     """
@@ -167,6 +168,7 @@ class Observed:
     routes: tuple[DefaultRoute, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
+    persistent: bool = False
     flushed: frozenset[Translation] | None = None
 
     def translated(self, external: IPAddress) -> IPAddress | None:

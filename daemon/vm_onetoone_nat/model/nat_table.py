@@ -25,6 +25,9 @@ SNAT_PRIORITY = 95
 MARK_PRIORITY = -5
 """Before the chains that accept our mark, at filter (0)."""
 
+UNTRANSLATED_PRIORITY = 105
+"""After source NAT, which is at srcnat (100) for the chains of all programs."""
+
 
 class Part(Enum):
     """What a part of a key, or the value of a map, is."""
@@ -104,6 +107,23 @@ OUTBOUND = Container(
 )
 """Internal addresses whose own connections through the uplink are accepted."""
 
+UNTRANSLATED_IN = Container(
+    "untranslated_in",
+    (Part.ADDRESS,),
+    lambda key, _: f"drop packets to {key[0]} that are not translated",
+    counted=True,
+    by_external=True,
+)
+"""External addresses: a packet to one that reaches the host itself was not translated."""
+
+UNTRANSLATED_OUT = Container(
+    "untranslated_out",
+    (Part.ADDRESS,),
+    lambda key, _: f"drop packets from {key[0]} that are not translated",
+    counted=True,
+)
+"""Internal addresses: a packet that leaves through the uplink with one was not translated."""
+
 ALLOWED = Container(
     "allowed",
     (Part.ADDRESS, Part.NETWORK, Part.PROTOCOL, Part.PORTS),
@@ -128,7 +148,17 @@ HAIRPIN = Container(
 )
 """Not used for packets: records the bridge ports whose hairpin flag is ours to clear."""
 
-CONTAINERS = (EXTERNAL, INTERNAL, INBOUND, OUTBOUND, ALLOWED, UPLINK, HAIRPIN)
+CONTAINERS = (
+    EXTERNAL,
+    INTERNAL,
+    INBOUND,
+    OUTBOUND,
+    UNTRANSLATED_IN,
+    UNTRANSLATED_OUT,
+    ALLOWED,
+    UPLINK,
+    HAIRPIN,
+)
 """All, in the order of their declarations. NAT is looked up once for each connection, forwarding
 for each packet: the counters of the first two count connections, the others packets."""
 
@@ -191,12 +221,16 @@ def translations(elements: Iterable[Element]) -> frozenset[Translation]:
 class Table:
     """Our table. `intact` is false if chains, rules or declarations differ from ours.
 
-    `fwmark` is the mark bit that the table sets; None if its rules do not show one.
+    `fwmark` is the mark bit that the table sets; None if its rules do not show one. `persistent`:
+    its owner alone may write to it, and it outlives the owner. `owned` is false if such a table has
+    no owner, or has to be this process's and is not.
     """
 
     intact: bool
     elements: frozenset[Element] = frozenset()
     fwmark: int | None = None
+    persistent: bool = False
+    owned: bool = True
 
     @cached_property
     def translations(self) -> dict[IPAddress, IPAddress]:

@@ -16,6 +16,8 @@ from vm_onetoone_nat.model.nat_table import (
     INBOUND,
     INTERNAL,
     OUTBOUND,
+    UNTRANSLATED_IN,
+    UNTRANSLATED_OUT,
     Container,
 )
 
@@ -24,17 +26,22 @@ _COUNTED = {container.name: container for container in CONTAINERS if container.c
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Connections, and the forwarded packets and bytes in both their directions."""
+    """Connections, and the forwarded packets and bytes in both their directions.
+
+    `dropped`: packets of their initiator that NAT left alone, such as those in no connection.
+    """
 
     connections: int = 0
     packets: int = 0
     bytes: int = 0
+    dropped: int = 0
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(
             self.connections + other.connections,
             self.packets + other.packets,
             self.bytes + other.bytes,
+            self.dropped + other.dropped,
         )
 
 
@@ -77,16 +84,21 @@ def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
                         by_address = counted.setdefault(container, {})
                         by_address[address(key)] = packets, size
     return Counters(
-        _joined(counted.get(EXTERNAL, {}), counted.get(INBOUND, {})),
-        _joined(counted.get(INTERNAL, {}), counted.get(OUTBOUND, {})),
+        _joined(*(counted.get(each, {}) for each in (EXTERNAL, INBOUND, UNTRANSLATED_IN))),
+        _joined(*(counted.get(each, {}) for each in (INTERNAL, OUTBOUND, UNTRANSLATED_OUT))),
     )
 
 
+_Counted = dict[IPAddress, tuple[int, int]]
+"""Packets and bytes by address."""
+
+
 def _joined(
-    translated: dict[IPAddress, tuple[int, int]], forwarded: dict[IPAddress, tuple[int, int]]
+    translated: _Counted, forwarded: _Counted, dropped: _Counted
 ) -> dict[IPAddress, Traffic]:
     """NAT maps count connections: they are looked up for the first packet of each only."""
+    none = 0, 0
     return {
-        each: Traffic(translated.get(each, (0, 0))[0], packets, size)
+        each: Traffic(translated.get(each, none)[0], packets, size, dropped.get(each, none)[0])
         for each, (packets, size) in forwarded.items()
     }

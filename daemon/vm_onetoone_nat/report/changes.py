@@ -73,6 +73,8 @@ class _Reasons:
             return "our table does not exist"
         if observed.fwmark not in (None, self._seen.desired.fwmark):
             return "'settings.fwmark' has changed"
+        if observed.persistent != self._seen.observed.persistent:
+            return "our table has to have an owner, so that no other program can change it"
         return "another program changed our table"
 
     @_why.register

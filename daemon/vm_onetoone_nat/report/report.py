@@ -56,12 +56,16 @@ class Passes:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The daemon that answered; `seconds` is its uptime."""
+    """The daemon that answered; `seconds` is its uptime.
+
+    `internal_errors` counts its internal errors, by the work in which they occurred.
+    """
 
     pid: int
     version: str
     seconds: float
     passes: Passes
+    internal_errors: ReadOnly[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

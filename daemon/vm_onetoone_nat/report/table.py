@@ -36,6 +36,8 @@ def render_report(report: Report, width: int = WIDTH, *, colour: bool = False) -
     if excess > 0:
         widths[_GUEST] = max(min(_NARROWEST, widths[_GUEST]), widths[_GUEST] - excess)
     lines = [_summary(report)]
+    if dropped := sum(t.dropped for e in report.entries for t in (e.inbound, e.outbound) if t):
+        lines.append(f"untranslated packets dropped: {amount(dropped)}")
     if rows:
         lines += ["", gap.join(_fit(_HEADINGS, widths)).rstrip()]
     for entry, row in zip(report.entries, rows, strict=True):

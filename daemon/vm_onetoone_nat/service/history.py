@@ -4,6 +4,7 @@ from collections.abc import Mapping as ReadOnly
 from dataclasses import dataclass, field, replace
 
 from vm_onetoone_nat.decide.reconcile import Outcome
+from vm_onetoone_nat.decide.writes import StoreWrite
 from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.status import MappingState
 from vm_onetoone_nat.model.traffic import Counters
@@ -40,9 +41,10 @@ class History:
         again = bool(outcome.written) and self._held == desired.content
         self._held = None if outcome.failures else desired.content
         passes = self._timed(now - began, failed=bool(outcome.failures))
-        if outcome.written:
+        writes = [write for plan in outcome.written for write in plan.writes]
+        if any(not isinstance(write, StoreWrite) for write in writes):
             passes = replace(passes, wrote=passes.wrote + 1)
-            if again and any(w.restores for plan in outcome.written for w in plan.writes):
+            if again and any(write.restores for write in writes):
                 passes = replace(passes, repairs=_counted(passes.repairs, triggers))
         known = {(subject, state): at for subject, state, at in self._moment.since}
         since = []
@@ -53,17 +55,22 @@ class History:
         self._moment = _Moment(outcome, tuple(since), passes)
 
     def failed(self, began: float, now: float) -> None:
-        """Record a pass that could not observe the kernel."""
+        """Record a pass that did not come to an outcome."""
         self._moment = replace(self._moment, passes=self._timed(now - began, failed=True))
 
     def report(
-        self, now: float, pid: int, version: str, counters: Counters | None
+        self,
+        now: float,
+        pid: int,
+        version: str,
+        counters: Counters | None,
+        internal_errors: ReadOnly[str, int],
     ) -> Report | None:
         """The state after the last pass that observed it; None before the first."""
         moment = self._moment
         if moment.outcome is None:
             return None
-        running = Running(pid, version, now - self._started, moment.passes)
+        running = Running(pid, version, now - self._started, moment.passes, internal_errors)
         look = moment.outcome.look
         entries = [
             mapped(status, now - at, counters)

@@ -119,6 +119,14 @@ def _daemon(daemon: Running) -> Iterator[Metric]:
     for trigger, count in passes.repairs.items():
         repairs.add_metric([trigger], count)
     yield repairs
+    errors = CounterMetricFamily(
+        f"{_NAME}_internal_errors_total",
+        "Exceptions that nothing expects, by the work that failed.",
+        labels=["where"],
+    )
+    for where, count in daemon.internal_errors.items():
+        errors.add_metric([where], count)
+    yield errors
 
 
 def _host(report: Report) -> Iterator[Metric]:
@@ -149,13 +157,14 @@ def _mappings(entries: tuple[Entry, ...]) -> Iterator[Metric]:
         for state in MappingState:
             states.add_metric([*subject, state.value], float(entry.state is state))
     yield states
-    for figure, documentation in (
-        ("connections", "Translated connections, by initiator."),
-        ("packets", "Packets forwarded in both directions of these connections."),
-        ("bytes", "Bytes of these packets, from the IP header on."),
+    for name, figure, documentation in (
+        ("connections", "connections", "Translated connections, by initiator."),
+        ("packets", "packets", "Packets forwarded in both directions of these connections."),
+        ("bytes", "bytes", "Bytes of these packets, from the IP header on."),
+        ("dropped_packets", "dropped", "Packets dropped since NAT left them alone, by sender."),
     ):
         family = CounterMetricFamily(
-            f"{_NAME}_mapping_{figure}_total", documentation, labels=[*_MAPPING, "initiator"]
+            f"{_NAME}_mapping_{name}_total", documentation, labels=[*_MAPPING, "initiator"]
         )
         for subject, entry in subjects.items():
             for initiator, traffic in (("lan", entry.inbound), ("guest", entry.outbound)):

@@ -1,7 +1,7 @@
 """The queue between event sources and the one thread that reconciles.
 
 An event carries no work, only its trigger. One pass serves all events that are queued. A pass that
-fails is repeated with increasing delay until one succeeds.
+fails, also by an internal error, is repeated with increasing delay until one succeeds.
 """
 
 import logging
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from math import inf
 from queue import Empty, SimpleQueue
 
+from vm_onetoone_nat.internal_errors import Work, contain, retry_seconds
 from vm_onetoone_nat.model.trigger import RESYNC, RETRY, SETTING, START, Trigger, Triggers, texts
 
 RESYNC_SECONDS = 300.0
@@ -24,13 +25,11 @@ EVERY_SECONDS = 0.25
 EVERY_SECONDS; triggers that come faster wait. A guest that starts causes several notifications
 about its interface before libvirt's event."""
 
-_RETRY_SECONDS = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0, 60.0)
-
 log = logging.getLogger(__name__)
 
 
 class Runner:
-    """Runs `reconcile` in the calling thread until `stop`.
+    """Runs `reconcile` in the calling thread until `stop`. No exception of a callable ends it.
 
     `reconcile` takes the triggers and returns the seconds until the next pass at the latest, or
     None if it failed. `is_news` returns whether triggers need a pass at all. `tick` polls inputs
@@ -70,19 +69,25 @@ class Runner:
         """Run passes until `stop`, the first immediately."""
         triggers: Triggers | None = frozenset({START})
         while triggers is not None:
-            log.debug("pass: %s", texts(triggers))
             began = self._clock()
             full_at = max(self._full_at, began) + EVERY_SECONDS
             # A retry does not wait for a token, so it must not delay the triggers after it.
             self._full_at = min(full_at, began + PASSES * EVERY_SECONDS)
-            again = self._reconcile(triggers)
+            again = self._pass(triggers)
             log.debug("the pass took %.1f ms", 1000 * (self._clock() - began))
             if again is None:
-                again = _RETRY_SECONDS[min(self._failed, len(_RETRY_SECONDS) - 1)]
+                again = retry_seconds(self._failed)
                 self._failed += 1
             else:
                 self._failed = 0
             triggers = self._wait(self._clock() + min(again, RESYNC_SECONDS))
+
+    def _pass(self, triggers: Triggers) -> float | None:
+        """One call of `reconcile`; None if it failed."""
+        with contain(Work.PASS):
+            log.debug("pass: %s", texts(triggers))
+            return self._reconcile(triggers)
+        return None
 
     def _wait(self, until: float) -> Triggers | None:
         """The triggers of the next pass, or None to stop."""
@@ -93,12 +98,23 @@ class Runner:
             try:
                 first = self._queue.get(timeout=min(remaining, self._tick_seconds))
             except Empty:
-                if self._tick():
+                if self._setting_changed():
                     return frozenset({SETTING})
                 continue
             triggers = self._gather(first)
-            if triggers is None or self._is_news(triggers):
+            if triggers is None or self._need_a_pass(triggers):
                 return triggers
+
+    def _setting_changed(self) -> bool:
+        with contain(Work.TICK):
+            return self._tick()
+        return False
+
+    def _need_a_pass(self, triggers: Triggers) -> bool:
+        """Whether they are news, or that cannot be found out."""
+        with contain(Work.TRIGGERS):
+            return self._is_news(triggers)
+        return True
 
     def _gather(self, first: Trigger | None) -> Triggers | None:
         """All that is queued, and all that comes until a pass may start; None to stop."""

@@ -6,15 +6,18 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Set
 from math import inf
 from pathlib import Path
 
 from vm_onetoone_nat import __version__
 from vm_onetoone_nat.config.files import check_host, load
 from vm_onetoone_nat.decide.fights import Fights
-from vm_onetoone_nat.decide.reconcile import Look, StoreSide, reconcile, remove
+from vm_onetoone_nat.decide.reconcile import Look, Outcome, reconcile, remove
+from vm_onetoone_nat.decide.sides import StoreSide
 from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
+from vm_onetoone_nat.internal_errors import OCCURRED, Work, contain
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel.arp import Arp
 from vm_onetoone_nat.kernel.bridge import bridge_netfilter
@@ -109,47 +112,54 @@ class Service:
         return is_news(triggers, self._watch.generation, self._kernel.generation)
 
     def _pass(self, triggers: Triggers) -> float | None:
+        """One pass. Whatever fails, it completes a start or reload, and feeds the watchdog.
+
+        A pass that fails has an end all the same, and is repeated. A new process would meet the
+        same fault.
+        """
         seen = kinds(triggers)
         if Kind.RELOAD in seen:
             self._notify.reloading()
-            self._reload()
-        self._bridge_netfilter = bridge_netfilter()
-        began = time.monotonic()
-        if Kind.NEIGHBOUR in seen:
-            self._source.ask_agents_again()
-        try:
-            outcome = reconcile(
-                self._configuration,
-                self._source,
-                self._kernel,
-                self._store,
-                lambda plan: self._fights.hold(time.monotonic(), plan),
-            )
-        except KernelError as error:
+            with contain(Work.RELOAD):
+                self._reload()
+        began, errors = time.monotonic(), OCCURRED.total
+        outcome, line = None, "internal error: see the journal"
+        with contain(Work.PASS):
+            try:
+                outcome = self._reconcile(seen)
+                line = summary(outcome)
+            except KernelError as error:
+                self._log.failed((str(error),))
+                line = f"Cannot read the kernel's state: {error}"
+        self._notify.alive()
+        if seen & {Kind.START, Kind.RELOAD}:
+            self._notify.ready(line)
+        else:
+            self._notify.status(line)
+        if outcome is None:
             self._history.failed(began, time.monotonic())
             self._looked.set()
-            self._log.failed((str(error),))
-            self._notify.ready(f"Cannot read the kernel's state: {error}")
             return None
         self._history.passed(began, time.monotonic(), triggers, outcome)
         self._looked.set()
-        for written in outcome.written:
-            desired = outcome.look.desired
-            for fight in self._fights.written(time.monotonic(), written, desired, triggers):
-                self._log.fight(fight)
         self._remember(outcome.look)
-        self._log.passed(time.monotonic(), outcome, triggers)
-        self._notify.alive()
-        if seen & {Kind.START, Kind.RELOAD}:
-            self._notify.ready(summary(outcome))
-        else:
-            self._notify.status(summary(outcome))
-        if outcome.failures:
+        now, desired = time.monotonic(), outcome.look.desired
+        for fight in self._fights.written(now, outcome.written, desired, triggers):
+            self._log.fight(fight)
+        self._log.passed(now, outcome, triggers)
+        if outcome.failures or OCCURRED.total > errors:
             return None
-        now = time.monotonic()
         again = min(self._fights.next_attempt(now), self._log.next_look(now))
         # A DHCP server records a lease only after the guest has it.
         return min(again, _LEASE_SECONDS) if Kind.NEIGHBOUR in seen else again
+
+    def _reconcile(self, seen: Set[Kind]) -> Outcome:
+        """Raises KernelError."""
+        self._bridge_netfilter = bridge_netfilter()
+        if Kind.NEIGHBOUR in seen:
+            self._source.ask_agents_again()
+        held = self._fights.held(time.monotonic())
+        return reconcile(self._configuration, self._source, self._kernel, self._store, held)
 
     def _remember(self, look: Look) -> None:
         """Keep the MACs and addresses of guests, by which `_is_guest` filters neighbours."""
@@ -184,14 +194,15 @@ class Service:
         except KernelError as error:
             log.error("not reloaded: %s", error, extra=entry(Event.RECONCILE_FAILED, reason=error))
             return
-        before, self._configuration = self._configuration, configuration
+        before, source = self._configuration, self._source
         if (configuration.libvirt_uri, configuration.guest_agent) != (
             before.libvirt_uri,
             before.guest_agent,
         ):
+            source = self._connect(configuration)
             self._source.stop()
-            self._source = self._connect(configuration)
-            self._source.start()
+            source.start()
+        self._configuration, self._source = configuration, source
         log.info(
             "configuration reloaded: %d mappings",
             len(configuration.mappings),
@@ -202,7 +213,9 @@ class Service:
         """The status socket's answer, in a thread of its own; waits for the first pass."""
         self._looked.wait(_FIRST_LOOK_SECONDS)
         counters = read_counters()
-        report = self._history.report(time.monotonic(), os.getpid(), __version__, counters)
+        report = self._history.report(
+            time.monotonic(), os.getpid(), __version__, counters, OCCURRED.counts
+        )
         return report_to_json(report) if report is not None else ""
 
     def _is_guest(self, address: str, mac: str) -> bool:

@@ -6,16 +6,19 @@ Owner and group of the daemon may connect; what clients send is not read.
 import logging
 import socket
 import struct
-import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 
 from vm_onetoone_nat.errors import PrivilegeError, VmNatError
+from vm_onetoone_nat.internal_errors import Work, contain, thread
 
 log = logging.getLogger(__name__)
 
 _MODE = 0o660
+_POLL_SECONDS = 86400.0
+"""The server wakes for connections, and else once a day."""
 _PATIENCE_SECONDS = 5
 _PATIENCE = struct.pack("@ll", _PATIENCE_SECONDS, 0)  # struct timeval
 
@@ -55,15 +58,15 @@ class StatusSocket:
             timeout = _PATIENCE_SECONDS
 
             def handle(self) -> None:
-                self.wfile.write(answer().encode())
+                text = ""
+                with contain(Work.STATUS):
+                    text = answer()
+                self.wfile.write(text.encode())
 
         self._path.unlink(missing_ok=True)
         server = _Server(str(self._path), Handler)
         self._path.chmod(_MODE)
-        # Without a poll interval it wakes only for connections.
-        threading.Thread(
-            target=server.serve_forever, args=(None,), name="status", daemon=True
-        ).start()
+        thread(Work.STATUS, partial(server.serve_forever, _POLL_SECONDS)).start()
 
     def stop(self) -> None:
         """Remove the socket."""

@@ -80,6 +80,16 @@ def icmp_source(
     return None if first == loopback else IPv4Address(first)
 
 
+def survives_a_stray_segment(sender: Namespace, destination: IPv4Address, port: int) -> str:
+    """ "alive" if a connection of `sender` goes on after a segment outside its window.
+
+    Else the error with which it ended.
+    """
+    interface = sender.run("ip", "-o", "route", "get", str(destination)).stdout.split()[2]
+    command = sender.python(_INSIDE / "out_of_window.py", interface, str(destination), str(port))
+    return sender.run(*command).stdout.strip()
+
+
 class _Program:
     """One of the lab's own programs, running inside a namespace; it has said that it is ready."""
 
@@ -221,6 +231,17 @@ class Stream(_Program):
     def _remove_wire(self, sender: Namespace) -> None:
         if sender.alive:
             sender.run("ip", "link", "delete", self._wire, check=False)
+
+
+class Sources(_Program):
+    """The sources of the IPv4 packets that arrive at an interface."""
+
+    def __init__(self, namespace: Namespace, ifname: str) -> None:
+        super().__init__(namespace, "sources", ifname)
+
+    def seen(self) -> set[IPv4Address]:
+        """Those that have arrived so far."""
+        return {IPv4Address(line) for line in self.lines()}
 
 
 class ArpAsker(_Program):

@@ -47,6 +47,16 @@ def add_table() -> Request:
     return Request(nftables.NEW_TABLE, _in_table(), f"add table {_FAMILY} {TABLE}")
 
 
+def own_table(name: str = TABLE) -> Request:
+    """Create a table that outlives its owner, or become the owner of one that has none.
+
+    The owner is the socket that sends this. Nobody else can write to the table then.
+    """
+    flags = number(2, nftables.OWNER | nftables.PERSIST)  # NFTA_TABLE_FLAGS
+    body = nftables.header(_FAMILY) + text(1, name) + flags  # NFTA_TABLE_NAME
+    return Request(nftables.NEW_TABLE, body, f"own table {_FAMILY} {name}")
+
+
 def delete_table() -> Request:
     """Delete our table with all that is in it."""
     return Request(nftables.DELETE_TABLE, _in_table(), f"delete table {_FAMILY} {TABLE}")

@@ -19,7 +19,7 @@ from vm_onetoone_nat.kernel.messages.nftables import (
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.model.host import ChainName
 
-_TABLE_NAME = 1
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_OWNER = 1, 2, 7
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
 _HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICES = 1, 2, 4
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
@@ -40,6 +40,17 @@ class TableName(NamedTuple):
 
     family: str
     name: str
+
+
+class ListedTable(NamedTuple):
+    """A table's declaration. `owner` is the netlink port that alone can write to it, if any.
+
+    `persistent`: it outlives its owner; others are deleted with it, without a new generation.
+    """
+
+    name: TableName
+    owner: int | None = None
+    persistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +137,15 @@ def generation(answer: Answer) -> int:
     return read_number(found.get(_GENERATION_NUMBER)) & 0xFFFFFFFF
 
 
-def tables(answer: Answer) -> Iterator[TableName]:
+def tables(answer: Answer) -> Iterator[ListedTable]:
     """The tables in one datagram of a listing."""
     for family, found in _messages(answer):
-        yield TableName(family, read_text(found[_TABLE_NAME]))
+        flags, owner = read_number(found.get(_TABLE_FLAGS)), found.get(_TABLE_OWNER)
+        yield ListedTable(
+            TableName(family, read_text(found[_TABLE_NAME])),
+            read_number(owner) & 0xFFFFFFFF if owner is not None else None,
+            bool(flags & nftables.PERSIST),
+        )
 
 
 def chains(answer: Answer) -> Iterator[ListedChain]:

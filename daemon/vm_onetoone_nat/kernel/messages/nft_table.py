@@ -22,6 +22,9 @@ from vm_onetoone_nat.model.nat_table import (
     RESTRICT,
     SNAT_PRIORITY,
     TABLE,
+    UNTRANSLATED_IN,
+    UNTRANSLATED_OUT,
+    UNTRANSLATED_PRIORITY,
     UPLINK,
     Container,
     Element,
@@ -33,6 +36,9 @@ Json = dict[str, Any]
 TABLE_JSON: Json = {"table": {"family": "inet", "name": TABLE}}
 IN_TABLE: Json = {"family": "inet", "table": TABLE}
 """The table, as the place of an object."""
+
+_OWNERSHIP: tuple[Any, ...] = (["owner", "persist"], "persist")
+"""The flags of a table that outlives its owner, while it has one and after."""
 
 _BY_NAME = {container.name: container for container in CONTAINERS}
 
@@ -53,6 +59,8 @@ def parse_table(listing: Sequence[Json]) -> Table:
         if kind == "metainfo":
             continue
         value = {k: v for k, v in value.items() if k != "handle"}
+        if kind == "table" and value.get("flags") in _OWNERSHIP:
+            del value["flags"]
         if kind in ("set", "map"):
             items = value.pop("elem", ())
             container = _BY_NAME.get(value["name"])
@@ -77,11 +85,14 @@ def _static(fwmark: int) -> list[Json]:
         _base("postrouting", "nat", "postrouting", SNAT_PRIORITY),
         _base("forward", "filter", "forward", MARK_PRIORITY),
         _base("local", "filter", "output", MARK_PRIORITY),
+        _base("input", "filter", "input", MARK_PRIORITY),
+        _base("leaving", "filter", "postrouting", UNTRANSLATED_PRIORITY),
         {"chain": {**IN_TABLE, "name": ADMIT}},
         {"chain": {**IN_TABLE, "name": RESTRICT}},
         *_translation(),
         *_admission(fwmark),
         *_restriction(),
+        *_untranslated(),
     ]
 
 
@@ -191,6 +202,18 @@ def _restriction() -> list[Json]:
         _rule(RESTRICT, _REPLY, _allowed("daddr", "sport"), _ADMIT),
         _rule(RESTRICT, _state("established"), _match(_PROTOCOL, "tcp"), reset),
         _rule(RESTRICT, {"reject": {"type": "icmpx", "expr": "port-unreachable"}}),
+    ]
+
+
+def _untranslated() -> list[Json]:
+    """Drop what NAT left alone: packets in no connection, and flows from before a mapping."""
+    drop: Json = {"drop": None}
+    received = _match(_address("daddr", UNTRANSLATED_IN), _in(UNTRANSLATED_IN))
+    sent = _match(_address("saddr", UNTRANSLATED_OUT), _in(UNTRANSLATED_OUT))
+    return [
+        # The host would answer in the guest's place, and reset its connections.
+        _rule("input", received, drop),
+        _rule("leaving", _INTO_UPLINK, sent, drop),
     ]
 
 

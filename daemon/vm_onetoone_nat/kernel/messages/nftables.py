@@ -20,6 +20,7 @@ NEW_GENERATION, GET_GENERATION = _SUBSYSTEM | 15, _SUBSYSTEM | 16
 OF_SETS = frozenset(_SUBSYSTEM | kind for kind in (*range(9, 15), *range(18, 25)))
 """Messages about sets, elements, objects such as counters, and flowtables."""
 
+OWNER, PERSIST = 0x2, 0x4  # NFT_TABLE_F_*
 LIST_ELEMENT = 1  # NFTA_LIST_ELEM
 DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2

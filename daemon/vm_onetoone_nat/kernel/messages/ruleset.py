@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from vm_onetoone_nat.decide.nft_writes import (
     AddElement,
+    AdoptTable,
     DeleteAccept,
     DeleteElement,
     InsertAccept,
@@ -24,6 +25,7 @@ from vm_onetoone_nat.kernel.messages.nft_objects import (
     delete_rule,
     delete_table,
     insert_rule,
+    own_table,
 )
 from vm_onetoone_nat.kernel.messages.nft_table import table_objects
 
@@ -43,21 +45,18 @@ def transaction(writes: Sequence[NftWrite]) -> tuple[Request, ...]:
     )
 
 
-def batch(requests: Sequence[Request]) -> bytes:
+def batch(requests: Sequence[Request], *, commit: bool = True) -> bytes:
     """The datagram of a transaction; an answer's sequence number is 1 for the first request.
 
-    Without requests it only waits until all transactions before it are complete.
+    Without requests it only waits until all transactions before it are complete. The kernel checks
+    one that it shall not commit, and changes nothing.
     """
-    return b"".join(
-        (
-            rtnetlink.request(_BEGIN, _OF_NFTABLES),
-            *(
-                rtnetlink.request(each.kind, each.body, flags=each.flags, sequence=number)
-                for number, each in enumerate(requests, 1)
-            ),
-            rtnetlink.request(_END, _OF_NFTABLES),
-        )
+    end = rtnetlink.request(_END, _OF_NFTABLES) if commit else b""
+    checked = (
+        rtnetlink.request(each.kind, each.body, flags=each.flags, sequence=number)
+        for number, each in enumerate(requests, 1)
     )
+    return b"".join((rtnetlink.request(_BEGIN, _OF_NFTABLES), *checked, end))
 
 
 def _install(writes: Sequence[InstallTable]) -> list[Request]:
@@ -65,8 +64,9 @@ def _install(writes: Sequence[InstallTable]) -> list[Request]:
         return []
     # add, delete, add: the delete fails without a table.
     ensure = [add_table(), delete_table()]
+    owned = [own_table() for write in writes if write.persistent]
     objects = (each for write in writes for each in table_objects(write.fwmark))
-    return [*ensure, *map(add_object, objects)]
+    return [*ensure, *owned, *map(add_object, objects)]
 
 
 _Requests = Callable[[Sequence[Any]], Iterable[Request]]
@@ -80,6 +80,7 @@ def _for(
 
 REQUESTS: dict[type[NftWrite], _Requests] = dict(
     (
+        _for(AdoptTable, lambda ws: [own_table() for _ in ws]),
         _for(RemoveTable, lambda ws: [delete_table() for _ in ws]),
         _for(InstallTable, _install),
         _for(DeleteAccept, lambda ws: [delete_rule(w.chain, w.handle) for w in ws]),
