@@ -46,11 +46,18 @@ class ListedTable(NamedTuple):
     """A table's declaration. `owner` is the netlink port that alone can write to it, if any.
 
     `persistent`: it outlives its owner; others are deleted with it, without a new generation.
+    `dormant`: its chains see no packets.
     """
 
     name: TableName
     owner: int | None = None
     persistent: bool = False
+    dormant: bool = False
+
+    @property
+    def is_strange(self) -> bool:
+        """Whether it has flags that we do not set."""
+        return self.dormant or (self.owner is not None and not self.persistent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +152,7 @@ def tables(answer: Answer) -> Iterator[ListedTable]:
             TableName(family, read_text(found[_TABLE_NAME])),
             read_number(owner) & 0xFFFFFFFF if owner is not None else None,
             bool(flags & nftables.PERSIST),
+            bool(flags & nftables.DORMANT),
         )
 
 
@@ -170,7 +178,12 @@ def rules(answer: Answer) -> Iterator[Rule]:
     """The rules in one datagram of a listing."""
     for _, found in _messages(answer):
         (handle,) = _HANDLE.unpack(found[_RULE_HANDLE])
-        yield Rule(handle, tuple(map(_expression, _items(found.get(_RULE_EXPRESSIONS)))))
+        yield Rule(handle, expressions(found))
+
+
+def expressions(rule: Mapping[int, bytes]) -> tuple[Expression, ...]:
+    """The expressions in the attributes of a rule."""
+    return tuple(map(_expression, _items(rule.get(_RULE_EXPRESSIONS))))
 
 
 def _items(value: bytes | None) -> list[bytes]:
