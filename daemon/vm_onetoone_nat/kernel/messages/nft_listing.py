@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from vm_onetoone_nat.kernel.messages import nft_rules, nftables, rtnetlink
+from vm_onetoone_nat.kernel.messages import nftables, rtnetlink
 from vm_onetoone_nat.kernel.messages.nft_elements import unpacked_element
 from vm_onetoone_nat.kernel.messages.nft_objects import add_containers, add_object
-from vm_onetoone_nat.kernel.messages.nft_rules import Expression
+from vm_onetoone_nat.kernel.messages.nft_rules import Expression, Rule
 from vm_onetoone_nat.kernel.messages.nft_table import table_objects
 from vm_onetoone_nat.kernel.messages.nftables import read, read_list, text
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
@@ -29,7 +29,7 @@ _COMPARED = frozenset((3, 4, 5, 6, 8, 11, 12, 15))
 """NFTA_SET_*: flags, type and size of the key, type of the value, policy, timeouts, objects. The
 kernel has a size of its own for a verdict."""
 _CONCATENATION = 2  # NFTA_SET_DESC_CONCAT
-_RULE_CHAIN = 2
+_RULE_CHAIN, _RULE_EXPRESSIONS = 2, 4
 _ELEMENTS = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
 _KEY, _DATA, _COUNTER, _KEY_END = 1, 2, 7, 10  # NFTA_SET_ELEM_*
 _NESTED = {"bitwise": (4, 5), "cmp": (3,)}
@@ -136,7 +136,7 @@ def _static(
     by_chain: dict[bytes, list[object]] = {}
     for rule in rules:
         by_chain.setdefault(rule[_RULE_CHAIN], []).append(
-            tuple(map(_comparable, nft_rules.expressions(rule)))
+            tuple(map(_comparable, _expressions(rule)))
         )
     return frozenset(map(_chain, chains)), frozenset(map(_set, sets)), by_chain
 
@@ -181,7 +181,7 @@ def _comparable(expression: Expression) -> object:
 def _marked(rules: Iterable[_Attributes]) -> int | None:
     """The mark bit that the only rule of `admit` sets."""
     admit = ADMIT.encode() + b"\0"
-    match [nft_rules.expressions(rule) for rule in rules if rule[_RULE_CHAIN] == admit]:
+    match [_expressions(rule) for rule in rules if rule[_RULE_CHAIN] == admit]:
         case [(Expression("meta"), Expression("bitwise") as bitwise, Expression("meta"))]:
             mask, xor = (read(bitwise.attributes.get(kind, b"")) for kind in _NESTED["bitwise"])
             (kept,), (bits,) = (
@@ -189,6 +189,10 @@ def _marked(rules: Iterable[_Attributes]) -> int | None:
             )
             return bits if kept == ~bits & 0xFFFFFFFF else None
     return None
+
+
+def _expressions(rule: _Attributes) -> tuple[Expression, ...]:
+    return Rule(0, rule.get(_RULE_EXPRESSIONS, b"")).expressions
 
 
 def _element(container: Container, found: _Attributes) -> Element | None:

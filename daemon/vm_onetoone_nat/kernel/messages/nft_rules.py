@@ -106,15 +106,25 @@ class Expression(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One rule of a chain."""
+    """One rule of a chain, with its expressions as bytes: a chain may have thousands of rules."""
 
     handle: int
-    expressions: tuple[Expression, ...]
+    data: bytes
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """Its expressions, in their order."""
+        return tuple(map(_expression, nftables.read_list(self.data)))
+
+    def may_have(self, name: str) -> bool:
+        """Whether it may have an expression of that name; in most rules a quick no."""
+        return name.encode() in self.data
 
     @property
     def verdict(self) -> Verdict | None:
         """The verdict at its end. A verdict map's is not known: it is in the map's elements."""
-        return self.expressions[-1].verdict if self.expressions else None
+        found = self.expressions
+        return found[-1].verdict if found else None
 
 
 def get_generation() -> bytes:
@@ -178,12 +188,7 @@ def rules(answer: Answer) -> Iterator[Rule]:
     """The rules in one datagram of a listing."""
     for _, found in _messages(answer):
         (handle,) = _HANDLE.unpack(found[_RULE_HANDLE])
-        yield Rule(handle, expressions(found))
-
-
-def expressions(rule: Mapping[int, bytes]) -> tuple[Expression, ...]:
-    """The expressions in the attributes of a rule."""
-    return tuple(map(_expression, _items(rule.get(_RULE_EXPRESSIONS))))
+        yield Rule(handle, found.get(_RULE_EXPRESSIONS, b""))
 
 
 def _items(value: bytes | None) -> list[bytes]:
