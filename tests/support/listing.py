@@ -1,45 +1,45 @@
-"""Our table as libnftables lists it, in JSON."""
+"""Our table as the kernel lists it, made of the requests that write it."""
 
-import copy
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
-from vm_onetoone_nat.kernel.messages.nft_table import table_objects
-from vm_onetoone_nat.model.nat_table import ANY_PROTOCOL, Element, Part
+from vm_onetoone_nat.decide.nft_writes import AddElement, InstallTable
+from vm_onetoone_nat.kernel.messages import nftables
+from vm_onetoone_nat.kernel.messages.nft_listing import Listing
+from vm_onetoone_nat.kernel.messages.nftables import nest, read, read_list, read_text, text
+from vm_onetoone_nat.kernel.messages.rtnetlink import attribute
+from vm_onetoone_nat.kernel.messages.ruleset import transaction
+from vm_onetoone_nat.model.nat_table import CONTAINERS, Container, Element
 
-Json = dict[str, Any]
-METAINFO: Json = {"metainfo": {"version": "1.0.6", "json_schema_version": 1}}
+Attributes = dict[int, bytes]
 
-
-def listing(fwmark: int, elements: Iterable[Element] = ()) -> list[Json]:
-    """The table with these elements: with metainfo, and a handle on every object."""
-    entries: list[Json] = [METAINFO]
-    for number, entry in enumerate(table_objects(fwmark)):
-        ((kind, value),) = copy.deepcopy(entry).items()
-        entries.append({kind: {**value, "handle": number}})
-    named = {e[k]["name"]: e[k] for e in entries for k in ("set", "map") if k in e}
-    for each in elements:
-        named[each.container.name].setdefault("elem", []).append(listed(each))
-    return entries
+_BY_NAME = {container.name: container for container in CONTAINERS}
+_SET_NAME, _ELEMENTS, _COUNTER = 2, 3, 7  # NFTA_SET_ELEM_*
 
 
-def listed(each: Element) -> Any:
-    """An element, as a listing without state has it."""
-    parts = [_part(part, text) for part, text in zip(each.container.key, each.key, strict=True)]
-    key: Any = parts[0] if len(parts) == 1 else {"concat": parts}
-    if each.container.counted:
-        key = {"elem": {"val": key, "counter": None}}
-    if each.container.value is None:
-        return key
-    verdict = each.container.value is Part.VERDICT
-    return [key, {"goto": {"target": each.value}} if verdict else each.value]
+def listing(fwmark: int, elements: Iterable[Element] = ()) -> Listing:
+    """The table with these elements, whose counters are 0."""
+    requests = transaction((InstallTable(fwmark), *map(AddElement, elements)))
+    bodies = [(each.kind, dict(read(each.body, nftables.MESSAGE_SIZE))) for each in requests]
+    chains, sets, rules = (
+        [body for kind, body in bodies if kind == wanted]
+        for wanted in (nftables.NEW_CHAIN, nftables.NEW_SET, nftables.NEW_RULE)
+    )
+    listed: dict[Container, list[Attributes]] = {container: [] for container in CONTAINERS}
+    for kind, body in bodies:
+        if kind == nftables.NEW_ELEMENT:
+            container = _BY_NAME[read_text(body[_SET_NAME])]
+            more = counted(0, 0) if container.counted else {}
+            listed[container] += ({**read(item), **more} for item in read_list(body[_ELEMENTS]))
+    return Listing(chains, sets, rules, listed)
 
 
-def _part(part: Part, text: str) -> Any:
-    if part is Part.NETWORK:
-        address, length = text.split("/")
-        return {"prefix": {"addr": address, "len": int(length)}}
-    if part is Part.PORTS:
-        first, last = map(int, text.split("-"))
-        return {"range": [first, last]}
-    return {"range": [0, 255]} if (part, text) == (Part.PROTOCOL, ANY_PROTOCOL) else text
+def with_elements(before: Listing, container: Container, *elements: Attributes) -> Listing:
+    """A listing with these elements in a container instead of those that it has."""
+    return replace(before, elements={**before.elements, container: elements})
+
+
+def counted(packets: int, size: int) -> Attributes:
+    """The counter of an element."""
+    values = attribute(1, size.to_bytes(8, "big")) + attribute(2, packets.to_bytes(8, "big"))
+    return {_COUNTER: text(1, "counter") + nest(2, values)}

@@ -16,7 +16,9 @@ import libvirt
 import pytest
 from pyroute2.netlink import rtnl
 from vm_onetoone_nat.kernel.messages import nft_table
-from vm_onetoone_nat.kernel.messages.nft_elements import packed_key, parse_elements
+from vm_onetoone_nat.kernel.messages.nft_elements import packed_key, unpacked_element
+from vm_onetoone_nat.kernel.messages.nft_objects import add_containers
+from vm_onetoone_nat.kernel.messages.nftables import MESSAGE_SIZE, read
 from vm_onetoone_nat.model.configuration import Range
 from vm_onetoone_nat.model.family import (
     FAMILIES,
@@ -87,10 +89,12 @@ def test_container_of_another_family() -> None:
 
 
 def test_network_of_one_address_is_read_by_its_family() -> None:
-    """nftables lists it without the length, which is that of the container's family."""
-    item = {"concat": ["192.168.1.101", "192.168.1.9", "tcp", 22]}
-    (found,), others = parse_elements(ALLOWED, [item])
-    assert (found.key[1], others) == ("192.168.1.9/32", False)
+    """Its length is that of the container's family."""
+    key = ("192.168.1.101", "192.168.1.9/32", "tcp", "22-22")
+    first, last = packed_key(element(ALLOWED, key))
+    found = unpacked_element(ALLOWED, first, last, None)
+    assert found is not None
+    assert found.key == key
 
 
 def replace_family(container: Container) -> Container:
@@ -102,13 +106,14 @@ def test_table_of_another_family(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container is declared with its family's type, and its rules read that family's packets."""
     other = replace_family(EXTERNAL)
     monkeypatch.setattr(nft_table, "EXTERNAL", other)
-    monkeypatch.setattr(nft_table, "CONTAINERS", (other,))
-    added = nft_table.table_objects(1)
-    (declared,) = (each["map"] for each in added if "map" in each)
-    assert (declared["type"], declared["map"]) == ("ipv6_addr", "ipv6_addr")
+    (request,) = add_containers([other])
+    declared = read(request.body, MESSAGE_SIZE)
+    types, sizes = (declared[4], declared[6]), (declared[5], declared[7])
+    assert types == ((8).to_bytes(4, "big"),) * 2
+    assert sizes == ((16).to_bytes(4, "big"),) * 2
     (dnat, _) = (
         each["rule"]["expr"][0]["dnat"]
-        for each in added
+        for each in nft_table.table_objects(1)
         if "rule" in each and "dnat" in each["rule"]["expr"][0]
     )
     key = {"payload": {"protocol": "ip6", "field": "daddr"}}

@@ -5,20 +5,19 @@ from contextlib import closing
 
 import pytest
 from fakes import FORWARD
-from listing import Json, listing
 from nft_dump import answer, chain, rule
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.kernel.messages import nft_rules, nftables
+from vm_onetoone_nat.kernel.messages import nft_listing, nft_rules, nftables
 from vm_onetoone_nat.kernel.messages.nft_accept import accept_expression
 from vm_onetoone_nat.kernel.messages.nftables import OWNER, PERSIST, header, number, text
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.kernel.nft import Nft
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK
 from vm_onetoone_nat.model.host import AcceptRule, ChainName, ForeignChain
-from vm_onetoone_nat.model.nat_table import TABLE
+from vm_onetoone_nat.model.nat_table import TABLE, Table
 
 MARK = DEFAULT_FWMARK
-INTACT = listing(MARK)
+INTACT, STRANGE = Table(True, frozenset(), MARK), Table(False)
 OWNED = ChainName("inet", "firewalld", "filter_FORWARD")
 
 
@@ -26,14 +25,14 @@ class Ruleset:
     """The kernel's answers; `listed`, `read`: listings of our table, of foreign rules."""
 
     def __init__(self) -> None:
-        self.table: list[Json] = INTACT
+        self.table = INTACT
         self.tables = [("inet", TABLE), ("ip", "filter"), ("inet", "firewalld")]
         self.flags = b""
         self.generation = 1
         self.listed = self.read = 0
         self.changes_meanwhile = False
 
-    def list_table(self) -> list[Json]:
+    def parse_table(self) -> Table:
         self.listed += 1
         self.generation += self.changes_meanwhile
         return self.table
@@ -49,6 +48,9 @@ class Ruleset:
         if request == nft_rules.list_chains():
             names = (name for name in (FORWARD, OWNED) if (name.family, name.table) in self.tables)
             return [answer(nftables.NEW_CHAIN, *(chain(name, hook=2, policy=0) for name in names))]
+        if request not in map(nft_rules.list_rules, (FORWARD, OWNED)):
+            # Of our table, which `parse_table` has.
+            return []
         self.read += 1
         self.generation += self.changes_meanwhile
         of_forward = request == nft_rules.list_rules(FORWARD)
@@ -60,9 +62,7 @@ class Ruleset:
 def ruleset(monkeypatch: pytest.MonkeyPatch) -> Ruleset:
     ruleset = Ruleset()
     netlink = "vm_onetoone_nat.kernel.nft.Netlink"
-    monkeypatch.setattr(
-        "vm_onetoone_nat.kernel.nft.Libnftables.list_table", lambda _self: ruleset.list_table()
-    )
+    monkeypatch.setattr(nft_listing, "parse_table", lambda _listing: ruleset.parse_table())
     monkeypatch.setattr(f"{netlink}.ask", lambda _self, *asked: ruleset.ask(*asked))
     monkeypatch.setattr(f"{netlink}.dump", lambda _self, request: ruleset.dump(request))
     return ruleset
@@ -87,7 +87,7 @@ def test_same_generation_is_listed_once(nft: Nft, ruleset: Ruleset) -> None:
 def test_new_generation_is_listed(nft: Nft, ruleset: Ruleset) -> None:
     """Somebody has written: the table is listed anew, and is what it is."""
     nft.observe(MARK)
-    ruleset.generation, ruleset.table = 2, INTACT[:-1]
+    ruleset.generation, ruleset.table = 2, STRANGE
     table, _, _ = nft.observe(MARK)
     assert table is not None and not table.intact
     assert ruleset.read == 4
@@ -105,7 +105,7 @@ def test_change_during_the_listing(nft: Nft, ruleset: Ruleset) -> None:
 
 def test_strange_table_is_listed_each_time(nft: Nft, ruleset: Ruleset) -> None:
     """A table that is not as we write it may change without a transaction, as with its owner."""
-    ruleset.table = INTACT[:-1]
+    ruleset.table = STRANGE
     nft.observe(MARK)
     nft.observe(MARK)
     assert ruleset.listed == 2

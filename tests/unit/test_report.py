@@ -9,8 +9,16 @@ from lab.addresses import external, guest_name, internal
 from reports import CONTRACT, DAY, PASSES, entry, report, reports
 from vm_onetoone_nat.errors import VmNatError
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
+from vm_onetoone_nat.model.nat_table import (
+    EXTERNAL,
+    INBOUND,
+    INTERNAL,
+    OUTBOUND,
+    UNTRANSLATED_IN,
+    UNTRANSLATED_OUT,
+)
 from vm_onetoone_nat.model.status import MappingState, MappingStatus, Unmapped
-from vm_onetoone_nat.model.traffic import Counters, Traffic, parse_counters
+from vm_onetoone_nat.model.traffic import Counters, Traffic, counters
 from vm_onetoone_nat.report.report import (
     Report,
     UnreadableReport,
@@ -116,40 +124,29 @@ def test_unmapped() -> None:
     assert PASSES.within[-1] == PASSES.total
 
 
-def counted(key: str, packets: int, size: int) -> dict[str, object]:
-    """A key with its counter, as libnftables lists it."""
-    return {"elem": {"val": key, "counter": {"packets": packets, "bytes": size}}}
-
-
 def test_counters() -> None:
     """Connections are those of the NAT maps, packets and bytes those of what is forwarded.
 
     Dropped packets have sets of their own.
     """
-    one, own = str(external(1)), str(internal(1))
-    counters = parse_counters(
-        [
-            {"metainfo": {}},
-            {"table": {"family": "inet", "name": "vm_onetoone_nat"}},
-            {"map": {"name": "external", "elem": [[counted(one, 3, 180), own]]}},
-            {"map": {"name": "internal", "elem": [[counted(own, 5, 300), one]]}},
-            {"map": {"name": "inbound", "elem": [[counted(own, 1, 1), one]]}},
-            {"set": {"name": "outbound", "elem": [counted(own, 50, 5000)]}},
-            {"set": {"name": "untranslated_in", "elem": [counted(own, 7, 280)]}},
-            {"set": {"name": "untranslated_out", "elem": [counted(own, 8, 320)]}},
-            {"set": {"name": "hairpin", "elem": [counted("vnet0", 1, 1), "vnet1"]}},
-            {"set": {"name": "uplink"}},
-            {"chain": {"name": "forward"}},
-        ]
+    own = internal(1)
+    found = counters(
+        {
+            EXTERNAL: {external(1): (3, 180)},
+            INTERNAL: {own: (5, 300)},
+            INBOUND: {own: (1, 1)},
+            OUTBOUND: {own: (50, 5000)},
+            UNTRANSLATED_IN: {own: (7, 280)},
+            UNTRANSLATED_OUT: {own: (8, 320)},
+        }
     )
-    assert counters.outbound == {internal(1): Traffic(5, 50, 5000, 8)}
-    assert counters.inbound == {internal(1): Traffic(0, 1, 1, 7)}
+    assert found.outbound == {own: Traffic(5, 50, 5000, 8)}
+    assert found.inbound == {own: Traffic(0, 1, 1, 7)}
 
 
 def test_no_counters() -> None:
-    """A table of an earlier version, whose elements count nothing, tells of no traffic."""
-    listing = [{"map": {"name": "external", "elem": [[str(external(1)), str(internal(1))]]}}]
-    assert parse_counters(listing) == Counters({}, {})
+    """A table whose elements count nothing has no traffic."""
+    assert counters({EXTERNAL: {}}) == Counters({}, {})
 
 
 def test_traffic_adds_up() -> None:

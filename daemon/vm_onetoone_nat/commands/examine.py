@@ -13,8 +13,8 @@ from vm_onetoone_nat.decide.uplink import carrier
 from vm_onetoone_nat.diagnose.evidence import Answers, Daemon, Evidence, Routes, Sysctls
 from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.kernel import conntrack
+from vm_onetoone_nat.kernel.counters import read_counters
 from vm_onetoone_nat.kernel.foreign import read_others
-from vm_onetoone_nat.kernel.libnftables import read_counters
 from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.neighbours import neighbours
 from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink

@@ -67,7 +67,7 @@ def _report_of_kernel(path: Path) -> Report:
     from vm_onetoone_nat.commands.look import look_at_host
     from vm_onetoone_nat.config.files import load
     from vm_onetoone_nat.decide.reconcile import settled
-    from vm_onetoone_nat.kernel.libnftables import read_counters
+    from vm_onetoone_nat.kernel.counters import read_counters
 
     seen = look_at_host(load(path))
     counters = read_counters()

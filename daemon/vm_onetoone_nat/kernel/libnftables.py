@@ -1,35 +1,26 @@
-"""libnftables, for listings.
+"""libnftables. It neither reads nor writes the ruleset in the daemon's process.
 
-With our table it reads no set of another. With a chain it reads all sets of its table, and before a
-write the declarations of all sets. It may crash on those: 1.0.6 does on each set that 1.1.2 or
-later has written. So it writes nothing, and foreign tables are listed in another process.
+With a chain it reads all sets of its table, and before a write the declarations of all sets. It may
+crash on those: 1.0.6 does on each set that 1.1.2 or later has written. It begins to read again
+whenever another program has written meanwhile, so it may never end.
 """
 
 import json
-from typing import Any
 
 import nftables
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.classify import kernel_errors
-from vm_onetoone_nat.kernel.messages.nft_table import TABLE_JSON
 from vm_onetoone_nat.model.nat_table import TABLE
-from vm_onetoone_nat.model.traffic import Counters, parse_counters
-
-Json = dict[str, Any]
-
-
-class UnreadableListing(KernelError):
-    """libnftables printed invalid JSON, as 1.0.6 does for a table with flags such as `owner`."""
 
 
 class Libnftables:
-    """One context. Not thread-safe. `stateless` listings have no counter values."""
+    """One context. Not thread-safe. Its listings have no counter values."""
 
-    def __init__(self, *, stateless: bool) -> None:
+    def __init__(self) -> None:
         self._nftables = nftables.Nftables()
         self._nftables.set_handle_output(True)
-        self._nftables.set_stateless_output(stateless)
+        self._nftables.set_stateless_output(True)
 
     def knows_flags(self) -> bool:
         """Whether it knows the flags of tables: else it cannot list a table that has some.
@@ -46,15 +37,6 @@ class Libnftables:
             self._nftables.set_dry_run(False)
         return False
 
-    def list_table(self) -> list[Json]:
-        """The objects of our table, which exists. Raises KernelError."""
-        output = self.run(json.dumps({"nftables": [{"list": TABLE_JSON}]}))
-        try:
-            listing: list[Json] = json.loads(output)["nftables"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise UnreadableListing("libnftables printed a listing that is not JSON") from error
-        return listing
-
     def run(self, command: str, *, text: bool = False, terse: bool = False) -> str:
         """Run a command in JSON, or with `text` one as for `nft`; its output is of the same kind.
 
@@ -67,14 +49,6 @@ class Libnftables:
         if code != 0:
             raise KernelError(f"nftables cannot be listed: {_one_line(error)}")
         return str(output)
-
-
-def read_counters() -> Counters | None:
-    """The counters of our table; None if it does not exist. From any thread."""
-    try:
-        return parse_counters(Libnftables(stateless=False).list_table())
-    except KernelError:
-        return None
 
 
 def _one_line(error: str) -> str:

@@ -20,7 +20,7 @@ def main() -> None:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         # Whatever the library itself prints is no answer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        library = Libnftables(stateless=True)
+        library = Libnftables()
         for line in sys.stdin:
             print(json.dumps(list(_outputs(library, json.loads(line)))), file=answers, flush=True)
 

@@ -1,7 +1,7 @@
 """The ruleset of nftables, read and written by messages of our own. The only writer of rules."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,18 +9,18 @@ from typing import TypeVar
 
 from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
-from vm_onetoone_nat.kernel.libnftables import Libnftables, UnreadableListing
-from vm_onetoone_nat.kernel.messages import nft_rules
+from vm_onetoone_nat.kernel.libnftables import Libnftables
+from vm_onetoone_nat.kernel.messages import nft_listing, nft_rules
 from vm_onetoone_nat.kernel.messages.nft_accept import FORWARD_CHAINS, foreign_chain, obstacle
+from vm_onetoone_nat.kernel.messages.nft_listing import Listing
 from vm_onetoone_nat.kernel.messages.nft_objects import own_table
 from vm_onetoone_nat.kernel.messages.nft_rules import ListedChain, ListedTable, Rule, TableName
-from vm_onetoone_nat.kernel.messages.nft_table import parse_table
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.kernel.messages.ruleset import batch, transaction
 from vm_onetoone_nat.kernel.netlink import NETFILTER, Netlink
 from vm_onetoone_nat.model.family import FAMILIES
-from vm_onetoone_nat.model.host import ForeignChain, Obstacle
-from vm_onetoone_nat.model.nat_table import TABLE, Table
+from vm_onetoone_nat.model.host import ChainName, ForeignChain, Obstacle
+from vm_onetoone_nat.model.nat_table import CONTAINERS, TABLE, Table
 
 T = TypeVar("T")
 
@@ -30,15 +30,16 @@ _ROUTED = (*(family.nft for family in FAMILIES), "inet")
 
 
 @dataclass(frozen=True, slots=True)
-class _Foreign:
-    """The chains of other programs at the hook forward, with their rules; and when they were read.
+class _Ruleset:
+    """Our table, and the chains of other programs at the hook forward; and when they were read.
 
-    `tables`: a table that has an owner is deleted with it, without a new generation.
+    `tables`: a table that has an owner may be deleted with it, without a new generation.
     """
 
     generation: int
-    tables: frozenset[TableName]
-    chains: tuple[tuple[ListedChain, tuple[Rule, ...]], ...]
+    tables: frozenset[ListedTable]
+    table: Table | None
+    chains: Mapping[ChainName, tuple[ListedChain, Sequence[Rule]]]
 
 
 class Nft:
@@ -50,12 +51,11 @@ class Nft:
 
     def __init__(self, *, owner: bool = False) -> None:
         self._owner = owner
-        self._libnftables = Libnftables(stateless=True)
+        self._libnftables = Libnftables()
         self._netlink = Netlink(NETFILTER, "nftables")
         self.generation = 0
         """The ruleset generation with which `observe` began; it may miss later changes."""
-        self._listed: tuple[int, Table] | None = None
-        self._foreign: _Foreign | None = None
+        self._known: _Ruleset | None = None
 
     def close(self) -> None:
         """Close the socket."""
@@ -85,14 +85,14 @@ class Nft:
         before, self.generation = self.generation, self._generation()
         if self.generation != before:
             self._wait_for_writer()
-        listed = self._list(nft_rules.list_tables(), nft_rules.tables)
-        ours = next((table for table in listed if table.name == _OURS), None)
-        tables = frozenset(table.name for table in listed)
-        chains = {chain.name: (chain, rules) for chain, rules in self._chains(tables)}
+        tables = frozenset(self._list(nft_rules.list_tables(), nft_rules.tables))
+        ours = next((table for table in tables if table.name == _OURS), None)
+        known = self._read(tables, ours)
+        chains = known.chains
         found = (obstacle(*chains[name], fwmark) for name in chains if name not in FORWARD_CHAINS)
         present = (name for name in FORWARD_CHAINS if name in chains)
         return (
-            self._with_owner(self._table(), ours) if ours is not None else None,
+            self._with_owner(known.table, ours) if known.table and ours else None,
             tuple(foreign_chain(name, chains[name][1]) for name in present),
             tuple(each for each in found if each is not None),
         )
@@ -130,45 +130,53 @@ class Nft:
         owned = listed.owner == self._netlink.portid if self._owner else listed.owner is not None
         return replace(table, persistent=listed.persistent, owned=owned or not listed.persistent)
 
-    def _table(self) -> Table:
-        """Our table; not listed again while the ruleset generation is the same.
+    def _read(self, tables: frozenset[ListedTable], ours: ListedTable | None) -> _Ruleset:
+        """The ruleset; not read again while generation and tables are the same.
 
         Every transaction in this network namespace begins a new generation, and only a transaction
-        changes our table, apart from its owner: its elements have no timeout, no rule adds any, and
-        it outlives its owner. `observe` has just listed that it exists, after the transaction that
-        began this generation was complete.
+        changes the ruleset, apart from the end of an owner: elements of ours have no timeout, and
+        no rule adds any. `observe` has waited until the transaction that began this generation was
+        complete. What others write meanwhile has its own notification: the next pass reads it.
         """
-        if self._listed is not None and self._listed[0] == self.generation:
-            return self._listed[1]
-        self._listed = None
-        try:
-            table = parse_table(self._libnftables.list_table())
-        except (UnreadableListing, ValueError, LookupError, TypeError, AttributeError):
-            # We did not write it like that: it is replaced.
-            return Table(intact=False)
-        if table.intact and self._generation() == self.generation:
-            self._listed = self.generation, table
-        return table
-
-    def _chains(
-        self, tables: frozenset[TableName]
-    ) -> tuple[tuple[ListedChain, tuple[Rule, ...]], ...]:
-        """The chains of `_Foreign`, not listed again while generation and tables are the same."""
-        known = self._foreign
+        known = self._known
         if known is not None and (known.generation, known.tables) == (self.generation, tables):
-            return known.chains
-        listed = self._list(nft_rules.list_chains(), nft_rules.chains)
-        chains = tuple(
-            (chain, tuple(self._list(nft_rules.list_rules(chain.name), nft_rules.rules)))
-            for chain in listed
-            if chain.hook == "forward"
-            and chain.name.family in _ROUTED
-            and chain.name.table != TABLE
+            return known
+        chains = self._netlink.dump(nft_rules.list_chains())
+        foreign = (
+            chain
+            for answer in chains
+            for chain in nft_rules.chains(answer)
+            if chain.hook == "forward" and chain.name.family in _ROUTED
+            if chain.name.table != TABLE
         )
-        # What others write meanwhile has its own notification, and is read in the next pass.
-        unchanged = self._generation() == self.generation
-        self._foreign = _Foreign(self.generation, tables, chains) if unchanged else None
-        return chains
+        found = _Ruleset(
+            self.generation,
+            tables,
+            self._table(ours, chains) if ours is not None else None,
+            {
+                chain.name: (chain, self._list(nft_rules.list_rules(chain.name), nft_rules.rules))
+                for chain in foreign
+            },
+        )
+        settled = self._generation() == self.generation
+        intact = found.table is None or found.table.intact
+        self._known = found if settled and intact else None
+        return found
+
+    def _table(self, ours: ListedTable, chains: Sequence[Answer]) -> Table:
+        of_ours = nft_listing.of_our_table
+        others = (self._list(each, of_ours) for each in nft_listing.list_others())
+        listing = Listing(
+            [each for answer in chains for each in of_ours(answer)],
+            self._list(nft_listing.list_sets(), of_ours),
+            self._list(nft_listing.list_rules(), of_ours),
+            {
+                each: self._list(nft_listing.list_elements(each), nft_listing.elements)
+                for each in CONTAINERS
+            },
+            others=ours.is_strange or any(others),
+        )
+        return nft_listing.parse_table(listing)
 
     def _list(self, request: bytes, read: Callable[[Answer], Iterator[T]]) -> list[T]:
         """A dump. Raises KernelError."""

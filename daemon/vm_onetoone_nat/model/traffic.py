@@ -4,14 +4,11 @@ Pure. Counters start at 0 when the mapping is created, and again when the table 
 """
 
 from collections.abc import Mapping as ReadOnly
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vm_onetoone_nat.model.family import IPAddress, address
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.mapping import Mapping
 from vm_onetoone_nat.model.nat_table import (
-    CONTAINERS,
     EXTERNAL,
     INBOUND,
     INTERNAL,
@@ -20,8 +17,6 @@ from vm_onetoone_nat.model.nat_table import (
     UNTRANSLATED_OUT,
     Container,
 )
-
-_COUNTED = {container.name: container for container in CONTAINERS if container.counted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,35 +62,19 @@ class Counters:
         return self.inbound.get(mapping.external, none), outbound
 
 
-def parse_counters(listing: Sequence[dict[str, Any]]) -> Counters:
-    """The counters, from the objects of `list table inet vm_onetoone_nat` with state."""
-    counted: dict[Container, dict[IPAddress, tuple[int, int]]] = {}
-    for entry in listing:
-        for kind in ("set", "map"):
-            collection = entry.get(kind, {})
-            container = _COUNTED.get(collection.get("name"))
-            if container is None:
-                continue
-            for item in collection.get("elem", ()):
-                match item[0] if isinstance(item, list) else item:
-                    case {
-                        "elem": {"val": str(key), "counter": {"packets": packets, "bytes": size}}
-                    }:
-                        by_address = counted.setdefault(container, {})
-                        by_address[address(key)] = packets, size
+Counts = ReadOnly[IPAddress, tuple[int, int]]
+"""Packets and bytes by address."""
+
+
+def counters(counted: ReadOnly[Container, Counts]) -> Counters:
+    """The traffic, from the counters of each container that has some."""
     return Counters(
         _joined(*(counted.get(each, {}) for each in (EXTERNAL, INBOUND, UNTRANSLATED_IN))),
         _joined(*(counted.get(each, {}) for each in (INTERNAL, OUTBOUND, UNTRANSLATED_OUT))),
     )
 
 
-_Counted = dict[IPAddress, tuple[int, int]]
-"""Packets and bytes by address."""
-
-
-def _joined(
-    translated: _Counted, forwarded: _Counted, dropped: _Counted
-) -> dict[IPAddress, Traffic]:
+def _joined(translated: Counts, forwarded: Counts, dropped: Counts) -> dict[IPAddress, Traffic]:
     """NAT maps count connections: they are looked up for the first packet of each only."""
     none = 0, 0
     return {

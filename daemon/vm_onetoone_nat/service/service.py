@@ -21,8 +21,8 @@ from vm_onetoone_nat.internal_errors import OCCURRED, Work, contain
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel.arp import Arp
 from vm_onetoone_nat.kernel.bridge import bridge_netfilter
+from vm_onetoone_nat.kernel.counters import read_counters
 from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
-from vm_onetoone_nat.kernel.libnftables import read_counters
 from vm_onetoone_nat.kernel.watch import Watch
 from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds, macs

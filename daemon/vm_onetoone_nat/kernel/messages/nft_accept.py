@@ -100,7 +100,7 @@ def _refuses_all(rule: Rule) -> bool:
 
 def _masked(rule: Rule, kind: str, key: int) -> tuple[int, int, int] | None:
     """Mask, comparison and value, if the rule loads that field, compares it and then accepts."""
-    if not rule.expressions or rule.expressions[0].name not in (kind, "counter"):
+    if not rule.may_have("bitwise"):
         return None
     bare = [each for each in rule.expressions if each.name != "counter"]
     if [each.name for each in bare] != [kind, "bitwise", "cmp", "immediate"]:

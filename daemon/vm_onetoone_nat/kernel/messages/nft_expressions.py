@@ -47,6 +47,7 @@ _CONSTANTS: Mapping[str, Mapping[str, int]] = {
 _REJECTS = {("tcp reset", None): (1, 0), ("icmpx", "port-unreachable"): (2, 1)}
 """NFT_REJECT_*, and the code."""
 
+_MAP_IPS = 1  # NF_NAT_RANGE_MAP_IPS: what the kernel adds
 _EQUAL, _UNEQUAL = 0, 1  # NFT_CMP_*
 _COMPARISONS = {"==": _EQUAL, "!=": _UNEQUAL}
 _VERDICT_REGISTER, _REGISTERS = 0, 8  # NFT_REG_VERDICT; NFT_REG32_00, which is a part of the first
@@ -83,12 +84,14 @@ def _translate(kind: str, value: Json) -> Iterator[bytes]:
     found = value["addr"]["map"]
     yield from _load(found["key"])
     yield _lookup(found["data"], REGISTER)
-    # NFTA_NAT_TYPE, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN
+    # NFTA_NAT_TYPE, _FAMILY, _REG_ADDR_MIN, _REG_ADDR_MAX, _FLAGS
     yield _expression(
         "nat",
         number(1, {"snat": 0, "dnat": 1}[kind]),
         number(2, nftables.FAMILIES[value["family"]]),
         number(3, REGISTER),
+        number(4, REGISTER),
+        number(7, _MAP_IPS),
     )
 
 

@@ -12,7 +12,7 @@ from vm_onetoone_nat.kernel.messages.nft_expressions import expressions
 from vm_onetoone_nat.kernel.messages.nftables import nest, number, text
 from vm_onetoone_nat.kernel.messages.rtnetlink import attribute
 from vm_onetoone_nat.model.host import ChainName
-from vm_onetoone_nat.model.nat_table import CONTAINERS, TABLE, Container, Element, Part
+from vm_onetoone_nat.model.nat_table import TABLE, Container, Element, Part
 
 Json = dict[str, Any]
 
@@ -28,7 +28,6 @@ _HOST_ORDER = struct.pack("=BBI", 0, 4, 1)
 _AT_ONCE = 256
 """Elements in one request: an attribute has at most 64 KiB."""
 
-_BY_NAME = {container.name: container for container in CONTAINERS}
 _HANDLE = struct.Struct(">Q")
 
 
@@ -62,20 +61,21 @@ def delete_table() -> Request:
     return Request(nftables.DELETE_TABLE, _in_table(), f"delete table {_FAMILY} {TABLE}")
 
 
+def add_containers(containers: Iterable[Container]) -> Iterator[Request]:
+    """Create sets and maps of our table."""
+    for number_of_set, container in enumerate(containers, 1):
+        body = _in_table() + _declaration(container) + number(10, number_of_set)  # NFTA_SET_ID
+        yield Request(nftables.NEW_SET, body, f"add {container.name}", _CREATE)
+
+
 def add_object(entry: Json) -> Request:
-    """Create an object of our table: a set, map or chain, or a rule at the end of its chain."""
+    """Create a chain of our table, or a rule at the end of its chain."""
     ((kind, value),) = entry.items()
-    match kind:
-        case "table":
-            return add_table()
-        case "set" | "map":
-            body, words, message = _declaration(value["name"]), value["name"], nftables.NEW_SET
-        case "chain":
-            body, words, message = _chain(value), value["name"], nftables.NEW_CHAIN
-        case "rule":
-            place = ChainName(_FAMILY, TABLE, value["chain"])
-            return _rule(place, value["expr"], _CREATE | _APPEND)
-    return Request(message, _in_table() + body, f"add {kind} {words}", _CREATE)
+    if kind == "chain":
+        body = _in_table() + _chain(value)
+        return Request(nftables.NEW_CHAIN, body, f"add chain {value['name']}", _CREATE)
+    place = ChainName(_FAMILY, TABLE, value["chain"])
+    return _rule(place, value["expr"], _CREATE | _APPEND)
 
 
 def insert_rule(chain: ChainName, statements: Sequence[Json]) -> Request:
@@ -124,9 +124,8 @@ def _chain(value: Json) -> bytes:
     return named + nest(4, hook) + policy + text(7, value["type"])
 
 
-def _declaration(name: str) -> bytes:
+def _declaration(container: Container) -> bytes:
     """A set or map. Nothing but the byte order is added for libnftables: 1.0.6 crashes on more."""
-    container = _BY_NAME[name]
     known = forms(container.family)
     parts = [known[part] for part in container.key]
     kind = 0
@@ -138,7 +137,7 @@ def _declaration(name: str) -> bytes:
     flags |= _CONCATENATED * (ranges and concatenated)
     size = sum(len(padded(bytes(part.size))) for part in parts) if concatenated else parts[0].size
     # NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN
-    declared = text(2, name) + number(3, flags) + number(4, kind) + number(5, size)
+    declared = text(2, container.name) + number(3, flags) + number(4, kind) + number(5, size)
     if container.value is not None:
         value = known[container.value]
         declared += number(6, value.number) + number(7, value.size)  # NFTA_SET_DATA_TYPE, _LEN
@@ -146,7 +145,6 @@ def _declaration(name: str) -> bytes:
         # NFTA_SET_DESC: NFTA_SET_DESC_CONCAT: NFTA_SET_FIELD_LEN
         fields = (nest(nftables.LIST_ELEMENT, number(1, part.size)) for part in parts)
         declared += nest(9, nest(2, *fields))
-    declared += number(10, 1 + CONTAINERS.index(container))  # NFTA_SET_ID
     if any(part.host_order for part in parts):
         declared += attribute(13, _HOST_ORDER)  # NFTA_SET_USERDATA
     if container.counted:

@@ -46,11 +46,18 @@ class ListedTable(NamedTuple):
     """A table's declaration. `owner` is the netlink port that alone can write to it, if any.
 
     `persistent`: it outlives its owner; others are deleted with it, without a new generation.
+    `dormant`: its chains see no packets.
     """
 
     name: TableName
     owner: int | None = None
     persistent: bool = False
+    dormant: bool = False
+
+    @property
+    def is_strange(self) -> bool:
+        """Whether it has flags that we do not set."""
+        return self.dormant or (self.owner is not None and not self.persistent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +106,25 @@ class Expression(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One rule of a chain."""
+    """One rule of a chain, with its expressions as bytes: a chain may have thousands of rules."""
 
     handle: int
-    expressions: tuple[Expression, ...]
+    data: bytes
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """Its expressions, in their order."""
+        return tuple(map(_expression, nftables.read_list(self.data)))
+
+    def may_have(self, name: str) -> bool:
+        """Whether it may have an expression of that name; in most rules a quick no."""
+        return name.encode() in self.data
 
     @property
     def verdict(self) -> Verdict | None:
         """The verdict at its end. A verdict map's is not known: it is in the map's elements."""
-        return self.expressions[-1].verdict if self.expressions else None
+        found = self.expressions
+        return found[-1].verdict if found else None
 
 
 def get_generation() -> bytes:
@@ -145,6 +162,7 @@ def tables(answer: Answer) -> Iterator[ListedTable]:
             TableName(family, read_text(found[_TABLE_NAME])),
             read_number(owner) & 0xFFFFFFFF if owner is not None else None,
             bool(flags & nftables.PERSIST),
+            bool(flags & nftables.DORMANT),
         )
 
 
@@ -170,7 +188,7 @@ def rules(answer: Answer) -> Iterator[Rule]:
     """The rules in one datagram of a listing."""
     for _, found in _messages(answer):
         (handle,) = _HANDLE.unpack(found[_RULE_HANDLE])
-        yield Rule(handle, tuple(map(_expression, _items(found.get(_RULE_EXPRESSIONS)))))
+        yield Rule(handle, found.get(_RULE_EXPRESSIONS, b""))
 
 
 def _items(value: bytes | None) -> list[bytes]:

@@ -1,18 +1,14 @@
-"""Our table in libnftables' JSON: declarations, chains and rules, and its listing.
+"""The chains and rules of our table, in libnftables' JSON. Pure.
 
-Pure. Schema: libnftables-json(5). The static table is written in the form in which the kernel lists
-it, so that one comparison shows whether it is intact. Its containers are those of `nat_table`.
+Schema: libnftables-json(5). `nft_expressions` translates them for the kernel. The containers are
+those of `nat_table`.
 """
 
-import json
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vm_onetoone_nat.kernel.messages.nft_elements import forms, parse_elements
 from vm_onetoone_nat.model.nat_table import (
     ADMIT,
     ALLOWED,
-    CONTAINERS,
     DNAT_PRIORITY,
     EXTERNAL,
     INBOUND,
@@ -21,65 +17,19 @@ from vm_onetoone_nat.model.nat_table import (
     OUTBOUND,
     RESTRICT,
     SNAT_PRIORITY,
-    TABLE,
     UNTRANSLATED_IN,
     UNTRANSLATED_OUT,
     UNTRANSLATED_PRIORITY,
     UPLINK,
     Container,
-    Element,
-    Table,
 )
 
 Json = dict[str, Any]
 
-TABLE_JSON: Json = {"table": {"family": "inet", "name": TABLE}}
-IN_TABLE: Json = {"family": "inet", "table": TABLE}
-"""The table, as the place of an object."""
-
-_OWNERSHIP: tuple[Any, ...] = (["owner", "persist"], "persist")
-"""The flags of a table that outlives its owner, while it has one and after."""
-
-_BY_NAME = {container.name: container for container in CONTAINERS}
-
 
 def table_objects(fwmark: int) -> list[Json]:
-    """The static table: declarations, chains and rules, independent of the mappings."""
-    return _static(fwmark)
-
-
-def parse_table(listing: Sequence[Json]) -> Table:
-    """Our table, from the objects of `list table inet vm_onetoone_nat`."""
-    elements: set[Element] = set()
-    static: list[Json] = []
-    fwmark: int | None = None
-    strange = False
-    for entry in listing:
-        ((kind, value),) = entry.items()
-        if kind == "metainfo":
-            continue
-        value = {k: v for k, v in value.items() if k != "handle"}
-        if kind == "table" and value.get("flags") in _OWNERSHIP:
-            del value["flags"]
-        if kind in ("set", "map"):
-            items = value.pop("elem", ())
-            container = _BY_NAME.get(value["name"])
-            if container is not None:
-                found, others = parse_elements(container, items)
-                elements.update(found)
-                strange |= others
-        if kind == "rule" and value["chain"] == ADMIT:
-            fwmark = _mangled_mark(value["expr"])
-        static.append({kind: value})
-    intact = fwmark is not None and _canonical(static) == _canonical(_static(fwmark))
-    return Table(intact and not strange, frozenset(elements), fwmark)
-
-
-def _static(fwmark: int) -> list[Json]:
-    """The table as the kernel lists it, without handles and elements."""
+    """The chains of the table, and the rules in their order, independent of the mappings."""
     return [
-        TABLE_JSON,
-        *map(_declaration, CONTAINERS),
         _base("prerouting", "nat", "prerouting", DNAT_PRIORITY),
         _base("output", "nat", "output", DNAT_PRIORITY),
         _base("postrouting", "nat", "postrouting", SNAT_PRIORITY),
@@ -87,8 +37,8 @@ def _static(fwmark: int) -> list[Json]:
         _base("local", "filter", "output", MARK_PRIORITY),
         _base("input", "filter", "input", MARK_PRIORITY),
         _base("leaving", "filter", "postrouting", UNTRANSLATED_PRIORITY),
-        {"chain": {**IN_TABLE, "name": ADMIT}},
-        {"chain": {**IN_TABLE, "name": RESTRICT}},
+        {"chain": {"name": ADMIT}},
+        {"chain": {"name": RESTRICT}},
         *_translation(),
         *_admission(fwmark),
         *_restriction(),
@@ -96,27 +46,13 @@ def _static(fwmark: int) -> list[Json]:
     ]
 
 
-def _declaration(container: Container) -> Json:
-    known = forms(container.family)
-    types = [known[part].nft_type for part in container.key]
-    declared: Json = {**IN_TABLE, "name": container.name}
-    declared["type"] = types if len(types) > 1 else types[0]
-    if container.counted:
-        declared["stmt"] = [{"counter": None}]
-    if any(known[part].interval for part in container.key):
-        declared["flags"] = ["interval"]
-    if container.value is None:
-        return {"set": declared}
-    return {"map": {**declared, "map": known[container.value].nft_type}}
-
-
 def _base(name: str, kind: str, hook: str, priority: int) -> Json:
     declaration = {"type": kind, "hook": hook, "prio": priority, "policy": "accept"}
-    return {"chain": {**IN_TABLE, "name": name, **declaration}}
+    return {"chain": {"name": name, **declaration}}
 
 
 def _rule(chain: str, *expression: Json) -> Json:
-    return {"rule": {**IN_TABLE, "chain": chain, "expr": list(expression)}}
+    return {"rule": {"chain": chain, "expr": list(expression)}}
 
 
 def _match(left: Json, right: str, op: str = "==") -> Json:
@@ -215,18 +151,3 @@ def _untranslated() -> list[Json]:
         _rule("input", received, drop),
         _rule("leaving", _INTO_UPLINK, sent, drop),
     ]
-
-
-def _canonical(objects: Iterable[Json]) -> tuple[list[str], list[Json]]:
-    """Objects in a canonical order; the rules of each chain keep theirs, which matters."""
-    objects = list(objects)
-    rules = [o["rule"] for o in objects if "rule" in o]
-    others = [json.dumps(o, sort_keys=True) for o in objects if "rule" not in o]
-    return sorted(others), sorted(rules, key=lambda rule: str(rule["chain"]))
-
-
-def _mangled_mark(expression: Sequence[Json]) -> int | None:
-    match expression:
-        case [{"mangle": {"value": {"|": [_, int(fwmark)]}}}]:
-            return fwmark
-    return None

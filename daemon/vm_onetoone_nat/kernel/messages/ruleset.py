@@ -18,6 +18,7 @@ from vm_onetoone_nat.kernel.messages import rtnetlink
 from vm_onetoone_nat.kernel.messages.nft_accept import accept_expression
 from vm_onetoone_nat.kernel.messages.nft_objects import (
     Request,
+    add_containers,
     add_elements,
     add_object,
     add_table,
@@ -28,6 +29,7 @@ from vm_onetoone_nat.kernel.messages.nft_objects import (
     own_table,
 )
 from vm_onetoone_nat.kernel.messages.nft_table import table_objects
+from vm_onetoone_nat.model.nat_table import CONTAINERS
 
 W = TypeVar("W", bound=NftWrite)
 
@@ -63,10 +65,12 @@ def _install(writes: Sequence[InstallTable]) -> list[Request]:
     if not writes:
         return []
     # add, delete, add: the delete fails without a table.
-    ensure = [add_table(), delete_table()]
-    owned = [own_table() for write in writes if write.persistent]
-    objects = (each for write in writes for each in table_objects(write.fwmark))
-    return [*ensure, *owned, *map(add_object, objects)]
+    requests = [add_table(), delete_table()]
+    for write in writes:
+        requests.append(own_table() if write.persistent else add_table())
+        requests += add_containers(CONTAINERS)
+        requests += map(add_object, table_objects(write.fwmark))
+    return requests
 
 
 _Requests = Callable[[Sequence[Any]], Iterable[Request]]
