@@ -23,7 +23,7 @@ class Over(BaseException):
 class Socket:
     """What the kernel has sent, in order; an error is raised, None is "nothing waits"."""
 
-    waiting: list[bytes | OSError | None]
+    waiting: list[bytes | Exception | None]
 
     def recv(self, _size: int, flags: int = 0) -> bytes:
         if not self.waiting:
@@ -32,7 +32,7 @@ class Socket:
         if first is None:
             assert flags == socket.MSG_DONTWAIT
             raise BlockingIOError
-        if isinstance(first, OSError):
+        if isinstance(first, Exception):
             raise first
         return first
 
@@ -66,6 +66,8 @@ class Heard:
     time: Time
     calls: list[bytes | str] = field(default_factory=list)
     rest: float = 0.0
+    failures: int = 0
+    """So many of the next reports of a loss fail."""
 
     def received(self, data: bytes) -> None:
         if data == b"garbage":
@@ -73,15 +75,23 @@ class Heard:
         self.calls.append(data)
 
     def lost(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("the report")
         self.calls.append("lost")
         self.time.now += self.rest
 
 
-def run(heard: Heard, *waiting: bytes | OSError | None) -> None:
+def made(heard: Heard, *waiting: bytes | Exception | None) -> Listener:
     source = Source(Work.RTNETLINK, ROUTE, 0)
     found = Listener(source, nothing_of_our_own(0), heard.received, heard.lost)
     found._socket.close()
     found._socket = Socket(list(waiting))  # type: ignore[assignment]
+    return found
+
+
+def run(heard: Heard, *waiting: bytes | Exception | None) -> None:
+    found = made(heard, *waiting)
     with pytest.raises(Over):
         found._run()
 
@@ -103,6 +113,28 @@ def test_garbage(heard: Heard) -> None:
     run(heard, b"garbage", b"2", None, b"3")
     assert heard.calls == ["lost", b"3"]
     assert OCCURRED.counts["rtnetlink"] == OCCURRED.total == 1
+
+
+def test_report_that_fails(heard: Heard) -> None:
+    """A loss whose report fails, which ends the thread, is reported when the thread runs again."""
+    heard.failures = 2
+    found = made(heard, LOST, None, None, None, b"4")
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            found._run()
+    with pytest.raises(Over):
+        found._run()
+    assert heard.calls == ["lost", b"4"]
+
+
+def test_socket_that_fails(heard: Heard) -> None:
+    """What nobody expects of the socket ends the thread, which then reports a loss."""
+    found = made(heard, b"1", MemoryError(), None, b"2")
+    with pytest.raises(MemoryError):
+        found._run()
+    with pytest.raises(Over):
+        found._run()
+    assert heard.calls == [b"1", "lost", b"2"]
 
 
 def test_pauses_grow(heard: Heard) -> None:

@@ -53,6 +53,7 @@ class Listener:
             with suppress(PermissionError):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
         self.filter(filter_)
+        self._missed = False
         self._pause = 0.0
         self._reported = float("-inf")
 
@@ -70,6 +71,11 @@ class Listener:
 
     def _run(self) -> None:
         while True:
+            # Also after a report that failed, and with it this thread.
+            if self._missed:
+                self._report()
+            # What cannot be parsed is as good as lost.
+            self._missed = True
             try:
                 data = self._socket.recv(_DATAGRAM)
             except OSError as error:
@@ -78,9 +84,7 @@ class Listener:
             else:
                 with contain(self._source.work):
                     self._received(data)
-                    continue
-            # What cannot be parsed is as good as lost.
-            self._report()
+                    self._missed = False
 
     def _report(self) -> None:
         calm = time.monotonic() - self._reported > _CALM_SECONDS
@@ -89,6 +93,7 @@ class Listener:
         self._discard()
         self._reported = time.monotonic()
         self._lost()
+        self._missed = False
 
     def _discard(self) -> None:
         """Discard what waits. The kernel drops everything until nothing waits (af_netlink.c)."""
