@@ -9,10 +9,11 @@ from typing import get_args
 import pytest
 from faults import FAULTS
 from hypothesis import settings
-from lab import Host, Lan
+from lab import Host, Lan, NamespaceGuest
+from lab.addresses import external
 from lab.requirements import missing
 from lab.root import Suite
-from running import Daemon
+from running import Daemon, mapping
 from vm_onetoone_nat.internal_errors import OCCURRED
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -146,3 +147,12 @@ def daemon(request: pytest.FixtureRequest, host: Host, tmp_path: Path) -> Iterat
     assert done.returncode == 0, done.stderr
     if not causes_internal_errors(request):
         assert daemon.internal_errors() == []
+
+
+@pytest.fixture
+def running(daemon: Daemon, guest: NamespaceGuest) -> Daemon:
+    """With mapping 1 active, whose guest is that of the test's module."""
+    daemon.configure(mapping(1))
+    daemon.start()
+    daemon.wait_for(external(1), "active")
+    return daemon

@@ -12,7 +12,7 @@ from signal import SIGCONT, SIGSTOP
 import pytest
 from lab import Answer, EchoServer, Host, Lan, Namespace, NamespaceGuest, Stream, tcp, wait_for
 from lab.addresses import LAN_CLIENT, UPLINK, external, internal
-from running import Daemon, mapping
+from running import Daemon
 
 PORT = 7000
 TABLE = "inet vm_onetoone_nat"
@@ -30,14 +30,6 @@ def guest(host: Host) -> Iterator[NamespaceGuest]:
         EchoServer(host, PORT),
     ):
         yield guest
-
-
-@pytest.fixture
-def running(daemon: Daemon, guest: NamespaceGuest) -> Daemon:
-    daemon.configure(mapping(1))
-    daemon.start()
-    daemon.wait_for(external(1), "active")
-    return daemon
 
 
 def has_address(host: Host) -> bool:

@@ -52,14 +52,6 @@ def guest(load: None, host: Host) -> Iterator[NamespaceGuest]:
 
 
 @pytest.fixture
-def running(daemon: Daemon, guest: NamespaceGuest) -> Daemon:
-    daemon.configure(mapping(1))
-    daemon.start()
-    daemon.wait_for(external(1), "active")
-    return daemon
-
-
-@pytest.fixture
 def site(lan: Lan, guest: NamespaceGuest, daemon: Daemon) -> Site:
     return Site(lan, guest, daemon, PORT)
 

@@ -11,7 +11,7 @@ import pytest
 from lab import EchoServer, Host, Lan, NamespaceGuest, Stream, wait_for
 from lab.addresses import LAN_BRIDGE, LAN_CLIENT, external, internal
 from lab.traffic import Sources, survives_a_stray_segment
-from running import Daemon, mapping
+from running import Daemon
 
 PORT = 7000
 STRICT = "net.netfilter.nf_conntrack_tcp_loose"
@@ -23,14 +23,6 @@ def guest(request: pytest.FixtureRequest, host: Host) -> Iterator[NamespaceGuest
     host.bridge_netfilter(bool(request.param))
     with NamespaceGuest(host, "guest", internal(1)) as guest, EchoServer(guest, PORT):
         yield guest
-
-
-@pytest.fixture
-def running(daemon: Daemon, guest: NamespaceGuest) -> Daemon:
-    daemon.configure(mapping(1))
-    daemon.start()
-    daemon.wait_for(external(1), "active")
-    return daemon
 
 
 @pytest.fixture

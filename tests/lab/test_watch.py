@@ -23,14 +23,6 @@ def guest(host: Host) -> Iterator[NamespaceGuest]:
 
 
 @pytest.fixture
-def running(daemon: Daemon, guest: NamespaceGuest) -> Daemon:
-    daemon.configure(mapping(1))
-    daemon.start()
-    daemon.wait_for(external(1), "active")
-    return daemon
-
-
-@pytest.fixture
 def blocklist(host: Host) -> Iterator[str]:
     """A set of another program."""
     host.run("nft", "add table ip blocklist; add set ip blocklist s { type ipv4_addr; }")

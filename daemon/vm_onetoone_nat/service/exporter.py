@@ -7,10 +7,12 @@ import logging
 import socket
 import threading
 from contextlib import suppress
-from socketserver import BaseServer, ThreadingMixIn
+from socketserver import BaseServer
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import WSGIApplication
+
+from vm_onetoone_nat.service.threading_server import BoundedThreads
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +55,7 @@ class _Handler(WSGIRequestHandler):
         """Log nothing."""
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
+class _Server(BoundedThreads, WSGIServer):
     def __init__(
         self, listener: socket.socket, application: WSGIApplication, patience: float
     ) -> None:
@@ -66,30 +66,21 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.setup_environ()
         self.set_app(application)
         self._patience = patience
-        self._slots = threading.BoundedSemaphore(_AT_ONCE)
+        self.slots = threading.BoundedSemaphore(_AT_ONCE)
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         request, _ = self.socket.accept()
         # A client on a Unix socket has no address, and the address of others is not used.
         return request, ("", 0)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._slots.acquire()
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._slots.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def finish_request(self, request: Any, client_address: Any) -> None:
         timer = threading.Timer(self._patience, _hang_up, (request,))
         timer.daemon = True
         try:
             timer.start()
-            super().process_request_thread(request, client_address)
+            super().finish_request(request, client_address)
         finally:
             timer.cancel()
-            self._slots.release()
 
     def handle_error(self, request: object, client_address: object) -> None:
         # Most likely the client disconnected before the end of the answer.

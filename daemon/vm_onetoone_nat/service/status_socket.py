@@ -12,11 +12,11 @@ from collections.abc import Callable
 from errno import ELOOP
 from functools import partial
 from pathlib import Path
-from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
-from typing import Any
+from socketserver import StreamRequestHandler, UnixStreamServer
 
 from vm_onetoone_nat.errors import PrivilegeError, VmNatError
 from vm_onetoone_nat.internal_errors import Work, contain, thread
+from vm_onetoone_nat.service.threading_server import BoundedThreads
 
 log = logging.getLogger(__name__)
 
@@ -79,28 +79,13 @@ class StatusSocket:
         self._path.unlink(missing_ok=True)
 
 
-class _Server(ThreadingUnixStreamServer):
-    daemon_threads = True
+class _Server(BoundedThreads, UnixStreamServer):
     # Clients beyond this many waiting ones see that the daemon does not answer.
     request_queue_size = 128
 
     def __init__(self, path: str, handler: type[StreamRequestHandler]) -> None:
         super().__init__(path, handler)
-        self._slots = threading.BoundedSemaphore(_AT_ONCE)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._slots.acquire()
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._slots.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._slots.release()
+        self.slots = threading.BoundedSemaphore(_AT_ONCE)
 
     def handle_error(self, _request: object, _client: object) -> None:
         # Most likely the client disconnected before the end of the answer.
