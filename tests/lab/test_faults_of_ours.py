@@ -1,6 +1,5 @@
 """The real daemon with faults in it: what it serves while each lasts, and what it says of it."""
 
-import json
 import os
 import re
 import socket
@@ -16,10 +15,8 @@ import pytest
 from lab import Answer, EchoServer, Host, Lan, NamespaceGuest, Stream, tcp, wait_for
 from lab.addresses import LAN_CLIENT, UPLINK, external, internal
 from running import INTERNAL_ERROR, Daemon, mapping
-from vm_onetoone_nat.service.status_socket import Silent, ask
 
 PORT = 7000
-SOCKET = "/run/vm-onetoone-nat/status.sock"
 SEVERAL = 3
 pytestmark = pytest.mark.internal_errors
 
@@ -105,12 +102,8 @@ class Faulty:
 
     def count(self, where: str) -> int:
         """How often it has come, as the daemon answers; 0 if it does not."""
-        try:
-            answer = ask(self.host.path(SOCKET))
-        except Silent:
-            return 0
-        count: int = json.loads(answer)["daemon"]["internal_errors"][where]
-        return count
+        answer = self.daemon.answer()
+        return int(answer["daemon"]["internal_errors"][where]) if answer is not None else 0
 
     def has_come(self, where: str, times: int) -> bool:
         """Whether it has come so often."""
@@ -172,7 +165,7 @@ def test_fault(faulty: Faulty, name: str) -> None:
             faulty.wait_for_several(where)
             faulty.host.run("ip", "address", "del", f"{external(2)}/24", "dev", UPLINK)
             if name in ENDS_PASSES:
-                faulty.wait_for_several(where, 2 * SEVERAL)
+                faulty.wait_for_several(where, faulty.count(where) + 1)
                 assert not faulty.has_address()
             else:
                 wait_for(faulty.has_address, 60, "it is put back while the fault lasts")

@@ -13,7 +13,9 @@ from lab.host import Host
 from lab.machine import Machine
 from lab.namespace import Namespace, Process
 from lab.waiting import wait_for
+from vm_onetoone_nat.service.status_socket import NoAnswer, ask
 
+SOCKET = "/run/vm-onetoone-nat/status.sock"
 UNIT = "vm-onetoone-nat.service"
 INTERNAL_ERROR = "internal error in "
 """With this begins what is logged of a fault of the program itself."""
@@ -62,6 +64,14 @@ class Product:
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
 
+    def answer(self) -> dict[str, Any] | None:
+        """The same as the daemon answers it, without a process that asks; None if it does not."""
+        try:
+            answer: dict[str, Any] = json.loads(ask(self.host.path(SOCKET)))
+        except NoAnswer:
+            return None
+        return answer
+
     def mapping(self, external: IPv4Address) -> dict[str, str]:
         """What `status` says of one mapping."""
         found: dict[str, str] = next(
@@ -74,7 +84,7 @@ class Product:
 
         def has_come() -> bool:
             # Just after a reload the daemon may not know the mapping yet.
-            mappings = self.status()["mappings"]
+            mappings = (self.answer() or {"mappings": []})["mappings"]
             return (str(external), state) in {(m["external"], m["state"]) for m in mappings}
 
         try:
@@ -104,11 +114,14 @@ class Daemon(Product):
         super().__init__(host, directory / "config.toml", program)
         self.log_path = directory / "daemon.log"
         self.process: Process | None = None
+        self.clean = True
+        """Whether it has left nothing: it never ran, or removed what it had at its stop."""
         self._before = 0
 
     def start(self, *under: str, env: Mapping[str, str] | None = None) -> None:
         """Start `run`, below the program `under` if given; its log goes on in the same file."""
         self._before = len(self.log())
+        self.clean = False
         with self.log_path.open("a") as log:
             self.process = self.host.popen(
                 *under, *self._command("run"), stdout=subprocess.DEVNULL, stderr=log, env=env
@@ -133,7 +146,9 @@ class Daemon(Product):
         """SIGTERM, and its exit code."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(60)
+        code = self.process.wait(60)
+        self.clean = code == 0
+        return code
 
     def kill(self) -> None:
         """SIGKILL: a crash."""
