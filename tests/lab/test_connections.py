@@ -412,24 +412,29 @@ def test_daemon_stops_meanwhile(
 
 @pytest.mark.usefixtures("forgetful")
 def test_start_beside_many_connections(host: Host, daemon: Daemon) -> None:
-    """Beside 60,000 entries, 20 mappings are there as soon as on an empty table."""
+    """Beside 60,000 entries, 20 mappings are there as soon as on an empty table.
+
+    Of each the fastest of three starts: how long a start takes differs by as much as the limit.
+    """
     numbers = range(10, 30)
-    times = []
+    daemon.configure(*(mapping(n) for n in numbers))
+    text = daemon.config.read_text()
+    daemon.config.write_text(text.replace("[settings]", "[settings]\nconflict_detection = false"))
+    fastest = []
     for others in (0, 60_000):
         fill(host, others)
-        daemon.configure(*(mapping(n) for n in numbers))
-        text = daemon.config.read_text()
-        text = text.replace("[settings]", "[settings]\nconflict_detection = false")
-        daemon.config.write_text(text)
-        with RunQueue(lambda: in_the_way(host)) as waiting, recorded(host) as seen:
-            began = time.monotonic()
-            daemon.start()
-            daemon.wait_for(external(29), "active")
-        last = max(seen.when("added", external(n)) for n in numbers)
-        times.append(waiting.undisturbed(began, last))
-        assert daemon.stop() == 0
-    print(times)
-    assert times[1] <= times[0] + 0.2, times
+        times = []
+        for _ in range(3):
+            with RunQueue(lambda: in_the_way(host)) as waiting, recorded(host) as seen:
+                began = time.monotonic()
+                daemon.start()
+                daemon.wait_for(external(29), "active")
+            last = max(seen.when("added", external(n)) for n in numbers)
+            times.append(waiting.undisturbed(began, last))
+            assert daemon.stop() == 0
+        print(others, times)
+        fastest.append(min(times))
+    assert fastest[1] <= fastest[0] + 0.2, fastest
 
 
 PORT = 7000
