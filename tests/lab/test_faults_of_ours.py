@@ -162,10 +162,12 @@ def test_fault(faulty: Faulty, name: str) -> None:
     """
     with faulty.unharmed(name) as where:
         with faulty.fault(name):
-            faulty.wait_for_several(where)
+            ends_passes = name in ENDS_PASSES
+            faulty.wait_for_several(where, 1 if ends_passes else SEVERAL)
             faulty.host.run("ip", "address", "del", f"{external(2)}/24", "dev", UPLINK)
-            if name in ENDS_PASSES:
-                faulty.wait_for_several(where, faulty.count(where) + 1)
+            if ends_passes:
+                # They are repeated without an event.
+                wait_for(partial(faulty.has_come, where, SEVERAL), 60, "it has come again")
                 assert not faulty.has_address()
             else:
                 wait_for(faulty.has_address, 60, "it is put back while the fault lasts")

@@ -182,7 +182,8 @@ def test_disk_full(host: Host, daemon: Daemon) -> None:
         daemon.configure(mapping(1))
         daemon.start()
         wait_for(lambda: daemon.ended or daemon.has_begun, 60, "it has begun")
-        daemon.wait_for(external(1), "active")
+        # By the command, which looks by itself.
+        wait_for(lambda: daemon.mapping(external(1))["state"] == "active", 60, "it is active")
         assert "the status socket cannot be created: [Errno 28] No space left" in daemon.log()
         assert daemon.stop() == 0
     finally:

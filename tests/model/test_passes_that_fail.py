@@ -77,7 +77,7 @@ class FaultyKernel(FakeKernel):
 
     def __init__(self, *addresses: Address) -> None:
         super().__init__(*addresses)
-        self.portid = self.generation = 0
+        self.portid = self.nft_portid = self.generation = 0
         self.broken: dict[type[Write], MakeError] = {}
         self.blind: tuple[int, MakeError] | None = None
         self.deaf: MakeError | None = None

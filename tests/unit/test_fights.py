@@ -80,6 +80,18 @@ def test_rival_is_named() -> None:
     assert fight == Fight("accept in ip filter FORWARD", (RIVAL.text,), 5.0)
 
 
+def test_rival_of_an_earlier_repair() -> None:
+    """The last repair need not know who undid it: then it is whoever undid an earlier one."""
+    fights = Fights()
+    plans = (PLANS["accept"],)
+    said: list[Fight] = []
+    for n in range(REPAIRS + 1):
+        triggers = frozenset({RIVAL}) if n == 2 else NO_RIVAL
+        said += fights.written(n, plans, DESIRED, triggers)
+    (fight,) = said
+    assert fight.rivals == (RIVAL.text,)
+
+
 def test_text_names_no_rival() -> None:
     """A rival is a writer, not a word: a guest that is suspended by power management is none.
 

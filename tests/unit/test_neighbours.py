@@ -16,7 +16,7 @@ ONE, TWO = mac_of(internal(1)), mac_of(internal(2))
 
 def test_trigger_has_the_mac() -> None:
     """A new neighbour, another MAC at its address, and its loss are triggers with the MAC."""
-    watch = Watch(lambda _trigger: None, lambda _address, _mac: True, 0)
+    watch = Watch(lambda _trigger: None, lambda _address, _mac: True, 0, 0)
     for mac, gone, expected in (
         (ONE, False, ONE),
         (ONE, False, None),

@@ -25,7 +25,8 @@ _EXPIRY_SECONDS = 300.0
 class Fight:
     """An object that another program keeps undoing; it is not repaired for `hold` seconds.
 
-    `rivals` are the triggers that name a writer.
+    `rivals` are the last triggers that named a writer. A repair need not know: the pass before may
+    have seen that it is undone before the notification came.
     """
 
     what: str
@@ -38,6 +39,7 @@ class _Object:
     repairs: deque[float] = field(default_factory=lambda: deque(maxlen=REPAIRS))
     held_until: float = -inf
     holds: int = 0
+    rivals: tuple[str, ...] = ()
 
 
 class Fights:
@@ -71,6 +73,7 @@ class Fights:
         if not same:
             return ()
         fights = []
+        rivals = tuple(sorted(t.text for t in triggers if t.writer is not None))
         keys = (write.key for plan in plans for write in plan.writes)
         for what in dict.fromkeys(key for key in keys if key is not None):
             known = self._objects.setdefault(what, _Object())
@@ -78,13 +81,13 @@ class Fights:
                 # Not repaired: what needs it was withdrawn.
                 continue
             known.repairs.append(now)
+            known.rivals = rivals or known.rivals
             again = known.holds > 0 and known.held_until > -inf
             often = len(known.repairs) == REPAIRS and known.repairs[0] > now - WITHIN_SECONDS
             if often or again:
                 hold = _HOLD_SECONDS[min(known.holds, len(_HOLD_SECONDS) - 1)]
                 if known.holds == 0:
-                    rivals = sorted(t.text for t in triggers if t.writer is not None)
-                    fights.append(Fight(what, tuple(rivals), hold))
+                    fights.append(Fight(what, known.rivals, hold))
                 known.holds += 1
                 known.held_until = now + hold
         return tuple(fights)

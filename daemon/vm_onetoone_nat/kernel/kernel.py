@@ -72,6 +72,11 @@ class Kernel:
         return self._addresses.portid
 
     @property
+    def nft_portid(self) -> int:
+        """The same of nftables."""
+        return self._nft.portid
+
+    @property
     def generation(self) -> int:
         """The ruleset generation that the last `observe` began with."""
         return self._nft.generation

@@ -61,6 +61,11 @@ class Nft:
         """Close the socket."""
         self._netlink.close()
 
+    @property
+    def portid(self) -> int:
+        """The netlink port that writes: the sender of notifications about that."""
+        return self._netlink.portid
+
     @cached_property
     def persistent(self) -> bool:
         """Whether nftables knows tables that only their owner writes, and that outlive it.
@@ -122,12 +127,12 @@ class Nft:
         """The netlink port of another process to which our table belongs."""
         with suppress(KernelError):
             for table in self._list(nft_rules.list_tables(), nft_rules.tables):
-                if table.name == _OURS and table.owner != self._netlink.portid:
+                if table.name == _OURS and table.owner != self.portid:
                     return table.owner
         return None
 
     def _with_owner(self, table: Table, listed: ListedTable) -> Table:
-        owned = listed.owner == self._netlink.portid if self._owner else listed.owner is not None
+        owned = listed.owner == self.portid if self._owner else listed.owner is not None
         return replace(table, persistent=listed.persistent, owned=owned or not listed.persistent)
 
     def _read(self, tables: frozenset[ListedTable], ours: ListedTable | None) -> _Ruleset:

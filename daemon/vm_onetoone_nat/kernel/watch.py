@@ -43,21 +43,26 @@ class Watch:
 
     `is_guest` returns whether a neighbour, by address and MAC, may be a guest: neighbour entries
     change all the time, and most belong to no mapping. `portid` is the netlink port by which this
-    process changes addresses; its own changes are ignored.
+    process changes addresses; its own changes are ignored. `nft_portid` is that by which it writes
+    to nftables: a trigger of its own names no other program.
 
     Guests cause the notifications about neighbours. They have a socket of their own, so that a
     flood of them delays no others.
     """
 
     def __init__(
-        self, notify: Callable[[Trigger], None], is_guest: Callable[[str, str], bool], portid: int
+        self,
+        notify: Callable[[Trigger], None],
+        is_guest: Callable[[str, str], bool],
+        portid: int,
+        nft_portid: int,
     ) -> None:
         self._notify = notify
         self._is_guest = is_guest
         self._portid = portid
         self._macs: dict[IPAddress, str] = {}
         self._followed: Set[str] = frozenset()
-        self._commits = Commits()
+        self._commits = Commits(nft_portid)
         self._neighbours = Listener(
             _NEIGHBOURS, bridges_only_for(()), self._neighbour, self._neighbours_lost
         )

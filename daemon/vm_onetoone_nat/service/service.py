@@ -68,7 +68,9 @@ class Service:
         self._kernel = Kernel(runtime, self._arp)
         self._store = store
         self._source = self._connect(configuration)
-        self._watch = Watch(self._runner.notify, self._is_guest, self._kernel.portid)
+        self._watch = Watch(
+            self._runner.notify, self._is_guest, self._kernel.portid, self._kernel.nft_portid
+        )
         self._looked = threading.Event()
         self._history = History(time.monotonic())
         self._counters = Recent(read_counters)

@@ -28,31 +28,35 @@ from vm_onetoone_nat.model.trigger import Kind, Trigger
 _TABLE_NAME = nftables.MESSAGE_SIZE + 4  # NFTA_*_TABLE is the first attribute of each message
 _OURS = TABLE.encode() + b"\0"
 _ID, _PID, _PROGRAM = 1, 2, 3  # NFTA_GEN_*
+_WRITTEN_BY_US = Trigger(Kind.NFTABLES, "nftables: written by the daemon")
 
 
 class Commits:
-    """Reads the notifications in their order."""
+    """Reads the notifications in their order. `own` is the netlink port by which we write."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: int) -> None:
+        self._own = own
         self.generation = 0
         """The generation of the last transaction that may concern us."""
         self._concerns_us = False
 
     def read(self, data: bytes) -> Trigger | None:
         """The trigger, if a datagram ends a transaction that may concern us."""
-        for kind, _, start, end in notifications(data):
+        for kind, port, start, end in notifications(data):
             if kind == nftables.NEW_GENERATION:
-                return self._ended(data, start, end)
+                return self._ended(port, data, start, end)
             if kind not in nftables.OF_SETS or data.startswith(_OURS, start + _TABLE_NAME):
                 self._concerns_us = True
                 return None
         return None
 
-    def _ended(self, data: bytes, start: int, end: int) -> Trigger | None:
+    def _ended(self, port: int, data: bytes, start: int, end: int) -> Trigger | None:
         if not self._concerns_us:
             return None
         self._concerns_us = False
         found = read(data, start + nftables.MESSAGE_SIZE, end)
         self.generation = read_number(found.get(_ID)) & 0xFFFFFFFF
+        if port == self._own:
+            return _WRITTEN_BY_US
         writer = f"{read_text(found.get(_PROGRAM, b''))} (process {read_number(found.get(_PID))})"
         return Trigger(Kind.NFTABLES, f"nftables: written by {writer}", writer)
