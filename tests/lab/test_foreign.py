@@ -201,8 +201,9 @@ def test_names() -> None:
 
 def foreign(suite: str) -> None:
     """All kinds of sets and maps of another release, each in a table with a chain."""
+    nft = [*other_release(suite), "/usr/sbin/nft"]
     for table in TABLES:
-        run(*other_release(suite), "/usr/sbin/nft", "-f", "-", input=table)
+        run(*nft, "-f", "-", input=table)
 
 
 GUEST = Mapping(

@@ -25,6 +25,9 @@ BURST_SECONDS = 8.0
 MEMORY = 60 << 20
 """By so many bytes the daemon may grow."""
 
+RATE = 50
+"""Messages per second to each guest."""
+
 ELEMENTS = 100_000
 TABLE = "inet vm_onetoone_nat"
 ODD_NAMES = ("reject", "~log0", "22", "drop", "accept-all", "a.b", "policy")
@@ -210,7 +213,9 @@ def test_hostile(
         name, act = neighbour.next(chance)
         with ExitStack() as stack:
             streams = [
-                stack.enter_context(fault(f"{name}, guest {site.number}", site, listed=False))
+                stack.enter_context(
+                    fault(f"{name}, guest {site.number}", site, listed=False, rate=RATE)
+                )
                 for site in sites
             ]
             act(chance)

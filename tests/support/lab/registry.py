@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -81,6 +82,7 @@ def proxies() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.lower() in _PROXIES}
 
 
+@cache
 def apt_sources(suite: str) -> str:
     """A sources.list for `suite` of the Debian mirrors that this machine's apt uses."""
     configured = _output(
@@ -103,6 +105,7 @@ def apt_sources(suite: str) -> str:
     return "".join(ordered)
 
 
+@cache
 def apt_settings() -> str:
     """How this machine's apt reaches its mirrors, as an apt.conf: proxies, checks, retries."""
     wanted = ("http::", "https::", "Check-", "Retries", "ForceIPv", "Languages")
