@@ -1,7 +1,7 @@
 """The ruleset of nftables, read and written by messages of our own. The only writer of rules."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,12 +14,12 @@ from vm_onetoone_nat.kernel.messages import nft_listing, nft_rules
 from vm_onetoone_nat.kernel.messages.nft_accept import FORWARD_CHAINS, foreign_chain, obstacle
 from vm_onetoone_nat.kernel.messages.nft_listing import Listing
 from vm_onetoone_nat.kernel.messages.nft_objects import own_table
-from vm_onetoone_nat.kernel.messages.nft_rules import ListedChain, ListedTable, Rule, TableName
+from vm_onetoone_nat.kernel.messages.nft_rules import ListedTable, TableName
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.kernel.messages.ruleset import batch, transaction
 from vm_onetoone_nat.kernel.netlink import NETFILTER, Netlink
 from vm_onetoone_nat.model.family import FAMILIES
-from vm_onetoone_nat.model.host import ChainName, ForeignChain, Obstacle
+from vm_onetoone_nat.model.host import ForeignChain, Obstacle
 from vm_onetoone_nat.model.nat_table import CONTAINERS, TABLE, Table
 
 T = TypeVar("T")
@@ -31,15 +31,16 @@ _ROUTED = (*(family.nft for family in FAMILIES), "inet")
 
 @dataclass(frozen=True, slots=True)
 class _Ruleset:
-    """Our table, and the chains of other programs at the hook forward; and when they were read.
+    """Our table, and what is of interest in the chains of other programs at the hook forward.
 
-    `tables`: a table that has an owner may be deleted with it, without a new generation.
+    `read` is when it was read, and with which mark bit. A table that has an owner may be deleted
+    with it, without a new generation.
     """
 
-    generation: int
-    tables: frozenset[ListedTable]
+    read: tuple[int, frozenset[ListedTable], int]
     table: Table | None
-    chains: Mapping[ChainName, tuple[ListedChain, Sequence[Rule]]]
+    foreign: tuple[ForeignChain, ...]
+    obstacles: tuple[Obstacle, ...]
 
 
 class Nft:
@@ -92,15 +93,9 @@ class Nft:
             self._wait_for_writer()
         tables = frozenset(self._list(nft_rules.list_tables(), nft_rules.tables))
         ours = next((table for table in tables if table.name == _OURS), None)
-        known = self._read(tables, ours)
-        chains = known.chains
-        found = (obstacle(*chains[name], fwmark) for name in chains if name not in FORWARD_CHAINS)
-        present = (name for name in FORWARD_CHAINS if name in chains)
-        return (
-            self._with_owner(known.table, ours) if known.table and ours else None,
-            tuple(foreign_chain(name, chains[name][1]) for name in present),
-            tuple(each for each in found if each is not None),
-        )
+        known = self._read(tables, ours, fwmark)
+        table = self._with_owner(known.table, ours) if known.table and ours else None
+        return table, known.foreign, known.obstacles
 
     def apply(self, writes: Sequence[NftWrite]) -> None:
         """Write all in one transaction, or nothing.
@@ -135,7 +130,9 @@ class Nft:
         owned = listed.owner == self.portid if self._owner else listed.owner is not None
         return replace(table, persistent=listed.persistent, owned=owned or not listed.persistent)
 
-    def _read(self, tables: frozenset[ListedTable], ours: ListedTable | None) -> _Ruleset:
+    def _read(
+        self, tables: frozenset[ListedTable], ours: ListedTable | None, fwmark: int
+    ) -> _Ruleset:
         """The ruleset; not read again while generation and tables are the same.
 
         Every transaction in this network namespace begins a new generation, and only a transaction
@@ -143,25 +140,23 @@ class Nft:
         no rule adds any. `observe` has waited until the transaction that began this generation was
         complete. What others write meanwhile has its own notification: the next pass reads it.
         """
-        known = self._known
-        if known is not None and (known.generation, known.tables) == (self.generation, tables):
-            return known
-        chains = self._netlink.dump(nft_rules.list_chains())
-        foreign = (
-            chain
-            for answer in chains
+        now = self.generation, tables, fwmark
+        if self._known is not None and self._known.read == now:
+            return self._known
+        listed = self._netlink.dump(nft_rules.list_chains())
+        chains = {
+            chain.name: (chain, self._list(nft_rules.list_rules(chain.name), nft_rules.rules))
+            for answer in listed
             for chain in nft_rules.chains(answer)
             if chain.hook == "forward" and chain.name.family in _ROUTED
             if chain.name.table != TABLE
-        )
+        }
+        others = (obstacle(*chains[name], fwmark) for name in chains if name not in FORWARD_CHAINS)
         found = _Ruleset(
-            self.generation,
-            tables,
-            self._table(ours, chains) if ours is not None else None,
-            {
-                chain.name: (chain, self._list(nft_rules.list_rules(chain.name), nft_rules.rules))
-                for chain in foreign
-            },
+            now,
+            self._table(ours, listed) if ours is not None else None,
+            tuple(foreign_chain(n, chains[n][1]) for n in FORWARD_CHAINS if n in chains),
+            tuple(each for each in others if each is not None),
         )
         settled = self._generation() == self.generation
         intact = found.table is None or found.table.intact

@@ -89,6 +89,9 @@ def _accepts_dnat(rule: Rule) -> bool:
 
 
 def _refuses_all(rule: Rule) -> bool:
+    # Most rules match something, and a chain may have thousands.
+    if rule.may_have("cmp") or rule.may_have("lookup"):
+        return False
     bare = [each for each in rule.expressions if each.name not in ("counter", "log")]
     match bare:
         case [Expression("reject")]:
