@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from ipaddress import IPv4Address
+from itertools import count
 from statistics import median
 
 from own_network import in_own_network
@@ -16,7 +17,7 @@ from vm_onetoone_nat.model.mapping import Mapping
 
 MARK = DEFAULT_FWMARK
 MAPPINGS = 1000
-PAUSE = 0.005
+PAUSE, NO_PAUSE = 0.005, 0.0
 """Between two foreign transactions, in seconds."""
 TIMES = 20
 LIMIT = 5
@@ -24,14 +25,14 @@ LIMIT = 5
 
 
 @contextmanager
-def writer() -> Iterator[None]:
-    """A program with a transaction every few milliseconds."""
+def writer(pause: float) -> Iterator[None]:
+    """A program with a transaction each so many seconds."""
     over = threading.Event()
 
     def write() -> None:
         assert process.stdin is not None
-        for n in range(1 << 16):
-            if over.wait(PAUSE):
+        for n in count():
+            if over.wait(pause):
                 return
             verb = "delete" if n % 2 else "add"
             process.stdin.write(f"{verb} element ip other addresses {{ 203.0.113.1 }}\n")
@@ -74,10 +75,14 @@ def child_busy_writer() -> None:
         nft.apply((InstallTable(MARK), *map(AddElement, sorted(elements))))
         read()
         alone = [read() for _ in range(TIMES)]
-        with writer():
+        with writer(PAUSE):
             before = nft._generation()
             beside = [read() for _ in range(TIMES)]
             written = nft._generation() - before
+        with writer(NO_PAUSE):
+            # Each dump is interrupted, and none fails.
+            for _ in range(TIMES):
+                read()
     assert written > TIMES, written
     assert median(beside) < LIMIT * median(alone), (alone, beside)
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import pytest
@@ -175,6 +176,26 @@ def child_changed_ranges() -> None:
 def test_kernel_takes_changed_ranges() -> None:
     """A range may be replaced in one transaction by another that overlaps it."""
     in_own_network(child_changed_ranges)
+
+
+def child_flooded() -> None:
+    from vm_onetoone_nat.kernel.nft import Nft
+
+    nft = Nft()
+    nft.apply(_install(*MAPPED))
+    numbers = (f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(200_000))
+    elements = f"add element inet vm_onetoone_nat untranslated_in {{ {', '.join(numbers)} }}"
+    _run("nft", "-f", "-", text=elements)
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    assert nft.observe(MARK)[0] == Table(intact=False)
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 30 << 10
+    nft.apply(_install(*MAPPED))
+    assert nft.observe(MARK)[0] == Table(True, elements_of(_install(*MAPPED)), MARK)
+
+
+def test_kernel_table_that_others_fill() -> None:
+    """Many elements of another program in our table are not read: the table is replaced."""
+    in_own_network(child_flooded)
 
 
 def child_refused() -> None:

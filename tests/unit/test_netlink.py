@@ -8,8 +8,9 @@ from contextlib import closing
 import pytest
 from nft_dump import datagram
 from vm_onetoone_nat.errors import KernelError
+from vm_onetoone_nat.kernel import netlink as netlink_module
 from vm_onetoone_nat.kernel.messages import rtnetlink
-from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
+from vm_onetoone_nat.kernel.netlink import NETFILTER, ROUTE, Netlink, TooLarge
 
 KIND = 77
 INTERRUPTED = 0x10  # NLM_F_DUMP_INTR
@@ -72,6 +73,35 @@ def test_dump_that_is_always_interrupted(netlink: Netlink, monkeypatch: pytest.M
     given(netlink, monkeypatch, *100 * (interrupted, done()))
     with pytest.raises(KernelError, match="changes during each attempt"):
         netlink.dump(b"")
+
+
+def test_dump_of_nftables_that_is_always_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of nftables the last attempt counts: another program's sets interrupt each of them."""
+    attempts = [(datagram(KIND, body, flags=INTERRUPTED), done()) for body in (b"1111", b"2222")]
+    with closing(Netlink(NETFILTER, "nftables")) as netlink:
+        given(netlink, monkeypatch, *attempts[0], *attempts[0], *attempts[1], *attempts[0])
+        assert bodies(netlink.dump(b"")) == [b"2222"]
+
+
+def test_dump_that_is_too_large(netlink: Netlink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read than asked for, and a dump of exactly so many bytes is read."""
+    parts = (datagram(KIND, b"aaaa"), datagram(KIND, b"bbbb"), done())
+    size = sum(map(len, parts))
+    given(netlink, monkeypatch, *parts)
+    assert bodies(netlink.dump(b"", size)) == [b"aaaa", b"bbbb"]
+    kernel = given(netlink, monkeypatch, *parts)
+    with pytest.raises(TooLarge):
+        netlink.dump(b"", len(parts[0]))
+    assert kernel.datagrams == [parts[2]]
+
+
+def test_kernel_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is not answered is a failure, after a while."""
+    monkeypatch.setattr(netlink_module, "_TIMEOUT", struct.pack("@ll", 0, 10_000))
+    with closing(Netlink(ROUTE, "rtnetlink")) as netlink:
+        monkeypatch.setattr(netlink, "send", lambda _: None)
+        with pytest.raises(KernelError, match="temporarily unavailable"):
+            netlink.dump(b"")
 
 
 @pytest.mark.parametrize(("error", "fails"), [(errno.ENOENT, False), (errno.EPERM, True)])

@@ -41,7 +41,7 @@ class Ruleset:
         body = header() + number(1, self.generation)
         yield answer(nftables.NEW_GENERATION, body)
 
-    def dump(self, request: bytes) -> list[Answer]:
+    def dump(self, request: bytes, _most: int | None = None) -> list[Answer]:
         if request == nft_rules.list_tables():
             bodies = (header(f) + text(1, name) + self.flags for f, name in self.tables)
             return [answer(nftables.NEW_TABLE, *bodies)]
@@ -64,7 +64,7 @@ def ruleset(monkeypatch: pytest.MonkeyPatch) -> Ruleset:
     netlink = "vm_onetoone_nat.kernel.nft.Netlink"
     monkeypatch.setattr(nft_listing, "parse_table", lambda _listing: ruleset.parse_table())
     monkeypatch.setattr(f"{netlink}.ask", lambda _self, *asked: ruleset.ask(*asked))
-    monkeypatch.setattr(f"{netlink}.dump", lambda _self, request: ruleset.dump(request))
+    monkeypatch.setattr(f"{netlink}.dump", lambda _self, *asked: ruleset.dump(*asked))
     return ruleset
 
 

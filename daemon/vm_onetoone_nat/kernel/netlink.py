@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from errno import EMSGSIZE, ENOBUFS, ENOENT
+from struct import pack
 
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.classify import kernel_errors
@@ -18,8 +19,13 @@ _SO_SNDBUFFORCE = 32
 
 _DATAGRAM = 1 << 16
 """Bytes to receive at once; the kernel sends 32 KiB at most (af_netlink.c)."""
-_ATTEMPTS = 10
+_ATTEMPTS = {ROUTE: 10, NETFILTER: 3}
 """Attempts to read a dump that is interrupted by changes."""
+_TIMEOUT = pack("@ll", 5, 0)  # struct timeval
+
+
+class TooLarge(KernelError):
+    """A dump is larger than what the caller wants to read."""
 
 
 class Netlink:
@@ -29,11 +35,14 @@ class Netlink:
     """
 
     def __init__(self, protocol: int, name: str) -> None:
+        self._protocol = protocol
         self._name = name
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         # An error need not repeat the request.
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        # The kernel answers at once, or not at all.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
         self._socket.bind((0, 0))
 
     def close(self) -> None:
@@ -80,19 +89,37 @@ class Netlink:
                 count -= len(answer.messages) + len(answer.results)
                 yield answer
 
-    def dump(self, request: bytes) -> list[rtnetlink.Answer]:
-        """One consistent dump; that of a missing object is empty. Raises KernelError."""
+    def dump(self, request: bytes, most: int | None = None) -> list[rtnetlink.Answer]:
+        """One dump; that of a missing object is empty. It is consistent, but for nftables.
+
+        Any transaction interrupts a dump of nftables, also one of a set of another program, of
+        which there may be thousands a second. One that changes what is read is notified.
+
+        Raises KernelError, and TooLarge if the dump has more than `most` bytes.
+        """
+        answers: list[rtnetlink.Answer] = []
         with kernel_errors(f"{self._name} cannot be read"):
-            for _ in range(_ATTEMPTS):
-                answers: list[rtnetlink.Answer] = []
-                self.send(request)
-                while not answers or not answers[-1].results:
-                    answers.append(self.receive())
-                    for error in set(answers[-1].results.values()) - {0, ENOENT}:
-                        raise OSError(error, os.strerror(error))
+            for _ in range(_ATTEMPTS[self._protocol]):
+                answers = self._answers(request, most)
                 if not any(answer.interrupted for answer in answers):
                     return answers
+        if self._protocol == NETFILTER:
+            return answers
         raise KernelError(f"{self._name} cannot be read: it changes during each attempt")
+
+    def _answers(self, request: bytes, most: int | None) -> list[rtnetlink.Answer]:
+        """A dump to its end. Raises OSError, struct.error, TooLarge."""
+        answers: list[rtnetlink.Answer] = []
+        size = 0
+        self.send(request)
+        while not answers or not answers[-1].results:
+            answers.append(self.receive())
+            size += len(answers[-1].data)
+            if most is not None and size > most:
+                raise TooLarge(f"{self._name} cannot be read: more than {most} bytes")
+            for error in set(answers[-1].results.values()) - {0, ENOENT}:
+                raise OSError(error, os.strerror(error))
+        return answers
 
     def _discard(self) -> None:
         while True:

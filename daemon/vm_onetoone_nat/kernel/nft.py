@@ -17,12 +17,17 @@ from vm_onetoone_nat.kernel.messages.nft_objects import own_table
 from vm_onetoone_nat.kernel.messages.nft_rules import ListedTable, TableName
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.kernel.messages.ruleset import batch, transaction
-from vm_onetoone_nat.kernel.netlink import NETFILTER, Netlink
+from vm_onetoone_nat.kernel.netlink import NETFILTER, Netlink, TooLarge
 from vm_onetoone_nat.model.family import FAMILIES
 from vm_onetoone_nat.model.host import ForeignChain, Obstacle
 from vm_onetoone_nat.model.nat_table import CONTAINERS, TABLE, Table
 
 T = TypeVar("T")
+
+_MOST = 8 << 20
+"""Bytes of elements that are read of our table, or four times as many as were written at once. With
+more it has what others have added, and is replaced: that takes no more than it should have. A
+mapping has 600 bytes."""
 
 _OURS = TableName("inet", TABLE)
 _ROUTED = (*(family.nft for family in FAMILIES), "inet")
@@ -52,11 +57,11 @@ class Nft:
 
     def __init__(self, *, owner: bool = False) -> None:
         self._owner = owner
-        self._libnftables = Libnftables()
         self._netlink = Netlink(NETFILTER, "nftables")
         self.generation = 0
         """The ruleset generation with which `observe` began; it may miss later changes."""
         self._known: _Ruleset | None = None
+        self._most = _MOST
 
     def close(self) -> None:
         """Close the socket."""
@@ -73,7 +78,7 @@ class Nft:
 
         The kernel has to know them, and libnftables to list them. Nothing is written.
         """
-        if not self._libnftables.knows_flags():
+        if not Libnftables().knows_flags():
             return False
         with suppress(OSError):
             self._netlink.send(batch([own_table(f"{TABLE}_flags")], commit=False))
@@ -103,9 +108,11 @@ class Nft:
         Raises TransactionRefused with the kernel's errors; nothing has changed then.
         """
         requests = transaction(writes)
+        data = batch(requests)
+        self._most = max(self._most, 4 * len(data))
         failed: dict[int, int] = {}
         try:
-            self._netlink.send(batch(requests))
+            self._netlink.send(data)
             # `send` returns when the kernel has done it or refused it; it answers errors only.
             for answer in self._netlink.waiting():
                 for number, error in answer.results.items():
@@ -165,15 +172,20 @@ class Nft:
 
     def _table(self, ours: ListedTable, chains: Sequence[Answer]) -> Table:
         of_ours = nft_listing.of_our_table
+        elements, left = {}, self._most
+        for container in CONTAINERS:
+            try:
+                answers = self._netlink.dump(nft_listing.list_elements(container), left)
+            except TooLarge:
+                return Table(intact=False)
+            left -= sum(len(answer.data) for answer in answers)
+            elements[container] = [e for each in answers for e in nft_listing.elements(each)]
         others = (self._list(each, of_ours) for each in nft_listing.list_others())
         listing = Listing(
             [each for answer in chains for each in of_ours(answer)],
             self._list(nft_listing.list_sets(), of_ours),
             self._list(nft_listing.list_rules(), of_ours),
-            {
-                each: self._list(nft_listing.list_elements(each), nft_listing.elements)
-                for each in CONTAINERS
-            },
+            elements,
             others=ours.is_strange or any(others),
         )
         return nft_listing.parse_table(listing)
