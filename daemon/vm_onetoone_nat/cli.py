@@ -1,6 +1,7 @@
 """The command: arguments, output, exit codes. The only module that exits the process."""
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -29,6 +30,9 @@ class _Parser(argparse.ArgumentParser):
 def main() -> NoReturn:
     """The entry point: runs one command and exits with its code."""
     arguments = _parser().parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As standard error: a name may have characters that the locale cannot encode.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(arguments)
     except VmNatError as error:

@@ -50,6 +50,14 @@ def entry(event: Event, **fields: object) -> dict[str, Any]:
     return {"event": event, "fields": present}
 
 
+def encodable(text: str) -> str:
+    """The text with escapes in place of what UTF-8 cannot encode.
+
+    Names from the kernel may be any bytes: those that are not UTF-8 are kept with surrogateescape.
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 class _TextFormatter(logging.Formatter):
     """One line for a terminal."""
 
@@ -70,11 +78,12 @@ class _JournalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             event = getattr(record, "event", None)
-            fields = dict(getattr(record, "fields", {}))
+            named = getattr(record, "fields", {})
+            fields = {name: encodable(text) for name, text in named.items()}
             if event is not None:
                 fields["MESSAGE_ID"] = event.value.hex
             self._send(
-                self.format(record),
+                encodable(self.format(record)),
                 PRIORITY=_LEVELS.get(record.levelno, 6),
                 SYSLOG_IDENTIFIER=IDENTIFIER,
                 LOGGER=record.name,

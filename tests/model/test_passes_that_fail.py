@@ -72,7 +72,8 @@ class FaultyKernel(FakeKernel):
     """A kernel, with the adapter to it, whose parts fail as `broken` says.
 
     A kind of write raises what it has there; all of nftables, what InstallTable has. `blind` has
-    the error of the observation that is so many observations away, and of all after it.
+    the error of the observation that is so many observations away, and of all after it. `delay` is
+    called before each transaction.
     """
 
     def __init__(self, *addresses: Address) -> None:
@@ -81,6 +82,7 @@ class FaultyKernel(FakeKernel):
         self.broken: dict[type[Write], MakeError] = {}
         self.blind: tuple[int, MakeError] | None = None
         self.deaf: MakeError | None = None
+        self.delay: Callable[[], None] = lambda: None
 
     def observe(self, configuration: Configuration) -> Observed:
         if self.blind is not None:
@@ -100,6 +102,7 @@ class FaultyKernel(FakeKernel):
         super()._apply(write)
 
     def transact(self, writes: object) -> None:
+        self.delay()
         self._fail(InstallTable)
         super().transact(writes)  # type: ignore[arg-type]
 
@@ -137,6 +140,9 @@ class Time:
 
     def monotonic(self) -> float:
         return self.now
+
+    def second_passes(self) -> None:
+        self.now += 1.0
 
 
 def installed(
@@ -274,6 +280,7 @@ class Failing(RuleBasedStateMachine):
         self.kernel.refuse.clear()
         self.kernel.fail.clear()
         self.kernel.blind = self.kernel.deaf = None
+        self.kernel.delay = lambda: None
         self.store.full = False
         self.holds.others = frozenset()
         self.clock.now += 1000
@@ -347,6 +354,9 @@ class Failing(RuleBasedStateMachine):
     def mapping_is_refused(self, draw: Draw) -> None:
         self.kernel.refuse ^= {external(draw(NUMBERS))}
 
+    def transactions_are_slow(self, _: Draw) -> None:
+        self.kernel.delay = self.clock.second_passes
+
     def address_cannot_be_added(self, draw: Draw) -> None:
         self.kernel.fail ^= {external(draw(NUMBERS))}
 
@@ -384,6 +394,7 @@ class Failing(RuleBasedStateMachine):
         write_fails,
         transactions_are_refused,
         mapping_is_refused,
+        transactions_are_slow,
         address_cannot_be_added,
         observation_fails,
         probe_fails,

@@ -24,6 +24,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from lab.addresses import HOST, LIBVIRT_BRIDGE, UPLINK, external, guest_name, internal
+from vm_onetoone_nat.decide.bisect import NOT_TRIED, SECONDS, Limits, Search
 from vm_onetoone_nat.decide.desired import mapping_elements
 from vm_onetoone_nat.decide.fights import REPAIRS, Fight, Fights
 from vm_onetoone_nat.decide.host_writes import (
@@ -46,6 +47,7 @@ from vm_onetoone_nat.decide.writes import NftWrite
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
 from vm_onetoone_nat.model import nat_table
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration, Pool, Range
+from vm_onetoone_nat.model.family import IPAddress
 from vm_onetoone_nat.model.guests import DomainState, Guests, Interface
 from vm_onetoone_nat.model.host import Address, ChainName
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
@@ -309,6 +311,76 @@ def test_several_refused_mappings() -> None:
     assert_holds(kernel, *(n for n in numbers if n not in bad))
 
 
+class Timed(FakeKernel):
+    """A kernel that takes `seconds` for each plan."""
+
+    now, seconds = 0.0, 0.1
+
+    def apply(self, plan: Plan) -> None:
+        self.now += self.seconds
+        super().apply(plan)
+
+
+def test_time_of_the_search() -> None:
+    """If the kernel refuses nearly all of many mappings, each pass ends soon, as a failed one, and
+    the next passes try what was not tried. What was there stays, and each mapping has a reason.
+
+    There were two attempts for each mapping in one pass: 18 s, with a tenth of a second for each.
+    """
+    numbers = tuple(range(1, 91))
+    kernel, libvirt, store = Timed(*laptop().addresses), running_guests(*numbers), FakeStore()
+    kernel.chains = laptop().chains
+    search = Search(lambda: kernel.now)
+    reconcile(configuration(1, 2), libvirt, kernel, store, Limits(search=search))
+    kernel.refuse |= {external(n) for n in numbers[2:-1]}
+    tried: set[IPAddress] = set()
+    for _ in range(20):
+        began = kernel.now
+        outcome = reconcile(configuration(*numbers), libvirt, kernel, store, Limits(search=search))
+        # Five plans besides: the whole, what no mapping needs, what is left, the withdrawal, and
+        # the one during which the time ended.
+        assert kernel.now - began < SECONDS + 0.6
+        assert any("has not ended within" in failure for failure in outcome.failures)
+        reasons = {s.mapping.external: s.reason for s in outcome.statuses if s.state is ERROR}
+        assert reasons.keys() >= kernel.refuse
+        now = {each for each, reason in reasons.items() if reason != NOT_TRIED}
+        assert all("nftables refused a transaction" in reasons[each] for each in now)
+        assert tried < now or now == kernel.refuse
+        tried = now
+        assert kernel.owned() >= {own_address(external(n)) for n in (1, 2)}
+    assert tried == kernel.refuse
+    assert_holds(kernel, 1, 2, 90)
+
+
+def test_slow_search() -> None:
+    """A search whose time ends during its first attempt goes on until a mapping is refused or
+    installed, so that some pass tries the last one.
+    """
+    numbers = (1, 2, 3, 4)
+    kernel, libvirt, store = Timed(*laptop().addresses), running_guests(*numbers), FakeStore()
+    kernel.chains, kernel.seconds = laptop().chains, 2 * SECONDS
+    kernel.refuse |= {external(n) for n in numbers[:-1]}
+    limits = Limits(search=Search(lambda: kernel.now))
+    for passes in range(len(numbers)):
+        assert kernel.owned() == set(), passes
+        reconcile(configuration(*numbers), libvirt, kernel, store, limits)
+    assert_holds(kernel, 4)
+
+
+def test_reasons_end_with_the_refusals() -> None:
+    """A mapping that the kernel had refused and then accepted is not tried yet in a new search."""
+    numbers = tuple(range(1, 5))
+    kernel, libvirt, store = Timed(*laptop().addresses), running_guests(*numbers), FakeStore()
+    kernel.chains, kernel.seconds = laptop().chains, 2 * SECONDS
+    limits = Limits(search=Search(lambda: kernel.now))
+    for refused in (numbers, (), numbers):
+        kernel.refuse = {external(n) for n in refused}
+        kernel.delete_table()
+        outcome = reconcile(configuration(*numbers), libvirt, kernel, store, limits)
+    reasons = [s.reason for s in outcome.statuses]
+    assert reasons.count(NOT_TRIED) == 3
+
+
 def test_refused_mapping_does_not_disturb() -> None:
     """While one is refused again and again, the others' addresses and elements are not touched."""
     kernel, libvirt = laptop(), running_guests(1, 2, 3)
@@ -411,7 +483,7 @@ def test_search_holds_back() -> None:
     lose_accept(kernel)
     kernel.refuse.add(external(3))
     held = frozenset({accept_key(FORWARD)})
-    reconcile(configuration(1, 2, 3), libvirt, kernel, store, held)
+    reconcile(configuration(1, 2, 3), libvirt, kernel, store, Limits(held))
     assert kernel.accepts(MARK) == {FORWARD: []}
     assert kernel.owned() == {own_address(external(n)) for n in (1, 2)}
 
@@ -574,7 +646,7 @@ def fought(
     for second in range(REPAIRS + 3):
         damage(kernel)
         held = fights.held(second)
-        outcome = reconcile(configuration(1, 2), libvirt, kernel, store, held)
+        outcome = reconcile(configuration(1, 2), libvirt, kernel, store, Limits(held))
         assert outcome.failures == ()
         begun += fights.written(second, outcome.written, outcome.look.desired, trigger)
         if held:

@@ -1,10 +1,9 @@
-"""One pass: observe, plan, apply, verify. Nothing is kept from one pass to the next."""
+"""One pass: observe, plan, apply, verify. Only `Search` is kept from one pass to the next."""
 
-from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 
-from vm_onetoone_nat.decide.bisect import install_singly
+from vm_onetoone_nat.decide.bisect import Limits, Search
 from vm_onetoone_nat.decide.desired import desire, mapping_elements, without
 from vm_onetoone_nat.decide.hold import withdrawals
 from vm_onetoone_nat.decide.host_writes import RecordAllocations
@@ -83,20 +82,22 @@ def reconcile(
     source: GuestSide,
     kernel: KernelSide,
     store: StoreSide,
-    held: Set[str] = frozenset(),
+    limits: Limits | None = None,
 ) -> Outcome:
     """One pass. Raises KernelError if the kernel cannot be observed.
 
     The desired state is computed once: a change during the pass has its own event, and is not a
-    failure of this pass. `held` are the keys of writes that are held back.
+    failure of this pass. The search of `limits` is kept from one pass to the next.
     """
     before = look(configuration, source, kernel, store)
-    outcome = _write(KernelOfPass(configuration, kernel, held), store, before)
+    limits = limits or Limits()
+    of_pass = KernelOfPass(configuration, kernel, limits.held)
+    outcome = _write(of_pass, store, before, limits.search)
     kernel.probe(configuration, outcome.look.observed, before.desired)
     return outcome
 
 
-def _write(kernel: KernelOfPass, store: StoreSide, before: Look) -> Outcome:
+def _write(kernel: KernelOfPass, store: StoreSide, before: Look, search: Search) -> Outcome:
     """Write the plan. An allocation is recorded before the kernel holds its address, and the kernel
     is written also if that fails.
     """
@@ -109,10 +110,11 @@ def _write(kernel: KernelOfPass, store: StoreSide, before: Look) -> Outcome:
         written = kernel.apply(planned)
     except TransactionRefused as error:
         recorded = Plan(tuple(w for w in planned.writes if isinstance(w, StoreWrite)))
-        written, refused = install_singly(kernel, desired, before.observed, _externals(before))
-        reasons = (f"mapping {external}: {reason}" for external, reason in refused.items())
-        written = Written((recorded,) if recorded else (), (str(error), *reasons)) + written
+        written, refused = search.install(kernel, desired, before.observed, _externals(before))
+        written = Written((recorded,) if recorded else (), (str(error),)) + written
         desired = without(desired, refused, before.observed)
+    else:
+        search.forget()
     if written.failures:
         written += _withdraw(kernel)
     failures += written.failures

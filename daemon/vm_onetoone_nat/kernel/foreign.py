@@ -1,13 +1,14 @@
 """The rules and sets of other programs, for `diagnose`.
 
 libnftables is not used in this process for them. It may crash on what another version has written,
-and it may not end while others write.
+and it may not end while others write. All requests together have a limit of time.
 """
 
 import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from itertools import groupby
@@ -40,19 +41,26 @@ _PLAIN = re.compile(r"[a-zA-Z]\w*", re.ASCII)
 # Not from the working directory: the command runs as root.
 _CHILD = ("-P", "-m", "vm_onetoone_nat.kernel.libnftables_child")
 _SECONDS = 60.0
-"""For all that is listed at once: libnftables begins again whenever another program has written."""
+"""For all requests: libnftables begins again whenever another program has written."""
+
+_CHILD_SECONDS = 20.0
+"""For those of one child, so that one request does not use all of the time."""
 
 _Command = tuple[str, dict[str, bool]]
 """For `Libnftables.run`."""
 
 
 def read_others() -> Ruleset:
-    """The chains of foreign tables that guests' packets may pass. Raises KernelError."""
+    """The chains of foreign tables that guests' packets may pass. Raises KernelError.
+
+    What libnftables has not listed after _SECONDS counts as what it cannot list.
+    """
+    ends = time.monotonic() + _SECONDS
     declared = {chain.name: chain for chain in _declared()}
-    ((listed,), (printed,)) = _ask([[_listing({"ruleset": None})], [_printing("ruleset")]])
+    ((listed,), (printed,)) = _ask([[_listing({"ruleset": None})], [_printing("ruleset")]], ends)
     rules = parse_rules(_objects(listed))
-    rules |= _singly([name for name in declared if name not in rules])
-    texts = parse_texts(printed) if printed is not None else _texts(rules)
+    rules |= _singly([name for name in declared if name not in rules], ends)
+    texts = parse_texts(printed) if printed is not None else _texts(rules, ends)
     chains = {
         name: chain_with_rules(declared[name], rules[name], texts)
         for name in declared
@@ -65,7 +73,7 @@ def read_others() -> Ruleset:
         for looked_up in lookups(rule.expression)
     }
     unreadable = tuple(name for name in declared if name not in rules)
-    return Ruleset(chains, _sets(sorted(looked_up)), unreadable)
+    return Ruleset(chains, _sets(sorted(looked_up), ends), unreadable)
 
 
 def _declared() -> list[ListedChain]:
@@ -75,28 +83,28 @@ def _declared() -> list[ListedChain]:
     return [c for c in chains if c.name.family in _PASSED and c.name.table != TABLE]
 
 
-def _singly(names: Sequence[ChainName]) -> dict[ChainName, list[Json]]:
+def _singly(names: Sequence[ChainName], ends: float) -> dict[ChainName, list[Json]]:
     """The rules of the chains that libnftables lists if it is asked for each by itself."""
     by_table = [list(of) for _, of in groupby(names, lambda name: (name.family, name.table))]
     asked = [[_listing({"chain": _reference(name)}) for name in of] for of in by_table]
-    answered = zip(by_table, _ask(asked), strict=True)
+    answered = zip(by_table, _ask(asked, ends), strict=True)
     outputs = ((name, each) for of, found in answered for name, each in zip(of, found, strict=True))
     listed = ((name, parse_rules(_objects(output))) for name, output in outputs)
     return {name: found[name] for name, found in listed if name in found}
 
 
-def _texts(names: Iterable[ChainName]) -> Texts:
+def _texts(names: Iterable[ChainName], ends: float) -> Texts:
     """The printed rules of the tables that libnftables prints if it is asked for each by itself.
 
     A name is part of the command, so there are none for tables with odd names.
     """
     tables = sorted({(name.family, name.table) for name in names if _PLAIN.fullmatch(name.table)})
     asked = [[_printing(f"table {family} {table}")] for family, table in tables]
-    outputs = (output for (output,) in _ask(asked) if output is not None)
+    outputs = (output for (output,) in _ask(asked, ends) if output is not None)
     return {place: text for output in outputs for place, text in parse_texts(output).items()}
 
 
-def _sets(names: Sequence[SetName]) -> dict[SetName, Sequence[Any]]:
+def _sets(names: Sequence[SetName], ends: float) -> dict[SetName, Sequence[Any]]:
     """The elements of these sets and maps, of each that can be listed."""
     asked = [
         [
@@ -107,7 +115,7 @@ def _sets(names: Sequence[SetName]) -> dict[SetName, Sequence[Any]]:
     ]
     return {
         name: parse_collection(_objects(next(filter(None, outputs))))
-        for name, outputs in zip(names, _ask(asked), strict=True)
+        for name, outputs in zip(names, _ask(asked, ends), strict=True)
         if any(outputs)
     }
 
@@ -134,8 +142,9 @@ def _objects(output: str | None) -> list[Json]:
     return objects
 
 
-def _ask(requests: Sequence[list[_Command]]) -> list[list[str | None]]:
-    """The outputs of the commands of each request, None for those that failed.
+def _ask(requests: Sequence[list[_Command]], ends: float) -> list[list[str | None]]:
+    """The outputs of the commands of each request, None for those that failed, or are not answered
+    at the time `ends` of the monotonic clock.
 
     The commands of a request are about one table: if libnftables crashes with one of them, it
     would with the others, since it reads all sets of the table for each.
@@ -143,14 +152,14 @@ def _ask(requests: Sequence[list[_Command]]) -> list[list[str | None]]:
     answers: list[list[str | None]] = []
     while len(answers) < len(requests):
         left = requests[len(answers) :]
-        answers += _run(left)
-        if len(answers) < len(requests):
-            answers.append([None] * len(requests[len(answers)]))
+        seconds = min(_CHILD_SECONDS, ends - time.monotonic())
+        # A request fails if it is the first of a child: after others, it had a part of the time.
+        answers += (seconds > 0 and _run(left, seconds)) or [[None] * len(left[0])]
     return answers
 
 
-def _run(requests: Iterable[list[_Command]]) -> list[list[str | None]]:
-    """The answers of a child until its end, which comes early if it crashes or takes too long."""
+def _run(requests: Iterable[list[_Command]], seconds: float) -> list[list[str | None]]:
+    """The answers of a child until its end, which comes early if it crashes or takes longer."""
     asked = "".join(f"{json.dumps(request)}\n" for request in requests)
     try:
         done = subprocess.run(
@@ -158,7 +167,7 @@ def _run(requests: Iterable[list[_Command]]) -> list[list[str | None]]:
             input=asked.encode(),
             capture_output=True,
             check=False,
-            timeout=_SECONDS,
+            timeout=seconds,
         )
         output = done.stdout
     except subprocess.TimeoutExpired as expired:

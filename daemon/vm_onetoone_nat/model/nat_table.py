@@ -1,6 +1,7 @@
 """Our nftables table as values: its containers, their elements, and what it translates.
 
-Pure. Rules and declarations are in `nft_table`, an element's JSON in `nft_elements`.
+Pure. The chains and rules are in `nft_table`, the messages for containers in `nft_objects`, and for
+elements in `nft_elements`.
 """
 
 from collections.abc import Callable, Iterable

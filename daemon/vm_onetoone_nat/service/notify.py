@@ -3,6 +3,8 @@
 import os
 import time
 
+from vm_onetoone_nat.journal import encodable
+
 
 class Notify:
     """Notifies the service manager that started this process; does nothing without one."""
@@ -52,4 +54,4 @@ class Notify:
             # Here, since only a process under systemd needs the library.
             from systemd import daemon  # type: ignore[attr-defined]
 
-            daemon.notify(message)
+            daemon.notify(encodable(message))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vm_onetoone_nat import __version__
 from vm_onetoone_nat.config.files import check_host, load
+from vm_onetoone_nat.decide.bisect import Limits, Search
 from vm_onetoone_nat.decide.fights import Fights
 from vm_onetoone_nat.decide.reconcile import Look, Outcome, reconcile, remove
 from vm_onetoone_nat.decide.sides import StoreSide
@@ -77,6 +78,7 @@ class Service:
         self._answer = Recent(self._report, lambda: self._history.passes)
         self._status = StatusSocket(socket_path(runtime), self._answer_status)
         self._fights = Fights()
+        self._search = Search(time.monotonic)
         self._log = PassLog()
         self._macs: frozenset[str] = frozenset()
         self._internals: frozenset[str] = frozenset()
@@ -185,8 +187,8 @@ class Service:
         """Raises KernelError."""
         self._bridge_netfilter = bridge_netfilter()
         self._source.ask_agents_again(macs(triggers))
-        held = self._fights.held(time.monotonic())
-        return reconcile(self._configuration, self._source, self._kernel, self._store, held)
+        limits = Limits(self._fights.held(time.monotonic()), self._search)
+        return reconcile(self._configuration, self._source, self._kernel, self._store, limits)
 
     def _remember(self, look: Look) -> None:
         """Keep the MACs and addresses of guests, by which `_is_guest` filters neighbours."""
