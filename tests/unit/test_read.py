@@ -1,5 +1,6 @@
 """What libvirt has of guests and networks: what cannot be read costs no more than itself."""
 
+import threading
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
@@ -8,11 +9,14 @@ import pytest
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.internal_errors import OCCURRED
 from vm_onetoone_nat.model.guests import DomainState, Guests
+from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.read import Definitions, read_domains, read_networks
 from vm_onetoone_nat.virt.xml import parse_domain, parse_network
 
 MACS = [f"52:54:00:00:00:0{n}" for n in range(8)]
 NIC = "<interface><mac address='52:54:00:00:00:01'/><source network='default'/></interface>"
+WITH_AGENT = f"""<domain><devices>{NIC}<channel>
+<target name='org.qemu.guest_agent.0' state='connected'/></channel></devices></domain>"""
 NETWORK = """<network><bridge name='virbr0'/><ip address='192.168.122.1' prefix='24'>
 <dhcp><host mac='52:54:00:00:00:01' ip='192.168.122.101'/></dhcp></ip></network>"""
 
@@ -27,9 +31,7 @@ def error(domain: int, code: int = 1) -> libvirt.libvirtError:
 class FakeDomain:
     """A running guest of which anything may be raised instead of told."""
 
-    def __init__(
-        self, name: str, xml: str | Exception = "", state: Exception | None = None
-    ) -> None:
+    def __init__(self, name: str, xml: str | Exception = "") -> None:
         self._name, self._xml = name, xml or f"<domain><devices>{NIC}</devices></domain>"
 
     def name(self) -> str:
@@ -146,6 +148,32 @@ class TestDomain:
         assert OCCURRED.counts["domain"] == OCCURRED.total == 1
         guests = read(FakeDomain("odd"), definitions=definitions)
         assert guests.domains[0].fault == ""
+
+    @pytest.mark.internal_errors
+    def test_unexpected_of_the_agents(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where its agent cannot be asked, a guest is listed, with all but what the agent knows."""
+
+        def start(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+        connection = FakeConnection([FakeDomain("a", WITH_AGENT), FakeDomain("b")], [])
+        agents = Agents("test:///default", lambda: None)
+        a, b = read_domains(connection, Definitions(), agents)
+        assert (a.name, a.fault, a.interfaces) == ("a", "", b.interfaces)
+        assert OCCURRED.counts["agent"] == OCCURRED.total == 1
+
+    @pytest.mark.parametrize("part", ["name", "UUIDString"])
+    def test_unexpected_of_the_list(self, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An internal error about which guests there are leaves none of them out."""
+
+        def fail() -> str:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "odd")
+
+        odd = FakeDomain("odd")
+        monkeypatch.setattr(odd, part, fail)
+        with pytest.raises(UnicodeDecodeError):
+            read(FakeDomain("a"), odd)
 
     def test_error_about_one(self) -> None:
         """An error of libvirt's about one guest is its fault. It was one of the connection."""

@@ -86,19 +86,17 @@ def read_domains(
 ) -> tuple[Domain, ...]:
     """All domains of a connection. Raises LibvirtUnavailable.
 
-    What cannot be read of one of them is a fault of that one only.
+    What cannot be read of one of them is a fault of that one only. None is left out: an internal
+    error about which there are, or which of them run, is raised.
     A read-only connection is enough; with `agents` None no guest agent is queried.
     """
     with _errors():
         every = connection.listAllDomains()
         running = {d.ID() for d in connection.listAllDomains(_RUNNING)}
-        domains: list[Domain] = []
-        for each in every:
-            with contain(Work.DOMAIN, handled=libvirt.libvirtError):
-                domains.append(_domain(each, _listed_state(each, running), definitions, agents))
+        domains = tuple(_domain(each, running, definitions, agents) for each in every)
     if agents is not None:
         agents.keep({domain.uuid for domain in domains})
-    return tuple(domains)
+    return domains
 
 
 def read_networks(connection: Any) -> tuple[Network, ...]:
@@ -116,9 +114,9 @@ def _errors() -> Iterator[None]:
 
 
 def _domain(
-    domain: Any, state: DomainState, definitions: Definitions, agents: Agents | None
+    domain: Any, running: set[int], definitions: Definitions, agents: Agents | None
 ) -> Domain:
-    uuid = domain.UUIDString()
+    name, uuid, state = domain.name(), domain.UUIDString(), _listed_state(domain, running)
     definition = Definition(fault=_UNEXPECTED)
     with contain(Work.DOMAIN, handled=libvirt.libvirtError):
         try:
@@ -130,16 +128,12 @@ def _domain(
             definition = Definition(fault=fault)
     interfaces = definition.interfaces
     if agents is not None and definition.agent:
-        reported = agents.addresses(uuid, frozenset(nic.mac for nic in interfaces))
-        interfaces = tuple(replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces)
-    return Domain(
-        domain.name(),
-        uuid,
-        state,
-        interfaces,
-        definition.claims,
-        definition.fault,
-    )
+        with contain(Work.AGENT):
+            reported = agents.addresses(uuid, frozenset(nic.mac for nic in interfaces))
+            interfaces = tuple(
+                replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces
+            )
+    return Domain(name, uuid, state, interfaces, definition.claims, definition.fault)
 
 
 def _definition(domain: Any) -> Definition:
