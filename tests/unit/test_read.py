@@ -1,6 +1,8 @@
 """What libvirt has of guests and networks: what cannot be read costs no more than itself."""
 
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
@@ -148,6 +150,38 @@ class TestDomain:
         assert OCCURRED.counts["domain"] == OCCURRED.total == 1
         guests = read(FakeDomain("odd"), definitions=definitions)
         assert guests.domains[0].fault == ""
+
+    @pytest.mark.internal_errors
+    @pytest.mark.parametrize("failure", [error(libvirt.VIR_FROM_QEMU), KeyError("x")])
+    def test_last_one(self, failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
+        """While a definition cannot be read, what was read last stays in use, also after an event
+        and after a new connection. It is logged once, and ends with the first read.
+        """
+        definitions = Definitions()
+        (known,) = read(FakeDomain("a"), definitions=definitions).domains
+        events: list[Callable[[], None]] = [
+            lambda: definitions.changed(known.uuid),
+            definitions.all_changed,
+        ]
+        for event in events:
+            event()
+            failing = read(FakeDomain("a", failure), definitions=definitions)
+            assert failing.domains == (replace(known, unread=True),)
+            assert failing.unread
+        assert len([r for r in caplog.records if r.name.endswith("read")]) == 1
+        guests = read(FakeDomain("a"), definitions=definitions)
+        assert (guests.domains, guests.unread) == ((known,), False)
+
+    def test_forgotten(self) -> None:
+        """Of a guest that libvirt no longer has, nothing stays."""
+        definitions = Definitions()
+        read(FakeDomain("a"), definitions=definitions)
+        read(FakeDomain("b"), definitions=definitions)
+        (again,) = read(
+            FakeDomain("a", error(libvirt.VIR_FROM_QEMU)), definitions=definitions
+        ).domains
+        assert (again.interfaces, again.unread) == ((), True)
+        assert again.fault == "its definition cannot be read: it does not answer"
 
     @pytest.mark.internal_errors
     def test_unexpected_of_the_agents(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,8 @@ class Domain:
     """A guest that libvirt knows.
 
     `claims` are the mappings in its metadata; their `network` is empty if they name none. `fault`
-    is why its definition or metadata cannot be read, else empty.
+    is why its definition or metadata cannot be read, else empty. `unread`: reading its definition
+    fails now, and what is here is of the one that was read last; of none, there is a `fault`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Domain:
     interfaces: tuple[Interface, ...] = ()
     claims: tuple[Mapping, ...] = ()
     fault: str = ""
+    unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Guests:
     networks: tuple[Network, ...] = ()
     current: bool = True
     networks_current: bool = True
+
+    @property
+    def unread(self) -> bool:
+        """Whether reading some of these fails now, so that they are to be read again soon."""
+        return any(domain.unread for domain in self.domains)
 
     def network(self, name: str) -> Network | None:
         """The network of that name."""

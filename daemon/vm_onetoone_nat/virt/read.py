@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import libvirt
@@ -48,37 +49,61 @@ class Definitions:
     """A cache of domains' definitions, invalidated by libvirt's events.
 
     Reading a thousand domains takes a second; a pass takes milliseconds. libvirt sends no event for
-    some changes, so a definition expires after LONGEST_SECONDS: each resync reads it again.
+    some changes, so a definition expires after LONGEST_SECONDS: each resync reads it again. One
+    that is invalid stays in use while reading it fails.
     """
 
     LONGEST_SECONDS = 290.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        # With the time at which each was read, long ago if it is invalid.
         self._read: dict[str, tuple[float, Definition]] = {}
+        self._failing: set[str] = set()
         self._changes = 0
         self._lock = threading.Lock()
 
     def of(self, domain: Any, uuid: str) -> Definition:
-        """The definition of the domain with that UUID; of a running guest, the live one."""
+        """The definition of the domain with that UUID; of a running guest, the live one.
+
+        If it cannot be read, the last one, `unread`. Raises the libvirtError of a connection.
+        """
         now = self._clock()
         with self._lock:
-            at, known = self._read.get(uuid, (0.0, None))
+            at, known = self._read.get(uuid, (-inf, None))
             changes = self._changes
         if known is not None and now - at < self.LONGEST_SECONDS:
             return known
         found = _definition(domain)
+        if found.unread:
+            if uuid not in self._failing:
+                self._failing.add(uuid)
+                log.warning("domain %s: %s", uuid, found.fault)
+            return found if known is None else replace(known, unread=True)
+        self._failing.discard(uuid)
         with self._lock:
             # A change during the read may be missing in it.
-            if changes == self._changes:
-                self._read[uuid] = now, found
+            self._read[uuid] = now if changes == self._changes else -inf, found
         return found
 
     def changed(self, uuid: str) -> None:
         """Invalidate: libvirt sent an event about this domain. From any thread."""
         with self._lock:
             self._changes += 1
-            self._read.pop(uuid, None)
+            if (read := self._read.get(uuid)) is not None:
+                self._read[uuid] = -inf, read[1]
+
+    def all_changed(self) -> None:
+        """Invalidate all: events may have been lost. From any thread."""
+        with self._lock:
+            self._changes += 1
+            self._read = {uuid: (-inf, known) for uuid, (_, known) in self._read.items()}
+
+    def keep(self, uuids: Collection[str]) -> None:
+        """Forget all domains but these."""
+        with self._lock:
+            self._read = {uuid: read for uuid, read in self._read.items() if uuid in uuids}
+        self._failing.intersection_update(uuids)
 
 
 def read_domains(
@@ -94,8 +119,10 @@ def read_domains(
         every = connection.listAllDomains()
         running = {d.ID() for d in connection.listAllDomains(_RUNNING)}
         domains = tuple(_domain(each, running, definitions, agents) for each in every)
+    uuids = {domain.uuid for domain in domains}
+    definitions.keep(uuids)
     if agents is not None:
-        agents.keep({domain.uuid for domain in domains})
+        agents.keep(uuids)
     return domains
 
 
@@ -117,15 +144,7 @@ def _domain(
     domain: Any, running: set[int], definitions: Definitions, agents: Agents | None
 ) -> Domain:
     name, uuid, state = domain.name(), domain.UUIDString(), _listed_state(domain, running)
-    definition = Definition(fault=_UNEXPECTED)
-    with contain(Work.DOMAIN, handled=libvirt.libvirtError):
-        try:
-            definition = definitions.of(domain, uuid)
-        except libvirt.libvirtError as error:
-            if error.get_error_domain() in _CONNECTION:
-                raise
-            fault = f"its definition cannot be read: {error.get_error_message()}"
-            definition = Definition(fault=fault)
+    definition = definitions.of(domain, uuid)
     interfaces = definition.interfaces
     if agents is not None and definition.agent:
         with contain(Work.AGENT):
@@ -133,17 +152,24 @@ def _domain(
             interfaces = tuple(
                 replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces
             )
-    return Domain(name, uuid, state, interfaces, definition.claims, definition.fault)
+    return Domain(
+        name, uuid, state, interfaces, definition.claims, definition.fault, definition.unread
+    )
 
 
 def _definition(domain: Any) -> Definition:
-    try:
-        text = domain.XMLDesc()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return Definition()
-        raise
-    return parse_domain(text)
+    """Only a fault, `unread`, if it cannot be read. Raises the libvirtError of a connection."""
+    fault = _UNEXPECTED
+    with contain(Work.DOMAIN, handled=libvirt.libvirtError):
+        try:
+            return parse_domain(domain.XMLDesc())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return Definition()
+            if error.get_error_domain() in _CONNECTION:
+                raise
+            fault = f"its definition cannot be read: {error.get_error_message()}"
+    return Definition(fault=fault, unread=True)
 
 
 def _listed_state(domain: Any, running: set[int]) -> DomainState:

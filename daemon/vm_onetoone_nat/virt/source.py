@@ -108,7 +108,7 @@ class LibvirtSource:
 
     def _follow_domains(self, connection: Any, ending: ExitStack) -> None:
         # Events that happened without a connection are lost.
-        self._definitions = Definitions()
+        self._definitions.all_changed()
 
         def follow(event: int, callback: Callable[..., None], what: str | None = None) -> None:
             number = connection.domainEventRegisterAny(None, event, callback, what)
