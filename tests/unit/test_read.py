@@ -56,12 +56,15 @@ class FakeNetwork:
 
     def __init__(self, name: str, xml: str | Exception = NETWORK, leases: Any = ()) -> None:
         self._name, self._xml, self._leases = name, xml, leases
+        self.active: int | Exception = 1
 
     def name(self) -> str:
         return self._name
 
     def isActive(self) -> int:  # noqa: N802
-        return 1
+        if isinstance(self.active, Exception):
+            raise self.active
+        return self.active
 
     def XMLDesc(self) -> str:  # noqa: N802
         if isinstance(self._xml, Exception):
@@ -287,6 +290,39 @@ class TestNetwork:
         ((mac, why),) = network.unreadable
         assert mac == MACS[3]
         assert why.startswith("its lease cannot be read: ")
+
+    def test_error_about_one(self, caplog: pytest.LogCaptureFixture) -> None:
+        """An error of libvirt's about one network is its fault; the connection is not replaced."""
+        broken, default = FakeNetwork("broken"), FakeNetwork("default")
+        broken.active = error(libvirt.VIR_FROM_ACCESS)
+        seen = read(broken, FakeNetwork("denied", error(libvirt.VIR_FROM_ACCESS)), default)
+        fault = "its definition cannot be read: it does not answer"
+        assert [n.fault for n in seen.networks] == [fault, fault, ""]
+        assert [n.unread for n in seen.networks] == [True, True, False]
+        assert seen.unread
+        again = read_networks(FakeConnection([], [broken]), seen.networks)
+        assert again == seen.networks[:1]
+        assert len([r for r in caplog.records if r.name.endswith("read")]) == 2
+
+    def test_error_of_the_connection(self) -> None:
+        """An error of the connection is none of a network: nothing is known then."""
+        with pytest.raises(LibvirtUnavailable):
+            read(FakeNetwork("default", error(libvirt.VIR_FROM_RPC)))
+
+    def test_last_one(self) -> None:
+        """While a network cannot be read, what was read last stays, apart from whether it is
+        active, if that is known.
+        """
+        (known,) = read(FakeNetwork("default")).networks
+        failing = FakeNetwork("default", error(libvirt.VIR_FROM_NETWORK))
+        connection = FakeConnection([], [failing])
+        assert read_networks(connection, (known,)) == (replace(known, unread=True),)
+        failing.active = error(libvirt.VIR_FROM_NETWORK)
+        assert read_networks(connection, (known,)) == (replace(known, unread=True),)
+        failing.active = 0
+        assert read_networks(connection, (known,)) == (replace(known, active=False, unread=True),)
+        connection = FakeConnection([], [FakeNetwork("default")])
+        assert read_networks(connection, (known,)) == (known,)
 
     def test_leases_while_their_file_is_written(self) -> None:
         """Leases that libvirt cannot read now are none."""

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import libvirt
@@ -384,6 +385,19 @@ class TestNetworksAway:
             assert (seen.networks, seen.current) == (before.networks, True)
             assert not seen.networks_current
         wait_for(lambda: is_connected(source), 60, "networks are read again")
+
+    def test_denied(self, source: LibvirtSource, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A network that cannot be read is not a loss of the connection; it stays as it was."""
+        before = source.observe()
+
+        def fail(*_: object) -> str:
+            raise libvirt.libvirtError("access denied")
+
+        monkeypatch.setattr(libvirt.virNetwork, "XMLDesc", fail)
+        seen = source.observe()
+        assert seen.networks == tuple(replace(each, unread=True) for each in before.networks)
+        assert (seen.networks_current, seen.unread) == (True, True)
+        assert not source._networks._lost.is_set()
 
     def test_hangs(
         self, source: LibvirtSource, domain: Any, monkeypatch: pytest.MonkeyPatch

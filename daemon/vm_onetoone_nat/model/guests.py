@@ -60,7 +60,8 @@ class Network:
 
     `reservations` and `leases` of its DHCP server are pairs of MAC and address; the latest lease
     comes first. `unreadable` are pairs of MAC, and why its reservation or lease cannot be read.
-    `fault` is why its definition cannot be read, else empty.
+    `fault` is why its definition cannot be read, else empty. `unread` is as in `Domain`; whether a
+    network is active that was never read is not known.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Network:
     leases: tuple[tuple[str, IPAddress], ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     fault: str = ""
+    unread: bool = False
 
     @cached_property
     def given(self) -> dict[IPAddress, str]:
@@ -93,7 +95,7 @@ class Guests:
     @property
     def unread(self) -> bool:
         """Whether reading some of these fails now, so that they are to be read again soon."""
-        return any(domain.unread for domain in self.domains)
+        return any(d.unread for d in self.domains) or any(n.unread for n in self.networks)
 
     def network(self, name: str) -> Network | None:
         """The network of that name."""

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import inf
@@ -18,7 +18,6 @@ from vm_onetoone_nat.model.guests import Domain, DomainState, Network
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.xml import (
     Definition,
-    NetworkDefinition,
     parse_domain,
     parse_network,
 )
@@ -126,10 +125,14 @@ def read_domains(
     return domains
 
 
-def read_networks(connection: Any) -> tuple[Network, ...]:
-    """All networks of a connection, which may be read-only. Raises LibvirtUnavailable."""
+def read_networks(connection: Any, last: Iterable[Network] = ()) -> tuple[Network, ...]:
+    """All networks of a connection, which may be read-only. Raises LibvirtUnavailable.
+
+    What cannot be read of one of them is a fault of that one only: it is as in `last`, `unread`.
+    """
+    known = {network.name: network for network in last}
     with _errors():
-        return tuple(map(_network, connection.listAllNetworks()))
+        return tuple(_network(each, known) for each in connection.listAllNetworks())
 
 
 @contextmanager
@@ -199,19 +202,37 @@ def _state(domain: Any) -> DomainState:
         raise
 
 
-def _network(network: Any) -> Network:
-    """One network; its XML alone has the bridge, its addresses and the reservations."""
-    try:
-        active = bool(network.isActive())
-        found = NetworkDefinition(fault=_UNEXPECTED)
-        leases, unreadable = _NO_LEASES
+def _network(network: Any, known: Mapping[str, Network]) -> Network:
+    name, fault = network.name(), _UNEXPECTED
+    last = known.get(name)
+    active = last is None or last.active
+    with contain(Work.NETWORK, handled=libvirt.libvirtError):
+        try:
+            active = bool(network.isActive())
+            return _defined(network, active)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+                return Network(name, active=False, bridge=None)
+            if error.get_error_domain() in _CONNECTION:
+                raise
+            fault = f"its definition cannot be read: {error.get_error_message()}"
+    if last is None or not last.unread:
+        log.warning("network %s: %s", name, fault)
+    if last is None:
+        return Network(name, active, bridge=None, fault=fault, unread=True)
+    return replace(last, active=active, unread=True)
+
+
+def _defined(network: Any, active: bool) -> Network:
+    """A network as its XML has it, with bridge, addresses and reservations, and its leases.
+
+    Raises libvirtError.
+    """
+    found = parse_network(network.XMLDesc())
+    leases, unreadable = _NO_LEASES
+    if active:
         with contain(Work.NETWORK, handled=libvirt.libvirtError):
-            found = parse_network(network.XMLDesc())
-            leases, unreadable = _leases(network) if active else _NO_LEASES
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
-            return Network(network.name(), active=False, bridge=None)
-        raise
+            leases, unreadable = _leases(network)
     return Network(
         network.name(),
         active,

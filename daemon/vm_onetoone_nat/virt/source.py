@@ -92,12 +92,13 @@ class LibvirtSource:
 
     def _observe(self) -> Guests:
         domains = self._domains.call(self._read_domains)
+        last = () if self._known is None else self._known.networks
         try:
-            return Guests(domains, self._networks.call(read_networks))
+            return Guests(domains, self._networks.call(lambda c: read_networks(c, last)))
         except LibvirtUnavailable:
             if self._known is None:
                 raise
-            return Guests(domains, self._known.networks, networks_current=False)
+            return Guests(domains, last, networks_current=False)
 
     def _read_domains(self, connection: Any) -> tuple[Domain, ...]:
         return read_domains(connection, self._definitions, self._agents)
