@@ -123,6 +123,25 @@ class TestSource:
         assert source.observe().current
         assert Trigger(Kind.LIBVIRT, "libvirt lost") in triggers
 
+    def test_unread_after_reconnecting(
+        self, source: LibvirtSource, triggers: list[Trigger], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Over a new connection definitions are read again; if that fails, the last ones stay."""
+        before = source.observe()
+
+        def fail(*_: object) -> str:
+            raise libvirt.libvirtError("cannot acquire state change lock")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt.virDomain, "XMLDesc", fail)
+            assert source.observe().domains == before.domains
+            source._domains._lost.set()
+            wait_for(lambda: triggers.count(CONNECTED) == 3, 60, "it is connected again")
+            seen = source.observe()
+            assert seen.domains == tuple(replace(each, unread=True) for each in before.domains)
+            assert seen.current
+        assert source.observe().domains == before.domains
+
     @pytest.mark.internal_errors
     def test_fault_of_ours(
         self, source: LibvirtSource, triggers: list[Trigger], monkeypatch: pytest.MonkeyPatch
