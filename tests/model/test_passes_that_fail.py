@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Set
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,7 +43,7 @@ from vm_onetoone_nat.decide.nft_writes import InstallTable
 from vm_onetoone_nat.decide.reconcile import look
 from vm_onetoone_nat.decide.writes import Write
 from vm_onetoone_nat.errors import KernelError, TransactionRefused
-from vm_onetoone_nat.internal_errors import OCCURRED, Work, contain
+from vm_onetoone_nat.internal_errors import OCCURRED, RETRY_SECONDS, Work, contain
 from vm_onetoone_nat.model import nat_table
 from vm_onetoone_nat.model.configuration import DEFAULT_FWMARK, Configuration
 from vm_onetoone_nat.model.desired import Desired
@@ -50,7 +51,7 @@ from vm_onetoone_nat.model.guests import DomainState
 from vm_onetoone_nat.model.host import Address, Observed
 from vm_onetoone_nat.model.mapping import AllowedService, Mapping
 from vm_onetoone_nat.model.nat_table import Element, translations
-from vm_onetoone_nat.model.trigger import RELOAD, RETRY, START, Kind, Trigger
+from vm_onetoone_nat.model.trigger import RELOAD, RESYNC, RETRY, START, Kind, Trigger
 from vm_onetoone_nat.service import service as wiring
 from vm_onetoone_nat.service.service import Service
 
@@ -443,9 +444,23 @@ class TestWhatFails:
         return Manager()
 
     @pytest.fixture
-    def service(self, kernel: FaultyKernel, manager: Manager, tmp_path: Path) -> Iterator[Service]:
-        libvirt = Source(running_guests(1).guests)
-        with installed(kernel, libvirt, Time(), Notify=lambda: manager):
+    def libvirt(self) -> Source:
+        return Source(running_guests(1).guests)
+
+    @pytest.fixture
+    def clock(self) -> Time:
+        return Time()
+
+    @pytest.fixture
+    def service(
+        self,
+        kernel: FaultyKernel,
+        libvirt: Source,
+        clock: Time,
+        manager: Manager,
+        tmp_path: Path,
+    ) -> Iterator[Service]:
+        with installed(kernel, libvirt, clock, Notify=lambda: manager):
             yield Service(tmp_path / "config.toml", CONFIGURATIONS[3], tmp_path, FakeStore())
 
     def test_start(self, service: Service, kernel: FaultyKernel, manager: Manager) -> None:
@@ -487,6 +502,27 @@ class TestWhatFails:
         assert service._pass(frozenset({START})) is None
         assert kernel.owned() == {own_address(external(1))}
         assert manager.sent == ["alive", f"ready {self.LINE}"]
+
+    def test_unread(self, service: Service, libvirt: Source, clock: Time) -> None:
+        """While libvirt fails to give something, it is asked again after delays that grow. Passes
+        in between neither delay that nor make it rarer.
+        """
+        service._pass(frozenset({START}))
+        known = libvirt.guests
+        libvirt.guests = replace(
+            known, domains=tuple(replace(each, unread=True) for each in known.domains)
+        )
+        for expected in RETRY_SECONDS[1:]:
+            assert service._pass(frozenset({RESYNC})) == expected
+            clock.now += expected / 2
+            assert service._pass(frozenset({RULESET})) == expected / 2
+            clock.now += expected / 2
+        libvirt.guests = known
+        assert service._pass(frozenset({RESYNC})) == inf
+        libvirt.guests = replace(
+            known, domains=tuple(replace(each, unread=True) for each in known.domains)
+        )
+        assert service._pass(frozenset({RESYNC})) == RETRY_SECONDS[1]
 
     def test_status(self, service: Service) -> None:
         """The answer to status has the number of internal errors."""

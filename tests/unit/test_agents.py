@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from ipaddress import IPv4Address
 from itertools import pairwise
 
@@ -181,6 +182,57 @@ def test_bounded(guests: Guests, agents: Agents, never: Callable[[], object]) ->
     wait_for(lambda: guests.at_once == AT_ONCE, 60, "all threads hang")
     running = [thread.name for thread in threading.enumerate()].count("agent")
     assert running == AT_ONCE
+
+
+def test_all_held(
+    guests: Guests,
+    agents: Agents,
+    never: Callable[[], object],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While queries that do not end hold all threads for long, that is logged, once."""
+    names = [f"hangs{n}" for n in range(AT_ONCE)]
+    for name in names[1:]:
+        guests.answers[name] = never
+        agents.addresses(name, MACS)
+    wait_for(lambda: guests.at_once == AT_ONCE - 1, 60, "all but one are asked")
+    monkeypatch.setattr(module, "HELD_SECONDS", 0.0)
+    agents.keep(names)
+    assert not caplog.records
+    guests.answers[names[0]] = never
+    agents.addresses(names[0], MACS)
+    wait_for(lambda: guests.at_once == AT_ONCE, 60, "all threads hang")
+    monkeypatch.setattr(module, "HELD_SECONDS", 3600.0)
+    agents.keep(names)
+    assert not caplog.records
+    monkeypatch.setattr(module, "HELD_SECONDS", 0.0)
+    agents.keep(names)
+    agents.keep(())
+    (record,) = caplog.records
+    assert record.getMessage().startswith("guest agents: all 8 queries wait for more than ")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_response_timeout(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt waits 5 s for the answer, and for those to other programs without limit again."""
+    calls: list[object] = []
+
+    def answer(_: object, source: int) -> object:
+        calls.append("query")
+        if not answers:
+            raise libvirt.libvirtError("the agent does not answer")
+        return GOOD
+
+    limit = "agentSetResponseTimeout"
+    monkeypatch.setattr(libvirt.virDomain, limit, lambda _, seconds: calls.append(seconds))
+    monkeypatch.setattr(libvirt.virDomain, "interfaceAddresses", answer)
+    connection = libvirt.open(URI)
+    uuid = connection.lookupByName("test").UUIDString()
+    connection.close()
+    with nullcontext() if answers else pytest.raises(LibvirtUnavailable):
+        assert module.ask_agent(URI, uuid) == GOOD
+    assert calls == [5, "query", libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK]
 
 
 def test_threads_end(guests: Guests, agents: Agents) -> None:

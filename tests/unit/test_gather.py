@@ -129,6 +129,21 @@ class TestMetadata:
         gone = gathered(CLAIMING, guests(domain(1, claim(1)), domain(2)), host)
         assert given(gone) == {"guest1": external(1)}
 
+    def test_unread(self) -> None:
+        """The address of a guest whose claim cannot be read now stays recorded, and nobody's."""
+        host = Host()
+        run(CLAIMING, guests(domain(1, claim(1))), host)
+        before = host.store.written
+        unread = domain(1, interfaces=(), fault="it does not answer", unread=True)
+        known = guests(unread, domain(2, claim(1)))
+        assert run(CLAIMING, known, host).allocations == before
+        assert gathered(CLAIMING, known, host).mappings == ()
+        pools = replace(pool(1, 1), metadata_external=CLAIMING.metadata_external)
+        assert gathered(pools, guests(unread, domain(2)), host).mappings == ()
+        assert given(gathered(CLAIMING, guests(domain(1, claim(1))), host)) == {
+            "guest1": external(1)
+        }
+
     @pytest.mark.parametrize(
         ("claimed", "reason"),
         [

@@ -1,5 +1,8 @@
 """What libvirt has of guests and networks: what cannot be read costs no more than itself."""
 
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
@@ -8,11 +11,14 @@ import pytest
 from vm_onetoone_nat.errors import LibvirtUnavailable
 from vm_onetoone_nat.internal_errors import OCCURRED
 from vm_onetoone_nat.model.guests import DomainState, Guests
+from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.read import Definitions, read_domains, read_networks
 from vm_onetoone_nat.virt.xml import parse_domain, parse_network
 
 MACS = [f"52:54:00:00:00:0{n}" for n in range(8)]
 NIC = "<interface><mac address='52:54:00:00:00:01'/><source network='default'/></interface>"
+WITH_AGENT = f"""<domain><devices>{NIC}<channel>
+<target name='org.qemu.guest_agent.0' state='connected'/></channel></devices></domain>"""
 NETWORK = """<network><bridge name='virbr0'/><ip address='192.168.122.1' prefix='24'>
 <dhcp><host mac='52:54:00:00:00:01' ip='192.168.122.101'/></dhcp></ip></network>"""
 
@@ -27,9 +33,7 @@ def error(domain: int, code: int = 1) -> libvirt.libvirtError:
 class FakeDomain:
     """A running guest of which anything may be raised instead of told."""
 
-    def __init__(
-        self, name: str, xml: str | Exception = "", state: Exception | None = None
-    ) -> None:
+    def __init__(self, name: str, xml: str | Exception = "") -> None:
         self._name, self._xml = name, xml or f"<domain><devices>{NIC}</devices></domain>"
 
     def name(self) -> str:
@@ -52,12 +56,15 @@ class FakeNetwork:
 
     def __init__(self, name: str, xml: str | Exception = NETWORK, leases: Any = ()) -> None:
         self._name, self._xml, self._leases = name, xml, leases
+        self.active: int | Exception = 1
 
     def name(self) -> str:
         return self._name
 
     def isActive(self) -> int:  # noqa: N802
-        return 1
+        if isinstance(self.active, Exception):
+            raise self.active
+        return self.active
 
     def XMLDesc(self) -> str:  # noqa: N802
         if isinstance(self._xml, Exception):
@@ -147,6 +154,64 @@ class TestDomain:
         guests = read(FakeDomain("odd"), definitions=definitions)
         assert guests.domains[0].fault == ""
 
+    @pytest.mark.internal_errors
+    @pytest.mark.parametrize("failure", [error(libvirt.VIR_FROM_QEMU), KeyError("x")])
+    def test_last_one(self, failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
+        """While a definition cannot be read, what was read last stays in use, also after an event
+        and after a new connection. It is logged once, and ends with the first read.
+        """
+        definitions = Definitions()
+        (known,) = read(FakeDomain("a"), definitions=definitions).domains
+        events: list[Callable[[], None]] = [
+            lambda: definitions.changed(known.uuid),
+            definitions.all_changed,
+        ]
+        for event in events:
+            event()
+            failing = read(FakeDomain("a", failure), definitions=definitions)
+            assert failing.domains == (replace(known, unread=True),)
+            assert failing.unread
+        assert len([r for r in caplog.records if r.name.endswith("read")]) == 1
+        guests = read(FakeDomain("a"), definitions=definitions)
+        assert (guests.domains, guests.unread) == ((known,), False)
+
+    def test_forgotten(self) -> None:
+        """Of a guest that libvirt no longer has, nothing stays."""
+        definitions = Definitions()
+        read(FakeDomain("a"), definitions=definitions)
+        read(FakeDomain("b"), definitions=definitions)
+        (again,) = read(
+            FakeDomain("a", error(libvirt.VIR_FROM_QEMU)), definitions=definitions
+        ).domains
+        assert (again.interfaces, again.unread) == ((), True)
+        assert again.fault == "its definition cannot be read: it does not answer"
+
+    @pytest.mark.internal_errors
+    def test_unexpected_of_the_agents(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where its agent cannot be asked, a guest is listed, with all but what the agent knows."""
+
+        def start(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+        connection = FakeConnection([FakeDomain("a", WITH_AGENT), FakeDomain("b")], [])
+        agents = Agents("test:///default", lambda: None)
+        a, b = read_domains(connection, Definitions(), agents)
+        assert (a.name, a.fault, a.interfaces) == ("a", "", b.interfaces)
+        assert OCCURRED.counts["agent"] == OCCURRED.total == 1
+
+    @pytest.mark.parametrize("part", ["name", "UUIDString"])
+    def test_unexpected_of_the_list(self, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An internal error about which guests there are leaves none of them out."""
+
+        def fail() -> str:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "odd")
+
+        odd = FakeDomain("odd")
+        monkeypatch.setattr(odd, part, fail)
+        with pytest.raises(UnicodeDecodeError):
+            read(FakeDomain("a"), odd)
+
     def test_error_about_one(self) -> None:
         """An error of libvirt's about one guest is its fault. It was one of the connection."""
         broken = FakeDomain("broken", error(libvirt.VIR_FROM_QEMU))
@@ -225,6 +290,39 @@ class TestNetwork:
         ((mac, why),) = network.unreadable
         assert mac == MACS[3]
         assert why.startswith("its lease cannot be read: ")
+
+    def test_error_about_one(self, caplog: pytest.LogCaptureFixture) -> None:
+        """An error of libvirt's about one network is its fault; the connection is not replaced."""
+        broken, default = FakeNetwork("broken"), FakeNetwork("default")
+        broken.active = error(libvirt.VIR_FROM_ACCESS)
+        seen = read(broken, FakeNetwork("denied", error(libvirt.VIR_FROM_ACCESS)), default)
+        fault = "its definition cannot be read: it does not answer"
+        assert [n.fault for n in seen.networks] == [fault, fault, ""]
+        assert [n.unread for n in seen.networks] == [True, True, False]
+        assert seen.unread
+        again = read_networks(FakeConnection([], [broken]), seen.networks)
+        assert again == seen.networks[:1]
+        assert len([r for r in caplog.records if r.name.endswith("read")]) == 2
+
+    def test_error_of_the_connection(self) -> None:
+        """An error of the connection is none of a network: nothing is known then."""
+        with pytest.raises(LibvirtUnavailable):
+            read(FakeNetwork("default", error(libvirt.VIR_FROM_RPC)))
+
+    def test_last_one(self) -> None:
+        """While a network cannot be read, what was read last stays, apart from whether it is
+        active, if that is known.
+        """
+        (known,) = read(FakeNetwork("default")).networks
+        failing = FakeNetwork("default", error(libvirt.VIR_FROM_NETWORK))
+        connection = FakeConnection([], [failing])
+        assert read_networks(connection, (known,)) == (replace(known, unread=True),)
+        failing.active = error(libvirt.VIR_FROM_NETWORK)
+        assert read_networks(connection, (known,)) == (replace(known, unread=True),)
+        failing.active = 0
+        assert read_networks(connection, (known,)) == (replace(known, active=False, unread=True),)
+        connection = FakeConnection([], [FakeNetwork("default")])
+        assert read_networks(connection, (known,)) == (known,)
 
     def test_leases_while_their_file_is_written(self) -> None:
         """Leases that libvirt cannot read now are none."""

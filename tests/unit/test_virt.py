@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import libvirt
@@ -121,6 +122,25 @@ class TestSource:
         wait_for(lambda: triggers.count(CONNECTED) == 3, 60, "it is connected again")
         assert source.observe().current
         assert Trigger(Kind.LIBVIRT, "libvirt lost") in triggers
+
+    def test_unread_after_reconnecting(
+        self, source: LibvirtSource, triggers: list[Trigger], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Over a new connection definitions are read again; if that fails, the last ones stay."""
+        before = source.observe()
+
+        def fail(*_: object) -> str:
+            raise libvirt.libvirtError("cannot acquire state change lock")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(libvirt.virDomain, "XMLDesc", fail)
+            assert source.observe().domains == before.domains
+            source._domains._lost.set()
+            wait_for(lambda: triggers.count(CONNECTED) == 3, 60, "it is connected again")
+            seen = source.observe()
+            assert seen.domains == tuple(replace(each, unread=True) for each in before.domains)
+            assert seen.current
+        assert source.observe().domains == before.domains
 
     @pytest.mark.internal_errors
     def test_fault_of_ours(
@@ -384,6 +404,19 @@ class TestNetworksAway:
             assert (seen.networks, seen.current) == (before.networks, True)
             assert not seen.networks_current
         wait_for(lambda: is_connected(source), 60, "networks are read again")
+
+    def test_denied(self, source: LibvirtSource, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A network that cannot be read is not a loss of the connection; it stays as it was."""
+        before = source.observe()
+
+        def fail(*_: object) -> str:
+            raise libvirt.libvirtError("access denied")
+
+        monkeypatch.setattr(libvirt.virNetwork, "XMLDesc", fail)
+        seen = source.observe()
+        assert seen.networks == tuple(replace(each, unread=True) for each in before.networks)
+        assert (seen.networks_current, seen.unread) == (True, True)
+        assert not source._networks._lost.is_set()
 
     def test_hangs(
         self, source: LibvirtSource, domain: Any, monkeypatch: pytest.MonkeyPatch

@@ -58,7 +58,8 @@ def faults(configuration: Configuration, guests: Guests) -> tuple[Unmapped, ...]
 def grant(made: Iterable[Claim], configuration: Configuration, sides: Sides) -> Gathered:
     """The mappings that are granted, and the refusals.
 
-    The guest that claimed an address first keeps it: it is the one that the store has it for.
+    The guest that claimed an address first keeps it: it is the one that the store has it for. A
+    guest that is `unread` keeps it reserved, since its claim may be unknown.
     """
     before = {a.external: a for a in sides.stored.allocations}
     ordered = sorted(made, key=lambda claim: not _was_allocated(claim, before.get(claim.external)))
@@ -66,6 +67,8 @@ def grant(made: Iterable[Claim], configuration: Configuration, sides: Sides) -> 
     mappings: list[Mapping] = []
     refused: list[Unmapped] = []
     granted: dict[IPAddress, Allocation] = {}
+    unread = {domain.uuid for domain in sides.guests.domains if domain.unread}
+    reserved = {e: a for e, a in before.items() if a.origin is Origin.METADATA and a.uuid in unread}
     for claim in ordered:
         domain, mapping, external = claim.domain, claim.mapping, claim.external
         holder = holders[external]
@@ -76,7 +79,8 @@ def grant(made: Iterable[Claim], configuration: Configuration, sides: Sides) -> 
             continue
         mappings.append(mapping)
         granted[external] = Allocation(external, domain.uuid, mapping.network, mapping.origin)
-    return Gathered(tuple(mappings), tuple(refused), frozenset(granted.values()))
+    allocations = frozenset((reserved | granted).values())
+    return Gathered(tuple(mappings), tuple(refused), allocations)
 
 
 def _network(domain: Domain, configuration: Configuration) -> str:
@@ -93,13 +97,17 @@ def _was_allocated(claim: Claim, before: Allocation | None) -> bool:
 def _holders(
     ordered: list[Claim], before: dict[IPAddress, Allocation], guests: Guests
 ) -> dict[IPAddress, Domain]:
-    """Who has each claimed address: the guest that a pool gave it to, or else the first claimer."""
+    """Who has each claimed address: the guest that a pool gave it to, or one that is `unread` and
+    that the store has it for, or else the first claimer.
+    """
     holders = {claim.external: claim.domain for claim in reversed(ordered)}
     by_uuid = {domain.uuid: domain for domain in guests.domains}
-    for external, first in holders.items():
-        allocation = before.get(external)
-        if allocation is not None and allocation.origin is Origin.POOL:
-            holders[external] = by_uuid.get(allocation.uuid, first)
+    for external in holders:
+        if (allocation := before.get(external)) is None:
+            continue
+        holder = by_uuid.get(allocation.uuid)
+        if holder is not None and (allocation.origin is Origin.POOL or holder.unread):
+            holders[external] = holder
     return holders
 
 

@@ -41,7 +41,8 @@ class Domain:
     """A guest that libvirt knows.
 
     `claims` are the mappings in its metadata; their `network` is empty if they name none. `fault`
-    is why its definition or metadata cannot be read, else empty.
+    is why its definition or metadata cannot be read, else empty. `unread`: reading its definition
+    fails now, and what is here is of the one that was read last; of none, there is a `fault`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Domain:
     interfaces: tuple[Interface, ...] = ()
     claims: tuple[Mapping, ...] = ()
     fault: str = ""
+    unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Network:
 
     `reservations` and `leases` of its DHCP server are pairs of MAC and address; the latest lease
     comes first. `unreadable` are pairs of MAC, and why its reservation or lease cannot be read.
-    `fault` is why its definition cannot be read, else empty.
+    `fault` is why its definition cannot be read, else empty. `unread` is as in `Domain`; whether a
+    network is active that was never read is not known.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Network:
     leases: tuple[tuple[str, IPAddress], ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     fault: str = ""
+    unread: bool = False
 
     @cached_property
     def given(self) -> dict[IPAddress, str]:
@@ -87,6 +91,11 @@ class Guests:
     networks: tuple[Network, ...] = ()
     current: bool = True
     networks_current: bool = True
+
+    @property
+    def unread(self) -> bool:
+        """Whether reading some of these fails now, so that they are to be read again soon."""
+        return any(d.unread for d in self.domains) or any(n.unread for n in self.networks)
 
     def network(self, name: str) -> Network | None:
         """The network of that name."""

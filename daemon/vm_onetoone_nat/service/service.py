@@ -18,7 +18,7 @@ from vm_onetoone_nat.decide.reconcile import Look, Outcome, reconcile, remove
 from vm_onetoone_nat.decide.sides import StoreSide
 from vm_onetoone_nat.errors import ConfigError, KernelError
 from vm_onetoone_nat.events import Event
-from vm_onetoone_nat.internal_errors import OCCURRED, Work, contain
+from vm_onetoone_nat.internal_errors import OCCURRED, Work, contain, retry_seconds
 from vm_onetoone_nat.journal import entry
 from vm_onetoone_nat.kernel.arp import Arp
 from vm_onetoone_nat.kernel.bridge import bridge_netfilter
@@ -26,6 +26,7 @@ from vm_onetoone_nat.kernel.counters import read_counters
 from vm_onetoone_nat.kernel.kernel import Kernel, conflicts_path
 from vm_onetoone_nat.kernel.watch import Watch
 from vm_onetoone_nat.model.configuration import Configuration
+from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.model.trigger import RELOAD, Kind, Triggers, is_news, kinds, macs
 from vm_onetoone_nat.report.report import report_to_json
 from vm_onetoone_nat.service.history import History
@@ -83,6 +84,7 @@ class Service:
         self._macs: frozenset[str] = frozenset()
         self._internals: frozenset[str] = frozenset()
         self._bridge_netfilter = bridge_netfilter()
+        self._reads, self._read_at = 0, -inf
 
     def _connect(self, configuration: Configuration) -> LibvirtSource:
         return LibvirtSource(
@@ -179,7 +181,11 @@ class Service:
         self._log.passed(now, outcome, triggers)
         if outcome.failures or OCCURRED.total > errors:
             return None
-        again = min(self._fights.next_attempt(now), self._log.next_look(now))
+        again = min(
+            self._fights.next_attempt(now),
+            self._log.next_look(now),
+            self._next_read(now, outcome.look.guests),
+        )
         # A DHCP server records a lease only after the guest has it.
         return min(again, _LEASE_SECONDS) if Kind.NEIGHBOUR in seen else again
 
@@ -189,6 +195,19 @@ class Service:
         self._source.ask_agents_again(macs(triggers))
         limits = Limits(self._fights.held(time.monotonic()), self._search)
         return reconcile(self._configuration, self._source, self._kernel, self._store, limits)
+
+    def _next_read(self, now: float, guests: Guests | None) -> float:
+        """The seconds until libvirt is asked again for what it failed to give, infinite for none.
+
+        The delay grows while that keeps failing; passes in between do not count.
+        """
+        if guests is None or not guests.unread:
+            self._reads, self._read_at = 0, -inf
+            return inf
+        if now >= self._read_at:
+            self._reads += 1
+            self._read_at = now + retry_seconds(self._reads)
+        return self._read_at - now
 
     def _remember(self, look: Look) -> None:
         """Keep the MACs and addresses of guests, by which `_is_guest` filters neighbours."""

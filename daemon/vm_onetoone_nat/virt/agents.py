@@ -9,8 +9,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
+from typing import Any
 
 import libvirt
 
@@ -27,7 +29,13 @@ AddressesByMac = Mapping[str, tuple[IPAddress, ...]]
 
 AT_ONCE = 8
 """Agents that are asked at once. One that hangs blocks a thread here, and one of the 20 workers of
-libvirtd (max_workers in libvirtd.conf)."""
+libvirtd (max_workers in libvirtd.conf), for RESPONSE_SECONDS."""
+
+RESPONSE_SECONDS = 5
+"""The time in which an agent must answer a query. libvirt's default is to wait without limit."""
+
+HELD_SECONDS = 60.0
+"""If all threads wait for longer, that is logged."""
 
 PAUSE_SECONDS = 2.0
 """Between two queries of one agent, whatever its guest does."""
@@ -52,10 +60,10 @@ class _Guest:
 
 
 class Agents:
-    """Queries agents in at most AT_ONCE threads, since an agent that hangs may never answer.
+    """Queries agents in at most AT_ONCE threads, since an agent, or libvirt, may not answer.
 
-    Such an agent occupies one thread, and is not asked again meanwhile. `answered` is called in
-    these threads when an agent reports a change. The methods may be called from any thread.
+    An agent that hangs occupies one thread, and is not asked again meanwhile. `answered` is called
+    in these threads when an agent reports a change. The methods may be called from any thread.
     """
 
     def __init__(self, uri: str, answered: Callable[[], None]) -> None:
@@ -64,6 +72,7 @@ class Agents:
         self._guests: dict[str, _Guest] = {}
         self._changed = threading.Condition()
         self._threads = 0
+        self._held = False
 
     def addresses(self, uuid: str, macs: frozenset[str]) -> AddressesByMac:
         """The addresses that this guest's agent has reported for these MACs, its own.
@@ -91,10 +100,21 @@ class Agents:
                 guest.macs = None
 
     def keep(self, uuids: Collection[str]) -> None:
-        """Forget all guests but these. One whose agent hangs is known as long as it does."""
+        """Forget all guests but these. One whose agent hangs is known as long as it does.
+
+        To be called at each pass: it logs when no thread is left to ask others.
+        """
         with self._changed:
             for uuid in [u for u, g in self._guests.items() if u not in uuids and not g.asking]:
                 del self._guests[uuid]
+            before, self._held = self._held, self._all_held()
+        if self._held and not before:
+            fault = f"all {AT_ONCE} queries wait for more than {HELD_SECONDS:g} s; no other is made"
+            log.warning("guest agents: %s", fault, extra=entry(Event.AGENT_FAILED, reason=fault))
+
+    def _all_held(self) -> bool:
+        since = time.monotonic() - HELD_SECONDS
+        return sum(g.asking and g.asked <= since for g in self._guests.values()) >= AT_ONCE
 
     def _ask_soon(self, guest: _Guest) -> None:
         if guest.due < inf:
@@ -180,13 +200,28 @@ def _address(listed: object) -> IPAddress | None:
 
 
 def ask_agent(uri: str, uuid: str) -> object:
-    """What libvirt's own call returns; it may never return. Raises LibvirtUnavailable."""
+    """What libvirt's own call returns; it may never return if libvirt hangs.
+
+    Raises LibvirtUnavailable, also if the agent does not answer in RESPONSE_SECONDS.
+    """
     try:
         connection = libvirt.open(uri)
         try:
             domain = connection.lookupByUUIDString(uuid)
-            return domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
+            # It holds for all programs that query this agent, such as one that freezes its file
+            # systems for a backup, and cannot be read.
+            _limit(domain, RESPONSE_SECONDS)
+            try:
+                return domain.interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
+            finally:
+                _limit(domain, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
         finally:
             connection.close()
     except libvirt.libvirtError as error:
         raise LibvirtUnavailable(error.get_error_message()) from error
+
+
+def _limit(domain: Any, seconds: int) -> None:
+    """Set how long libvirt waits for this guest's agent, if its driver can do that."""
+    with suppress(libvirt.libvirtError):
+        domain.agentSetResponseTimeout(seconds)

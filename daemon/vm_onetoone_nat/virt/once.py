@@ -3,6 +3,8 @@
 import threading
 from typing import Any
 
+from vm_onetoone_nat.errors import LibvirtUnavailable
+from vm_onetoone_nat.internal_errors import Work, contain
 from vm_onetoone_nat.model.guests import Guests
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.answers import ANSWER_SECONDS, BoundedCalls
@@ -23,6 +25,11 @@ class LibvirtOnce:
 
     def observe(self) -> Guests:
         """All domains and networks. Raises LibvirtUnavailable."""
+        with contain(Work.GUESTS, raises=LibvirtUnavailable):
+            guests = self._observe()
+        return guests
+
+    def _observe(self) -> Guests:
         if self._connection is None:
             self._connection = self._calls.call(lambda: connect(self._uri))
         guests = self._calls.call(self._read)

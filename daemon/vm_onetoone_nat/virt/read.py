@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import libvirt
@@ -17,7 +18,6 @@ from vm_onetoone_nat.model.guests import Domain, DomainState, Network
 from vm_onetoone_nat.virt.agents import Agents
 from vm_onetoone_nat.virt.xml import (
     Definition,
-    NetworkDefinition,
     parse_domain,
     parse_network,
 )
@@ -48,37 +48,61 @@ class Definitions:
     """A cache of domains' definitions, invalidated by libvirt's events.
 
     Reading a thousand domains takes a second; a pass takes milliseconds. libvirt sends no event for
-    some changes, so a definition expires after LONGEST_SECONDS: each resync reads it again.
+    some changes, so a definition expires after LONGEST_SECONDS: each resync reads it again. One
+    that is invalid stays in use while reading it fails.
     """
 
     LONGEST_SECONDS = 290.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        # With the time at which each was read, long ago if it is invalid.
         self._read: dict[str, tuple[float, Definition]] = {}
+        self._failing: set[str] = set()
         self._changes = 0
         self._lock = threading.Lock()
 
     def of(self, domain: Any, uuid: str) -> Definition:
-        """The definition of the domain with that UUID; of a running guest, the live one."""
+        """The definition of the domain with that UUID; of a running guest, the live one.
+
+        If it cannot be read, the last one, `unread`. Raises the libvirtError of a connection.
+        """
         now = self._clock()
         with self._lock:
-            at, known = self._read.get(uuid, (0.0, None))
+            at, known = self._read.get(uuid, (-inf, None))
             changes = self._changes
         if known is not None and now - at < self.LONGEST_SECONDS:
             return known
         found = _definition(domain)
+        if found.unread:
+            if uuid not in self._failing:
+                self._failing.add(uuid)
+                log.warning("domain %s: %s", uuid, found.fault)
+            return found if known is None else replace(known, unread=True)
+        self._failing.discard(uuid)
         with self._lock:
             # A change during the read may be missing in it.
-            if changes == self._changes:
-                self._read[uuid] = now, found
+            self._read[uuid] = now if changes == self._changes else -inf, found
         return found
 
     def changed(self, uuid: str) -> None:
         """Invalidate: libvirt sent an event about this domain. From any thread."""
         with self._lock:
             self._changes += 1
-            self._read.pop(uuid, None)
+            if (read := self._read.get(uuid)) is not None:
+                self._read[uuid] = -inf, read[1]
+
+    def all_changed(self) -> None:
+        """Invalidate all: events may have been lost. From any thread."""
+        with self._lock:
+            self._changes += 1
+            self._read = {uuid: (-inf, known) for uuid, (_, known) in self._read.items()}
+
+    def keep(self, uuids: Collection[str]) -> None:
+        """Forget all domains but these."""
+        with self._lock:
+            self._read = {uuid: read for uuid, read in self._read.items() if uuid in uuids}
+        self._failing.intersection_update(uuids)
 
 
 def read_domains(
@@ -86,25 +110,29 @@ def read_domains(
 ) -> tuple[Domain, ...]:
     """All domains of a connection. Raises LibvirtUnavailable.
 
-    What cannot be read of one of them is a fault of that one only.
+    What cannot be read of one of them is a fault of that one only. None is left out: an internal
+    error about which there are, or which of them run, is raised.
     A read-only connection is enough; with `agents` None no guest agent is queried.
     """
     with _errors():
         every = connection.listAllDomains()
         running = {d.ID() for d in connection.listAllDomains(_RUNNING)}
-        domains: list[Domain] = []
-        for each in every:
-            with contain(Work.DOMAIN, handled=libvirt.libvirtError):
-                domains.append(_domain(each, _listed_state(each, running), definitions, agents))
+        domains = tuple(_domain(each, running, definitions, agents) for each in every)
+    uuids = {domain.uuid for domain in domains}
+    definitions.keep(uuids)
     if agents is not None:
-        agents.keep({domain.uuid for domain in domains})
-    return tuple(domains)
+        agents.keep(uuids)
+    return domains
 
 
-def read_networks(connection: Any) -> tuple[Network, ...]:
-    """All networks of a connection, which may be read-only. Raises LibvirtUnavailable."""
+def read_networks(connection: Any, last: Iterable[Network] = ()) -> tuple[Network, ...]:
+    """All networks of a connection, which may be read-only. Raises LibvirtUnavailable.
+
+    What cannot be read of one of them is a fault of that one only: it is as in `last`, `unread`.
+    """
+    known = {network.name: network for network in last}
     with _errors():
-        return tuple(map(_network, connection.listAllNetworks()))
+        return tuple(_network(each, known) for each in connection.listAllNetworks())
 
 
 @contextmanager
@@ -116,40 +144,35 @@ def _errors() -> Iterator[None]:
 
 
 def _domain(
-    domain: Any, state: DomainState, definitions: Definitions, agents: Agents | None
+    domain: Any, running: set[int], definitions: Definitions, agents: Agents | None
 ) -> Domain:
-    uuid = domain.UUIDString()
-    definition = Definition(fault=_UNEXPECTED)
-    with contain(Work.DOMAIN, handled=libvirt.libvirtError):
-        try:
-            definition = definitions.of(domain, uuid)
-        except libvirt.libvirtError as error:
-            if error.get_error_domain() in _CONNECTION:
-                raise
-            fault = f"its definition cannot be read: {error.get_error_message()}"
-            definition = Definition(fault=fault)
+    name, uuid, state = domain.name(), domain.UUIDString(), _listed_state(domain, running)
+    definition = definitions.of(domain, uuid)
     interfaces = definition.interfaces
     if agents is not None and definition.agent:
-        reported = agents.addresses(uuid, frozenset(nic.mac for nic in interfaces))
-        interfaces = tuple(replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces)
+        with contain(Work.AGENT):
+            reported = agents.addresses(uuid, frozenset(nic.mac for nic in interfaces))
+            interfaces = tuple(
+                replace(nic, addresses=reported.get(nic.mac, ())) for nic in interfaces
+            )
     return Domain(
-        domain.name(),
-        uuid,
-        state,
-        interfaces,
-        definition.claims,
-        definition.fault,
+        name, uuid, state, interfaces, definition.claims, definition.fault, definition.unread
     )
 
 
 def _definition(domain: Any) -> Definition:
-    try:
-        text = domain.XMLDesc()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return Definition()
-        raise
-    return parse_domain(text)
+    """Only a fault, `unread`, if it cannot be read. Raises the libvirtError of a connection."""
+    fault = _UNEXPECTED
+    with contain(Work.DOMAIN, handled=libvirt.libvirtError):
+        try:
+            return parse_domain(domain.XMLDesc())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return Definition()
+            if error.get_error_domain() in _CONNECTION:
+                raise
+            fault = f"its definition cannot be read: {error.get_error_message()}"
+    return Definition(fault=fault, unread=True)
 
 
 def _listed_state(domain: Any, running: set[int]) -> DomainState:
@@ -179,19 +202,37 @@ def _state(domain: Any) -> DomainState:
         raise
 
 
-def _network(network: Any) -> Network:
-    """One network; its XML alone has the bridge, its addresses and the reservations."""
-    try:
-        active = bool(network.isActive())
-        found = NetworkDefinition(fault=_UNEXPECTED)
-        leases, unreadable = _NO_LEASES
+def _network(network: Any, known: Mapping[str, Network]) -> Network:
+    name, fault = network.name(), _UNEXPECTED
+    last = known.get(name)
+    active = last is None or last.active
+    with contain(Work.NETWORK, handled=libvirt.libvirtError):
+        try:
+            active = bool(network.isActive())
+            return _defined(network, active)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+                return Network(name, active=False, bridge=None)
+            if error.get_error_domain() in _CONNECTION:
+                raise
+            fault = f"its definition cannot be read: {error.get_error_message()}"
+    if last is None or not last.unread:
+        log.warning("network %s: %s", name, fault)
+    if last is None:
+        return Network(name, active, bridge=None, fault=fault, unread=True)
+    return replace(last, active=active, unread=True)
+
+
+def _defined(network: Any, active: bool) -> Network:
+    """A network as its XML has it, with bridge, addresses and reservations, and its leases.
+
+    Raises libvirtError.
+    """
+    found = parse_network(network.XMLDesc())
+    leases, unreadable = _NO_LEASES
+    if active:
         with contain(Work.NETWORK, handled=libvirt.libvirtError):
-            found = parse_network(network.XMLDesc())
-            leases, unreadable = _leases(network) if active else _NO_LEASES
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
-            return Network(network.name(), active=False, bridge=None)
-        raise
+            leases, unreadable = _leases(network)
     return Network(
         network.name(),
         active,

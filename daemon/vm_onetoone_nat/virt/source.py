@@ -92,12 +92,13 @@ class LibvirtSource:
 
     def _observe(self) -> Guests:
         domains = self._domains.call(self._read_domains)
+        last = () if self._known is None else self._known.networks
         try:
-            return Guests(domains, self._networks.call(read_networks))
+            return Guests(domains, self._networks.call(lambda c: read_networks(c, last)))
         except LibvirtUnavailable:
             if self._known is None:
                 raise
-            return Guests(domains, self._known.networks, networks_current=False)
+            return Guests(domains, last, networks_current=False)
 
     def _read_domains(self, connection: Any) -> tuple[Domain, ...]:
         return read_domains(connection, self._definitions, self._agents)
@@ -108,7 +109,7 @@ class LibvirtSource:
 
     def _follow_domains(self, connection: Any, ending: ExitStack) -> None:
         # Events that happened without a connection are lost.
-        self._definitions = Definitions()
+        self._definitions.all_changed()
 
         def follow(event: int, callback: Callable[..., None], what: str | None = None) -> None:
             number = connection.domainEventRegisterAny(None, event, callback, what)

@@ -12,12 +12,13 @@ from vm_onetoone_nat.model.mapping import Mapping
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """The parts of a domain's XML that are used."""
+    """The parts of a domain's XML that are used; `unread` is as in `Domain`."""
 
     interfaces: tuple[Interface, ...] = ()
     claims: tuple[Mapping, ...] = ()
     fault: str = ""
     agent: bool = False
+    unread: bool = False
 
 
 def parse_domain(text: str) -> Definition:
