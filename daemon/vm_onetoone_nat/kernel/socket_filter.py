@@ -6,16 +6,20 @@ the same datagram to the sockets of other programs, and they would receive the r
 """
 
 import ctypes
+import logging
 import socket
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby, islice
 from socket import AF_BRIDGE, htonl, htons
 
 from vm_onetoone_nat.kernel.messages import changes, neighbour
 from vm_onetoone_nat.model.nat_table import TABLE
 
-_SO_ATTACH_FILTER = 26
+log = logging.getLogger(__name__)
+
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 # linux/filter.h. BPF loads are big-endian; netlink headers are in host byte order.
 _LOAD_WORD, _LOAD_HALF_WORD, _LOAD_BYTE = 0x20, 0x28, 0x30
@@ -32,8 +36,8 @@ _MESSAGES = 48
 to fit into net.core.optmem_max, which is 20 KiB before Linux 6.9."""
 
 _MACS, _BEGINNINGS, _MACS_AT_ONCE = 400, 16, 100
-"""As many MACs fit into it, with so many different first two bytes. A jump skips at most 255
-instructions."""
+"""As many MACs fit into it, with so many different first two bytes (measured). A jump skips at
+most 255 instructions."""
 
 
 class _Instruction(ctypes.Structure):
@@ -55,9 +59,15 @@ _PASS, _DROP = _Instruction(_RETURN, 0, 0, _ALL), _Instruction(_RETURN, 0, 0, 0)
 
 
 def attach(netlink: socket.socket, filter_: Filter) -> None:
-    """Replace a socket's filter. From any thread."""
+    """Replace a socket's filter. If the kernel refuses the new one, all passes. From any thread."""
     program = _Program(len(filter_), (_Instruction * len(filter_))(*filter_))
-    netlink.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
+    # The kernel charges both against net.core.optmem_max while one replaces the other.
+    with suppress(FileNotFoundError):
+        netlink.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+    try:
+        netlink.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
+    except OSError as error:
+        log.debug("a filter of %d instructions: %s", len(filter_), error)
 
 
 def nothing_of_our_own(port: int) -> Filter:
