@@ -2,7 +2,9 @@
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from vm_onetoone_nat.kernel.arp import Arp, Detection, parse_packet, request
 from vm_onetoone_nat.model.links import Link
 
 LINK = Link(7, "eth0", mac="52:54:00:00:00:07")
-WANTED = IPv4Address("192.168.1.101")
+WANTED, HELD = IPv4Address("192.168.1.101"), IPv4Address("192.168.1.102")
 OTHER = "52:54:00:00:00:99"
 
 
@@ -58,6 +60,88 @@ def test_packet_that_cannot_be_handled(arp: Arp, monkeypatch: pytest.MonkeyPatch
     arp._receive(packets)  # type: ignore[arg-type]
     assert [each.address for each in arp.observe(LINK).unavailable] == [WANTED]
     assert OCCURRED.counts["arp"] == OCCURRED.total == 2
+
+
+def test_order(arp: Arp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is handled in the order in which it came, also over several turns."""
+    waiting = [request(OTHER, IPv4Address(number), WANTED) for number in range(1, 151)]
+    packets, parsed = Packets(*waiting), []
+
+    def parse(data: bytes) -> None:
+        parsed.append(data)
+
+    monkeypatch.setattr(module, "parse_packet", parse)
+    turns = [arp._receive(packets) for _ in range(3)]  # type: ignore[arg-type]
+    assert turns == [True, True, False]
+    assert parsed == waiting
+
+
+class Over(BaseException):
+    """The end of the thread."""
+
+
+class Flood(Packets):
+    """A socket on which packets wait at any time, with the first of `packets` in their midst."""
+
+    def __init__(self, *packets: bytes) -> None:
+        super().__init__(*packets)
+        self.received = 0
+        self.sent: list[bytes] = []
+        self.over = threading.Event()
+        self._always = os.eventfd(1)
+
+    def fileno(self) -> int:
+        return self._always
+
+    def recv(self, size: int) -> bytes:
+        if self.over.is_set():
+            raise Over
+        self.received += 1
+        return super().recv(size) if self.received % 100 == 0 and self._left else UNRELATED
+
+    def sendto(self, packet: bytes, _address: object) -> None:
+        self.sent.append(packet)
+
+    def close(self) -> None:
+        os.close(self._always)
+
+
+UNRELATED = request(OTHER, IPv4Address("192.168.1.9"), IPv4Address("192.168.1.10"))
+
+
+def test_flood(arp: Arp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While packets come faster than they are received, passes go on and addresses are probed.
+
+    The conflict in their midst is seen. Before, a pass waited for the end of the flood.
+    """
+    flood, free = Flood(request(OTHER, HELD, HELD)), threading.Event()
+    monkeypatch.setattr(socket, "socket", lambda *_: flood)
+
+    def passes() -> None:
+        while not flood.over.is_set():
+            arp.update(LINK, {WANTED}, {HELD}, {LINK.mac})
+            if not arp.observe(LINK).unavailable:
+                free.set()
+                return
+
+    def run() -> None:
+        with suppress(Over):
+            arp._run()
+
+    arp.update(LINK, {WANTED}, {HELD}, {LINK.mac})
+    threads = [threading.Thread(target=each) for each in (run, passes)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert free.wait(30)
+    finally:
+        flood.over.set()
+        for thread in threads:
+            thread.join(30)
+    probe = request(LINK.mac, IPv4Address(0), WANTED)
+    assert flood.sent.count(probe) == 3
+    assert request(LINK.mac, HELD, HELD) in flood.sent
+    assert flood.received > 100
 
 
 def test_no_socket(arp: Arp, monkeypatch: pytest.MonkeyPatch) -> None:

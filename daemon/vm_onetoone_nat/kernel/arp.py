@@ -31,6 +31,9 @@ ARP_PROTOCOL = 0x0806
 BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")  # RFC 826, for Ethernet and IPv4
 _REQUEST, _REPLY = 1, 2
+_AT_ONCE, _PAUSE_SECONDS = 64, 0.001
+"""After so many packets there is a pause, in which passes have the lock: another host may send
+packets faster than they are received. The kernel drops what does not fit into the socket."""
 _CHANGED = Trigger(Kind.ARP, "ARP: an address is free or unavailable")
 
 
@@ -159,9 +162,9 @@ class Arp:
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             with self._lock:
-                before = self._detector.unavailable()
+                before, more = self._detector.unavailable(), False
                 if self._socket is packets and packets is not None and ready - {self._wake}:
-                    self._receive(packets)
+                    more = self._receive(packets)
                 if self._deadline() <= time.monotonic():
                     self._send(self._detector.due(time.monotonic()))
                 changed = self._detector.unavailable() != before
@@ -169,27 +172,31 @@ class Arp:
                     self._write_record()
             if changed:
                 self._notify(_CHANGED)
+            if more:
+                time.sleep(_PAUSE_SECONDS)
 
     def _deadline(self) -> float:
         """When to send next; never while the link is down."""
         up = self._link is not None and self._link.running
         return self._detector.deadline() if up else inf
 
-    def _receive(self, packets: socket.socket) -> None:
-        while True:
+    def _receive(self, packets: socket.socket) -> bool:
+        """Handle the packets that wait, `_AT_ONCE` at most; return whether more may wait."""
+        for _ in range(_AT_ONCE):
             try:
                 received = packets.recv(128)
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 # The link went down or disappeared; its notification follows.
                 log.debug("ARP: %s", error)
-                return
+                return False
             # A packet that cannot be handled must not keep the others waiting.
             with contain(Work.ARP):
                 packet = parse_packet(received)
                 if packet is not None:
                     self._send(self._detector.received(time.monotonic(), packet))
+        return True
 
     def _send(self, messages: tuple[Message, ...]) -> None:
         if self._link is None or self._socket is None:
