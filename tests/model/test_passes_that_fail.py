@@ -82,13 +82,13 @@ class FaultyKernel(FakeKernel):
         self.blind: tuple[int, MakeError] | None = None
         self.deaf: MakeError | None = None
 
-    def observe(self, configuration: Configuration) -> Observed:
+    def observe(self, configuration: Configuration, macs: Set[str] = frozenset()) -> Observed:
         if self.blind is not None:
             left, error = self.blind
             if left == 0:
                 raise error()
             self.blind = (left - 1, error)
-        return super().observe(configuration)
+        return super().observe(configuration, macs)
 
     def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
         if self.deaf is not None:
