@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vm_onetoone_nat.decide.acd import ArpPacket
 from vm_onetoone_nat.internal_errors import OCCURRED
 from vm_onetoone_nat.kernel import arp as module
 from vm_onetoone_nat.kernel.arp import Arp, Detection, parse_packet, request
+from vm_onetoone_nat.kernel.socket_filter import Filter, arp_about
 from vm_onetoone_nat.model.links import Link
 
 LINK = Link(7, "eth0", mac="52:54:00:00:00:07")
@@ -34,6 +36,11 @@ class Packets:
 
     def __init__(self, *packets: bytes) -> None:
         self._left = list(packets)
+        self.filters: list[bytes] = []
+
+    def setsockopt(self, _level: int, _option: int, value: bytes | int) -> None:
+        if isinstance(value, bytes):
+            self.filters.append(value)
 
     def bind(self, _: object) -> None: ...
     def close(self) -> None: ...
@@ -142,6 +149,35 @@ def test_flood(arp: Arp, monkeypatch: pytest.MonkeyPatch) -> None:
     assert flood.sent.count(probe) == 3
     assert request(LINK.mac, HELD, HELD) in flood.sent
     assert flood.received > 100
+
+
+def test_filter(arp: Arp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's filter follows the range of addresses, and the socket."""
+    sockets: list[Packets] = []
+
+    def opened(*_: object) -> Packets:
+        sockets.append(Packets())
+        return sockets[-1]
+
+    ranges: list[tuple[int, int]] = []
+
+    def about(first: int, last: int) -> Filter:
+        ranges.append((first, last))
+        return arp_about(first, last)
+
+    monkeypatch.setattr(module, "arp_about", about)
+    monkeypatch.setattr(socket, "socket", opened)
+    for link, wanted in (
+        (LINK, set()),
+        (LINK, {WANTED}),
+        (LINK, {WANTED}),
+        (LINK, {WANTED + 7}),
+        (replace(LINK, index=8), {WANTED + 7}),
+    ):
+        arp.update(link, wanted, {HELD} if wanted else set(), set())
+    low, held = int(WANTED), int(HELD)
+    assert ranges == [(low, held), (held, low + 7), (held, low + 7)]
+    assert [len(each.filters) for each in sockets] == [2, 1]
 
 
 def test_no_socket(arp: Arp, monkeypatch: pytest.MonkeyPatch) -> None:

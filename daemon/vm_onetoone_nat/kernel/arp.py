@@ -20,6 +20,7 @@ from vm_onetoone_nat.decide.acd import JITTER_SECONDS, Announcement, ArpPacket, 
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.internal_errors import Work, contain, thread
 from vm_onetoone_nat.journal import entry
+from vm_onetoone_nat.kernel.socket_filter import arp_about, attach
 from vm_onetoone_nat.model.host import Unavailable
 from vm_onetoone_nat.model.links import Link
 from vm_onetoone_nat.model.trigger import Kind, Trigger
@@ -63,6 +64,7 @@ class Arp:
         self._detector = _detector()
         self._link: Link | None = None
         self._socket: socket.socket | None = None
+        self._filtered: tuple[int, int] | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._refused = False
         self._thread = thread(Work.ARP, self._run)
@@ -108,6 +110,7 @@ class Arp:
                 came_up = link.running and before is not None and not before.running
                 self._link = link
                 self._detector.update(now, wanted, held, own)
+                self._filter()
                 if came_up:
                     self._detector.link_is_up(now)
             self._write_record()
@@ -137,10 +140,21 @@ class Arp:
             return
         self._socket, self._link = packets, link
 
+    def _filter(self) -> None:
+        """Let the kernel drop what is about no address between the lowest and the highest one."""
+        numbers = [int(address) for address in self._detector.addresses]
+        if self._socket is None or not numbers:
+            return
+        ends = min(numbers), max(numbers)
+        if ends != self._filtered:
+            attach(self._socket, arp_about(*ends))
+            self._filtered = ends
+
     def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
-        self._socket, self._link, self._detector = None, None, _detector()
+        self._socket, self._link, self._filtered = None, None, None
+        self._detector = _detector()
 
     def _run(self) -> None:
         poll = select.poll()
