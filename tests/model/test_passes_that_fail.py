@@ -85,13 +85,13 @@ class FaultyKernel(FakeKernel):
         self.deaf: MakeError | None = None
         self.delay: Callable[[], None] = lambda: None
 
-    def observe(self, configuration: Configuration) -> Observed:
+    def observe(self, configuration: Configuration, macs: Set[str] = frozenset()) -> Observed:
         if self.blind is not None:
             left, error = self.blind
             if left == 0:
                 raise error()
             self.blind = (left - 1, error)
-        return super().observe(configuration)
+        return super().observe(configuration, macs)
 
     def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None:
         if self.deaf is not None:

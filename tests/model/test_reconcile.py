@@ -689,7 +689,7 @@ def test_kernel_that_cannot_be_observed() -> None:
     """Where the kernel cannot be observed, the pass ends with KernelError and nothing written."""
 
     class Blind(FakeKernel):
-        def observe(self, configuration: Configuration) -> None:  # type: ignore[override]
+        def observe(self, *_: object) -> None:  # type: ignore[override]
             raise KernelError("nftables cannot be listed")
 
     kernel = Blind()

@@ -4,7 +4,7 @@ The kernel keeps everything that `Observed` shows, refuses what nftables refuses
 transaction whole or not at all. All satisfy the protocols of `reconcile`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface
 from itertools import groupby
@@ -122,7 +122,7 @@ class FakeKernel:
         self.applied: list[Plan] = []
         self._handle = 1000
 
-    def observe(self, configuration: Configuration) -> Observed:
+    def observe(self, configuration: Configuration, macs: Set[str] = frozenset()) -> Observed:
         addresses, (links, routes) = self._addresses_listed(), self._links_and_routes()
         ports = self.ports if self.bridge_netfilter else {}
         return Observed(

@@ -2,15 +2,18 @@
 
 import socket
 import struct
+from ipaddress import IPv4Address
 
 import pytest
 from nft_dump import datagram
 from pyroute2.netlink import rtnl
+from vm_onetoone_nat.kernel.arp import request
 from vm_onetoone_nat.kernel.messages import nftables
 from vm_onetoone_nat.kernel.messages.nftables import nest, number, text
 from vm_onetoone_nat.kernel.messages.rtnetlink import attribute
 from vm_onetoone_nat.kernel.socket_filter import (
     Filter,
+    arp_about,
     attach,
     bridges_only_for,
     no_foreign_sets,
@@ -92,6 +95,36 @@ def neighbour(kind: int, mac: str, family: int = socket.AF_BRIDGE) -> bytes:
 def test_neighbours(macs: list[str], message: bytes, expected: bool) -> None:
     """Of bridges' entries only those of the given MACs come through, but all of hosts."""
     assert arrives(bridges_only_for(macs), message) is expected
+
+
+FIRST, LAST = IPv4Address("192.168.1.101"), IPv4Address("192.168.1.120")
+NONE = IPv4Address(0)
+
+
+@pytest.mark.parametrize(
+    ("sender", "target", "expected"),
+    [
+        (FIRST, LAST + 1, True),
+        (LAST, LAST, True),
+        (FIRST - 1, FIRST, False),
+        (LAST + 1, LAST, False),
+        (NONE, FIRST, True),
+        (NONE, LAST, True),
+        (NONE, FIRST - 1, False),
+        (NONE, LAST + 1, False),
+        (IPv4Address("255.255.255.255"), FIRST, False),
+    ],
+)
+def test_arp(sender: IPv4Address, target: IPv4Address, expected: bool) -> None:
+    """Packets of a sender within the range come through, and probes for an address within it."""
+    assert arrives(arp_about(int(FIRST), int(LAST)), request(GUEST, sender, target)) is expected
+
+
+def test_arp_about_all() -> None:
+    """The range may be one address, or all."""
+    packet = request(GUEST, FIRST, FIRST)
+    assert arrives(arp_about(int(FIRST), int(FIRST)), packet)
+    assert arrives(arp_about(0, 0xFFFFFFFF), packet)
 
 
 def of_table(kind: int, table: str, size: int = 0) -> bytes:

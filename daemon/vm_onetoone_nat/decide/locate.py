@@ -4,13 +4,15 @@ Pure. Sources in this order: the network's reservation for the guest's MAC, its 
 guest agent, the bridge's neighbour table; else the address that the kernel translates to is kept.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 
+from vm_onetoone_nat.model.configuration import Configuration
 from vm_onetoone_nat.model.family import IPAddress, IPNetwork
 from vm_onetoone_nat.model.guests import Domain, DomainState, Guests, Interface, Network
 from vm_onetoone_nat.model.host import Neighbour, Observed
 from vm_onetoone_nat.model.mapping import AddressSource, Mapping
+from vm_onetoone_nat.model.nat_table import Table
 from vm_onetoone_nat.model.status import Cause
 
 
@@ -98,6 +100,20 @@ def doubtful(mappings: Iterable[Mapping], observed: Observed) -> tuple[Neighbour
         and not n.fresh
         and any(o.address != n.address for o in observed.neighbours_by_mac[n.mac])
     )
+
+
+def possible_guests(
+    neighbours: Iterable[Neighbour],
+    configuration: Configuration,
+    table: Table | None,
+    macs: Set[str],
+) -> tuple[Neighbour, ...]:
+    """The neighbours that a mapping may be for: with one of the guests' MACs, at an address of the
+    configuration, or at one that the kernel translates to. A guest may forge any number of others.
+    """
+    addresses = {m.internal for m in configuration.mappings}
+    addresses.update(table.translations.values() if table is not None else ())
+    return tuple(n for n in neighbours if n.mac in macs or n.address in addresses)
 
 
 def _known(

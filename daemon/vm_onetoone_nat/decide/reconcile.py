@@ -65,7 +65,7 @@ def look(
         guests = source.observe()
     except LibvirtUnavailable:
         guests = None
-    observed = kernel.observe(configuration)
+    observed = kernel.observe(configuration, guests.macs if guests is not None else frozenset())
     stored = store.observe()
     desired = desire(configuration, guests, observed, stored)
     return Look(observed, desired, plan(observed, desired, _unrecorded(desired, stored)), guests)

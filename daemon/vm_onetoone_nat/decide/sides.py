@@ -17,12 +17,13 @@ from vm_onetoone_nat.model.store import Allocation, Stored
 class KernelSide(Protocol):
     """What a pass needs of the kernel; the real one is in `kernel/kernel`.
 
-    `observe` raises KernelError. `apply` writes a plan in its order. It raises WritesFailed after
+    `observe` raises KernelError; it looks up the bridge ports of guests, whose MACs are `macs`, and
+    of what is translated already. `apply` writes a plan in its order. It raises WritesFailed after
     it has made all writes that neither failed nor depend on one that did, or TransactionRefused:
     then nothing after the transaction has been written.
     """
 
-    def observe(self, configuration: Configuration) -> Observed: ...
+    def observe(self, configuration: Configuration, macs: Set[str] = frozenset()) -> Observed: ...
     def apply(self, plan: Plan) -> None: ...
     def probe(self, configuration: Configuration, seen: Observed, desired: Desired) -> None: ...
 

@@ -20,6 +20,7 @@ from vm_onetoone_nat.decide.acd import JITTER_SECONDS, Announcement, ArpPacket, 
 from vm_onetoone_nat.events import Event
 from vm_onetoone_nat.internal_errors import Work, contain, thread
 from vm_onetoone_nat.journal import entry
+from vm_onetoone_nat.kernel.socket_filter import arp_about, attach
 from vm_onetoone_nat.model.host import Unavailable
 from vm_onetoone_nat.model.links import Link
 from vm_onetoone_nat.model.trigger import Kind, Trigger
@@ -31,6 +32,9 @@ ARP_PROTOCOL = 0x0806
 BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")  # RFC 826, for Ethernet and IPv4
 _REQUEST, _REPLY = 1, 2
+_AT_ONCE, _PAUSE_SECONDS = 64, 0.001
+"""After so many packets there is a pause, in which passes have the lock: another host may send
+packets faster than they are received. The kernel drops what does not fit into the socket."""
 _CHANGED = Trigger(Kind.ARP, "ARP: an address is free or unavailable")
 
 
@@ -60,6 +64,7 @@ class Arp:
         self._detector = _detector()
         self._link: Link | None = None
         self._socket: socket.socket | None = None
+        self._filtered: tuple[int, int] | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._refused = False
         self._thread = thread(Work.ARP, self._run)
@@ -105,6 +110,7 @@ class Arp:
                 came_up = link.running and before is not None and not before.running
                 self._link = link
                 self._detector.update(now, wanted, held, own)
+                self._filter()
                 if came_up:
                     self._detector.link_is_up(now)
             self._write_record()
@@ -134,10 +140,21 @@ class Arp:
             return
         self._socket, self._link = packets, link
 
+    def _filter(self) -> None:
+        """Let the kernel drop what is about no address between the lowest and the highest one."""
+        numbers = [int(address) for address in self._detector.addresses]
+        if self._socket is None or not numbers:
+            return
+        ends = min(numbers), max(numbers)
+        if ends != self._filtered:
+            attach(self._socket, arp_about(*ends))
+            self._filtered = ends
+
     def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
-        self._socket, self._link, self._detector = None, None, _detector()
+        self._socket, self._link, self._filtered = None, None, None
+        self._detector = _detector()
 
     def _run(self) -> None:
         poll = select.poll()
@@ -159,9 +176,9 @@ class Arp:
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             with self._lock:
-                before = self._detector.unavailable()
+                before, more = self._detector.unavailable(), False
                 if self._socket is packets and packets is not None and ready - {self._wake}:
-                    self._receive(packets)
+                    more = self._receive(packets)
                 if self._deadline() <= time.monotonic():
                     self._send(self._detector.due(time.monotonic()))
                 changed = self._detector.unavailable() != before
@@ -169,27 +186,31 @@ class Arp:
                     self._write_record()
             if changed:
                 self._notify(_CHANGED)
+            if more:
+                time.sleep(_PAUSE_SECONDS)
 
     def _deadline(self) -> float:
         """When to send next; never while the link is down."""
         up = self._link is not None and self._link.running
         return self._detector.deadline() if up else inf
 
-    def _receive(self, packets: socket.socket) -> None:
-        while True:
+    def _receive(self, packets: socket.socket) -> bool:
+        """Handle the packets that wait, `_AT_ONCE` at most; return whether more may wait."""
+        for _ in range(_AT_ONCE):
             try:
                 received = packets.recv(128)
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 # The link went down or disappeared; its notification follows.
                 log.debug("ARP: %s", error)
-                return
+                return False
             # A packet that cannot be handled must not keep the others waiting.
             with contain(Work.ARP):
                 packet = parse_packet(received)
                 if packet is not None:
                     self._send(self._detector.received(time.monotonic(), packet))
+        return True
 
     def _send(self, messages: tuple[Message, ...]) -> None:
         if self._link is None or self._socket is None:

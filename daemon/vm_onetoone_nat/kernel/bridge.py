@@ -79,7 +79,7 @@ class Bridge:
     def ports(
         self, links: Mapping[int, Link], neighbours: Collection[Neighbour]
     ) -> tuple[tuple[IPAddress, str], ...]:
-        """The port behind each neighbour on a bridge, if the bridge has learned it.
+        """The port behind each of these neighbours on a bridge, if the bridge has learned it.
 
         The neighbour table has the guest's MAC, the forwarding database the MAC's port. The kernel
         forwards by these, not by the domain's definition. The database is asked for these MACs

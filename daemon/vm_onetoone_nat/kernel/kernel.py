@@ -1,6 +1,6 @@
 """The kernel side of a pass: observes and writes addresses, bridge ports and nftables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +18,7 @@ from vm_onetoone_nat.decide.host_writes import (
     FlushTranslated,
     SetHairpin,
 )
+from vm_onetoone_nat.decide.locate import possible_guests
 from vm_onetoone_nat.decide.plan import Plan
 from vm_onetoone_nat.decide.uplink import choose
 from vm_onetoone_nat.decide.writes import NftWrite, StoreWrite, Write, WritesFailed, depending
@@ -81,13 +82,13 @@ class Kernel:
         """The ruleset generation that the last `observe` began with."""
         return self._nft.generation
 
-    def observe(self, configuration: Configuration) -> Observed:
-        """Read everything that a plan needs. Raises KernelError."""
+    def observe(self, configuration: Configuration, macs: Set[str] = frozenset()) -> Observed:
+        """Read everything that a plan needs; `macs` are those of guests. Raises KernelError."""
         # An interrupted dump, or an interface that disappeared during it: the pass is retried.
         with kernel_errors("the kernel's state could not be read"):
-            return self._observe(configuration)
+            return self._observe(configuration, macs)
 
-    def _observe(self, configuration: Configuration) -> Observed:
+    def _observe(self, configuration: Configuration, macs: Set[str]) -> Observed:
         table, foreign, obstacles = self._nft.observe(configuration.fwmark)
         if has_legacy_filter():
             obstacles = (*obstacles, _legacy_obstacle(configuration.fwmark))
@@ -98,13 +99,14 @@ class Kernel:
         routes = self._addresses.default_routes()
         uplink = choose(configuration, interfaces, routes, addresses)
         neighbours = self._bridge.neighbours(found)
+        looked_up = possible_guests(neighbours, configuration, table, macs) if filtered else ()
         detected = self._detected(configuration, uplink)
         return Observed(
             uplink=uplink,
             addresses=addresses,
             table=table,
             foreign=foreign,
-            ports=self._bridge.ports(found, neighbours) if filtered else (),
+            ports=self._bridge.ports(found, looked_up),
             hairpins=frozenset(link.name for link in interfaces if link.hairpin),
             hairpins_set=frozenset(self._bridge.hairpins_set),
             bridge_netfilter=filtered,

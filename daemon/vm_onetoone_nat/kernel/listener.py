@@ -58,7 +58,7 @@ class Listener:
         self._reported = float("-inf")
 
     def filter(self, filter_: Filter) -> None:
-        """Replace the filter. From any thread."""
+        """Replace the filter; if the kernel refuses it, all is received. From any thread."""
         attach(self._socket, filter_)
 
     def listen(self) -> None:

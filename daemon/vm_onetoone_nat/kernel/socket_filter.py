@@ -1,4 +1,4 @@
-"""Socket filters for notifications that need not wake the daemon (classic BPF, socket(7)).
+"""Socket filters for what need not wake the daemon (classic BPF, socket(7)).
 
 A filter passes a datagram as it is, or drops it. It must not shorten one: the kernel may deliver
 the same datagram to the sockets of other programs, and they would receive the rest only
@@ -6,25 +6,31 @@ the same datagram to the sockets of other programs, and they would receive the r
 """
 
 import ctypes
+import logging
 import socket
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby, islice
 from socket import AF_BRIDGE, htonl, htons
 
 from vm_onetoone_nat.kernel.messages import changes, neighbour
 from vm_onetoone_nat.model.nat_table import TABLE
 
-_SO_ATTACH_FILTER = 26
+log = logging.getLogger(__name__)
+
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 # linux/filter.h. BPF loads are big-endian; netlink headers are in host byte order.
 _LOAD_WORD, _LOAD_HALF_WORD, _LOAD_BYTE = 0x20, 0x28, 0x30
 _WORD_AT_X, _HALF_WORD_AT_X, _BYTE_AT_X = 0x40, 0x48, 0x50
-_JUMP, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _RETURN = 0x05, 0x15, 0x35, 0x06
+_JUMP, _JUMP_IF_EQUAL, _JUMP_IF_AT_LEAST, _JUMP_IF_GREATER = 0x05, 0x15, 0x35, 0x25
+_RETURN = 0x06
 _MULTIPLY, _SHIFT_RIGHT, _AND, _ADD_X, _INTO_X, _SET_X = 0x24, 0x74, 0x54, 0x0C, 0x07, 0x01
 _TYPE, _PORT, _DESTINATION_LENGTH = 4, 12, 17  # of nlmsghdr, and of the rtmsg after it
 _FAMILY, _MAC = 16, 32  # of ndmsg, and of NDA_LLADDR, which comes first
 _TABLE_NAME = 24  # after nlmsghdr, nfgenmsg and the attribute's header
+_SENDER, _TARGET = 14, 24  # addresses in an ARP packet
 _ALL = 0xFFFFFFFF
 
 _MESSAGES = 48
@@ -32,8 +38,8 @@ _MESSAGES = 48
 to fit into net.core.optmem_max, which is 20 KiB before Linux 6.9."""
 
 _MACS, _BEGINNINGS, _MACS_AT_ONCE = 400, 16, 100
-"""As many MACs fit into it, with so many different first two bytes. A jump skips at most 255
-instructions."""
+"""As many MACs fit into it, with so many different first two bytes (measured). A jump skips at
+most 255 instructions."""
 
 
 class _Instruction(ctypes.Structure):
@@ -54,10 +60,16 @@ Filter = Sequence[_Instruction]
 _PASS, _DROP = _Instruction(_RETURN, 0, 0, _ALL), _Instruction(_RETURN, 0, 0, 0)
 
 
-def attach(netlink: socket.socket, filter_: Filter) -> None:
-    """Replace a socket's filter. From any thread."""
+def attach(receiver: socket.socket, filter_: Filter) -> None:
+    """Replace a socket's filter. If the kernel refuses the new one, all passes. From any thread."""
     program = _Program(len(filter_), (_Instruction * len(filter_))(*filter_))
-    netlink.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
+    # The kernel charges both against net.core.optmem_max while one replaces the other.
+    with suppress(FileNotFoundError):
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+    try:
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, bytes(program))
+    except OSError as error:
+        log.debug("a filter of %d instructions: %s", len(filter_), error)
 
 
 def nothing_of_our_own(port: int) -> Filter:
@@ -111,6 +123,22 @@ def _one_of(begin: bytes, macs: Iterable[bytes]) -> Iterator[_Instruction]:
         for mac in some:
             yield _Instruction(_JUMP_IF_EQUAL, 0, 1, int.from_bytes(mac[2:], "big"))
             yield _PASS
+
+
+def arp_about(first: int, last: int) -> Filter:
+    """Of ARP packets, pass those whose sender is between two addresses, and probes for such a one.
+
+    The socket's packets have to begin with the ARP header (SOCK_DGRAM).
+    """
+    return (
+        _Instruction(_LOAD_WORD, 0, 0, _SENDER),
+        _Instruction(_JUMP_IF_EQUAL, 0, 1, 0),
+        _Instruction(_LOAD_WORD, 0, 0, _TARGET),
+        _Instruction(_JUMP_IF_AT_LEAST, 0, 2, first),
+        _Instruction(_JUMP_IF_GREATER, 1, 0, last),
+        _PASS,
+        _DROP,
+    )
 
 
 def no_foreign_sets() -> Filter:

@@ -98,8 +98,8 @@ class Watch:
         if macs == self._followed:
             return
         added = macs - self._followed
-        self._followed = macs
         self._neighbours.filter(bridges_only_for(macs))
+        self._followed = macs
         if added:
             # It may have learned one before this.
             self._notify(_BRIDGE_PORT)

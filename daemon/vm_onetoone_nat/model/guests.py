@@ -108,6 +108,11 @@ class Guests:
         return self._by_name.get(reference) or self._by_uuid.get(reference.lower())
 
     @cached_property
+    def macs(self) -> frozenset[str]:
+        """The MACs of all guests."""
+        return frozenset(nic.mac for domain in self.domains for nic in domain.interfaces)
+
+    @cached_property
     def _networks(self) -> dict[str, Network]:
         return {network.name: network for network in self.networks}
 

@@ -140,7 +140,7 @@ class Observed:
     """What the kernel has, read at once.
 
     `uplink`: what `decide.uplink` chose from `links`, `routes` and `addresses`, if any.
-    `ports`: pairs of guest address and the bridge port that it is behind.
+    `ports`: pairs of the address and the bridge port of a neighbour that may be a mapped guest.
     `hairpins`: ports with the hairpin flag; `hairpins_set`: those whose flag this process set.
     `bridge_netfilter`: bridged frames pass the IP hooks.
     `unavailable`: external addresses not to add on the uplink.

@@ -212,7 +212,7 @@ class Service:
     def _remember(self, look: Look) -> None:
         """Keep the MACs and addresses of guests, by which `_is_guest` filters neighbours."""
         if look.guests is not None:
-            self._macs = frozenset(n.mac for d in look.guests.domains for n in d.interfaces)
+            self._macs = look.guests.macs
         self._internals = frozenset(str(s.mapping.internal) for s in look.desired.statuses)
         guests = {s.mapping.internal for s in look.desired.statuses}
         on_bridges = look.observed.neighbours if look.observed.bridge_netfilter else ()
