@@ -223,7 +223,8 @@ def test_network(faulty: Faulty, host: Host) -> None:
             faulty.wait_for_several(where)
             assert faulty.served()
             (faulty.switches / "network").unlink()
-            faulty.daemon.wait_for(external(3), "active")
+            # It is read again after at most a minute.
+            faulty.daemon.wait_for(external(3), "active", 120)
             (faulty.switches / "network").touch()
         finally:
             host.virsh("net-destroy", inject.ODD)
