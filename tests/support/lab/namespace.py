@@ -196,15 +196,16 @@ class Namespace:
 
     def processes(self) -> dict[int, str]:
         """Every live process inside but init: pid as seen from outside, and command line."""
-        ours = Path(f"/proc/{self.pid}/ns/pid").readlink()
+        ours = os.readlink(f"/proc/{self.pid}/ns/pid")  # noqa: PTH115
         found: dict[int, str] = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == self.pid:
+        # Not by Path, which takes several times as long: some tests ask ten times a second.
+        for name in os.listdir("/proc"):  # noqa: PTH208
+            if not name.isdigit() or int(name) == self.pid:
                 continue
             try:
-                if (entry / "ns/pid").readlink() == ours:
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
-                    found[int(entry.name)] = command.decode(errors="replace").strip()
+                if os.readlink(f"/proc/{name}/ns/pid") == ours:  # noqa: PTH115
+                    command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")
+                    found[int(name)] = command.decode(errors="replace").strip()
             except OSError:
                 continue
         return found

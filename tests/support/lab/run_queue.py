@@ -1,14 +1,14 @@
 """When programs wanted to run and were kept waiting by others, as the scheduler accounts for it."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Self
 
 from .intervals import Intervals, overlap, union
 
-_SAMPLE_SECONDS = 0.005
+_SAMPLE_SECONDS = 0.01
 _FIND_SECONDS = 0.1
 
 
@@ -72,10 +72,13 @@ class RunQueue:
 def _schedstats(pids: list[int]) -> Iterator[tuple[str, int, int]]:
     """Each thread with its nanoseconds on a processor, and waiting for one."""
     for pid in pids:
+        tasks = f"/proc/{pid}/task"
         try:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                ran, waited, _ = (task / "schedstat").read_text().split()
-                yield f"{pid}/{task.name}", int(ran), int(waited)
+            # Not by Path, which takes several times as long: this is done a hundred times a second.
+            for task in os.listdir(tasks):  # noqa: PTH208
+                with open(f"{tasks}/{task}/schedstat", "rb", buffering=0) as file:  # noqa: PTH123
+                    ran, waited, _ = file.read(100).split()
+                yield f"{pid}/{task}", int(ran), int(waited)
         except (OSError, ValueError):
             # It has ended meanwhile.
             continue
