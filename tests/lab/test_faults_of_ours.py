@@ -13,7 +13,7 @@ from pathlib import Path
 import inject
 import pytest
 from lab import Answer, EchoServer, Host, Lan, NamespaceGuest, Stream, tcp, wait_for
-from lab.addresses import LAN_CLIENT, UPLINK, external, internal
+from lab.addresses import LAN_BRIDGE, LAN_CLIENT, UPLINK, external, internal
 from running import INTERNAL_ERROR, Daemon, mapping
 
 PORT = 7000
@@ -57,8 +57,9 @@ class Faulty:
         self.host.run("nft", "add table ip labmark; delete table ip labmark")
         for verb in ("add", "del"):
             self.host.run("ip", "address", verb, "10.9.9.9/32", "dev", "lo")
-        # Asks for it by ARP.
-        self.lan.run("ping", "-c1", "-W0.1", "192.168.1.77", check=False)
+        # Others the kernel drops.
+        probe = ("arping", "-D", "-c1", "-w1", "-I", LAN_BRIDGE, str(external(1)))
+        self.lan.run(*probe, check=False)
 
     def served(self) -> bool:
         """Whether guest 2 answers."""

@@ -79,6 +79,16 @@ def test_outage(
         assert report.whole == (seconds == 0), report
 
 
+def test_lost_segment(lan: Lan, host: Host, running: Daemon, guest: NamespaceGuest) -> None:
+    """A segment that is lost, and sent again so soon that no answer is late, is found."""
+    with Stream(lan, external(1), PORT, guest, "tcp", rate=100) as stream:
+        time.sleep(0.5)
+        interrupt(host, 0.05)
+        time.sleep(0.5)
+        report = stream.finish()
+    assert not report.whole, report
+
+
 def test_repair(site: Site, host: Host, running: Daemon) -> None:
     """A repair that is made at once is in time."""
     with fault("table deleted", site):

@@ -29,7 +29,7 @@ class Exchange:
     """One side of a stream: for each message the seconds until its answer, None if none came.
 
     For TCP `retransmits` has the monotonic time at which each retransmission of the sender was
-    noticed, by the next message at the latest.
+    noticed, by the next message at the latest, without those that the receiver had no need of.
     """
 
     delays: tuple[float | None, ...]

@@ -15,8 +15,8 @@ import sys
 import time
 from typing import Protocol
 
-# Offset of tcpi_total_retrans in struct tcp_info (linux/tcp.h): eight bytes, 23 u32 before it.
-_TOTAL_RETRANS = 100
+# Offsets in struct tcp_info (linux/tcp.h) of tcpi_total_retrans and tcpi_dsack_dups.
+_TOTAL_RETRANS, _DSACK_DUPS = 100, 216
 # From asm-generic/socket.h: like SO_RCVBUF, beyond net.core.rmem_max.
 _SO_RCVBUFFORCE = 33
 _BUFFER = 8 << 20
@@ -160,6 +160,7 @@ class Connection:
         self._sources: set[str] = set()
         self._errors: set[str] = set()
         self._resent: list[float] = []
+        self._counted = 0, 0
         self._broken = False
 
     def send(self, number: int, now: float) -> None:
@@ -201,9 +202,16 @@ class Connection:
 
     def _count_retransmits(self, now: float) -> None:
         if self._tcp:
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-            total = struct.unpack_from("=I", info, _TOTAL_RETRANS)[0]
-            self._resent += [now] * (total - len(self._resent))
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 224)
+            (total,), (twice,) = (
+                struct.unpack_from("=I", info, offset) for offset in (_TOTAL_RETRANS, _DSACK_DUPS)
+            )
+            before, twice_before = self._counted
+            self._counted = total, twice
+            self._resent += [now] * (total - before)
+            # Of one the receiver says that it has both: it was sent again too soon (RFC 2883).
+            needless = min(twice - twice_before, len(self._resent))
+            del self._resent[len(self._resent) - needless :]
 
     def _failed(self, why: str) -> None:
         self._errors.add(why)
