@@ -179,7 +179,7 @@ def _single(
         written = [each for each in seen if each.what.startswith(("element", "address"))]
         verb = "added" if on else "removed"
         found = Counter(each.what for each in written)
-        assert found == {f"element {verb}": 4, f"address {verb}": 1}, found
+        assert found == {f"element {verb}": 6, f"address {verb}": 1}, found
         event_name = f"domain {'started' if on else 'stopped'}"
         (event,) = (each.at for each in seen if each.what == event_name)
         yield 1000 * (_last(seen) - event)
