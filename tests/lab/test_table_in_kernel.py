@@ -178,14 +178,18 @@ def test_kernel_takes_changed_ranges() -> None:
     in_own_network(child_changed_ranges)
 
 
-def child_flooded() -> None:
+def child_flooded(what: str) -> None:
     from vm_onetoone_nat.kernel.nft import Nft
 
     nft = Nft()
     nft.apply(_install(*MAPPED))
     numbers = (f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(200_000))
-    elements = f"add element inet vm_onetoone_nat untranslated_in {{ {', '.join(numbers)} }}"
-    _run("nft", "-f", "-", text=elements)
+    table = "inet vm_onetoone_nat"
+    if what == "elements":
+        more = f"add element {table} untranslated_in {{ {', '.join(numbers)} }}"
+    else:
+        more = "\n".join(f"add rule {table} admit ip saddr {each} counter" for each in numbers)
+    _run("nft", "-f", "-", text=more)
     before = getrusage(RUSAGE_SELF).ru_maxrss
     assert nft.observe(MARK)[0] == Table(intact=False)
     assert getrusage(RUSAGE_SELF).ru_maxrss - before < 30 << 10
@@ -193,9 +197,10 @@ def child_flooded() -> None:
     assert nft.observe(MARK)[0] == Table(True, elements_of(_install(*MAPPED)), MARK)
 
 
-def test_kernel_table_that_others_fill() -> None:
-    """Many elements of another program in our table are not read: the table is replaced."""
-    in_own_network(child_flooded)
+@pytest.mark.parametrize("what", ["elements", "rules"])
+def test_kernel_table_that_others_fill(what: str) -> None:
+    """Many objects of another program in our table are not read: the table is replaced."""
+    in_own_network(child_flooded, what)
 
 
 def child_refused() -> None:

@@ -25,9 +25,9 @@ from vm_onetoone_nat.model.nat_table import CONTAINERS, TABLE, Table
 T = TypeVar("T")
 
 _MOST = 8 << 20
-"""Bytes of elements that are read of our table, or four times as many as were written at once. With
-more it has what others have added, and is replaced: that takes no more than it should have. A
-mapping has 600 bytes."""
+"""Bytes that are read of our table, or four times as many as were written at once. With more it
+has what others have added, and is replaced: that takes no more than it should have. A mapping has
+600 bytes."""
 
 _OURS = TableName("inet", TABLE)
 _ROUTED = (*(family.nft for family in FAMILIES), "inet")
@@ -171,23 +171,28 @@ class Nft:
         return found
 
     def _table(self, ours: ListedTable, chains: Sequence[Answer]) -> Table:
-        of_ours = nft_listing.of_our_table
-        elements, left = {}, self._most
-        for container in CONTAINERS:
-            try:
-                answers = self._netlink.dump(nft_listing.list_elements(container), left)
-            except TooLarge:
-                return Table(intact=False)
+        of_ours, left = nft_listing.of_our_table, self._most
+
+        def listed(request: bytes, read: Callable[[Answer], Iterator[T]]) -> list[T]:
+            nonlocal left
+            answers = self._netlink.dump(request, left)
             left -= sum(len(answer.data) for answer in answers)
-            elements[container] = [e for each in answers for e in nft_listing.elements(each)]
-        others = (self._list(each, of_ours) for each in nft_listing.list_others())
-        listing = Listing(
-            [each for answer in chains for each in of_ours(answer)],
-            self._list(nft_listing.list_sets(), of_ours),
-            self._list(nft_listing.list_rules(), of_ours),
-            elements,
-            others=ours.is_strange or any(others),
-        )
+            return [each for answer in answers for each in read(answer)]
+
+        try:
+            listing = Listing(
+                [each for answer in chains for each in of_ours(answer)],
+                listed(nft_listing.list_sets(), of_ours),
+                listed(nft_listing.list_rules(), of_ours),
+                {
+                    each: listed(nft_listing.list_elements(each), nft_listing.elements)
+                    for each in CONTAINERS
+                },
+                others=ours.is_strange
+                or any(listed(each, of_ours) for each in nft_listing.list_others()),
+            )
+        except TooLarge:
+            return Table(intact=False)
         return nft_listing.parse_table(listing)
 
     def _list(self, request: bytes, read: Callable[[Answer], Iterator[T]]) -> list[T]:
