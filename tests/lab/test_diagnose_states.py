@@ -211,7 +211,7 @@ class TestGuests:
         self, host: Host, daemon: Daemon, domain: IdleDomain
     ) -> None:
         """The guest has another address than was written down."""
-        with Voice(host, "voice", MAC) as voice:
+        with Voice(host, "voice", MAC, tap=domain.tap()) as voice:
             address = voice.dhcp()
             start(daemon, mapping(9, domain=DOMAIN), state="active")
             found = diagnose(daemon, DOMAIN)
@@ -224,7 +224,7 @@ class TestGuests:
         both.define()
         both.start()
         try:
-            with Voice(daemon.host, "voice", MAC) as voice:
+            with Voice(daemon.host, "voice", MAC, tap=both.tap()) as voice:
                 voice.dhcp()
                 one, two = ({"external": str(external(n)), "domain": "both"} for n in (8, 9))
                 start(daemon, one, two, state="active")

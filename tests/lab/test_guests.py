@@ -81,7 +81,8 @@ def reservation(host: Host, domain: IdleDomain, address: IPv4Address) -> Iterato
 
 @pytest.fixture
 def voice(host: Host, domain: IdleDomain) -> Iterator[Voice]:
-    with Voice(host, "voice", domain.macs[0]) as voice, EchoServer(voice, PORT):
+    mac, tap = domain.macs[0], domain.tap()
+    with Voice(host, "voice", mac, tap=tap) as voice, EchoServer(voice, PORT):
         yield voice
 
 
@@ -251,9 +252,9 @@ class TestInterfaces:
         domain.define()
         domain.start()
         places = {
-            1: ("virbr0", internal(1), LIBVIRT_GATEWAY.ip),
-            2: ("virbr0", internal(2), LIBVIRT_GATEWAY.ip),
-            3: ("virbr1", IPv4Address("192.168.123.3"), SECOND_GATEWAY),
+            1: (internal(1), LIBVIRT_GATEWAY.ip),
+            2: (internal(2), LIBVIRT_GATEWAY.ip),
+            3: (IPv4Address("192.168.123.3"), SECOND_GATEWAY),
         }
         daemon.configure(
             {"external": str(external(1)), "domain": "several"},
@@ -262,9 +263,9 @@ class TestInterfaces:
         )
         daemon.start()
         try:
-            for n, (bridge, address, gateway) in places.items():
+            for n, (address, gateway) in places.items():
                 daemon.wait_for(external(n), "pending")
-                with Voice(host, f"voice{n}", MACS[n], bridge) as voice:
+                with Voice(host, f"voice{n}", MACS[n], tap=domain.tap(MACS[n])) as voice:
                     voice.static(IPv4Interface((address, 24)), gateway)
                     voice.speak(gateway)
                     daemon.wait_for(external(n), "active")
@@ -395,8 +396,9 @@ class TestPool:
         with lan.host("squatter", squatter, "02:00:00:00:00:66"), ExitStack() as running:
             daemon.start()
             for n in range(1, 5):
-                running.enter_context(running_domain(host, n))
-                voices[n] = running.enter_context(Voice(host, f"voice{n}", MACS[n]))
+                domain = running.enter_context(running_domain(host, n))
+                voice = Voice(host, f"voice{n}", MACS[n], tap=domain.tap())
+                voices[n] = running.enter_context(voice)
                 voices[n].static(IPv4Interface((internal(n), 24)), LIBVIRT_GATEWAY.ip)
                 voices[n].speak(LIBVIRT_GATEWAY.ip)
                 if n < 3:
@@ -420,5 +422,6 @@ class TestPool:
             wait_until(daemon, "guest2", state="active", external=str(external(52)))
             assert tcp(lan, external(52), PORT) == expected
             host.virsh("start", "guest1")
+            voices[1].behind(host.virsh("domiflist", "guest1").split()[0])
             voices[1].speak(LIBVIRT_GATEWAY.ip)
             wait_until(daemon, "guest1", state="active", external=str(external(50)))

@@ -126,9 +126,10 @@ class Domain:
         """Its UUID."""
         return self.host.virsh("domuuid", self.name).strip()
 
-    def tap(self) -> str:
-        """The interface on the host of its first network interface, while it runs."""
-        return self.host.virsh("domiflist", self.name).split()[0]
+    def tap(self, mac: str | None = None) -> str:
+        """While it runs, the interface on the host of its interface with that MAC, or its first."""
+        rows = [row.split() for row in self.host.virsh("domiflist", self.name).splitlines() if row]
+        return next(row[0] for row in rows if mac in (None, row[-1]))
 
 
 class IdleDomain(Domain):

@@ -77,22 +77,48 @@ class NamespaceGuest(Namespace):
 
 
 class Voice(Namespace):
-    """What a domain that idles in its BIOS would say: its MAC, on the bridge of its network.
+    """What a domain that idles in its BIOS would say: a MAC, behind the domain's tap.
 
-    It has no address until `dhcp` or `static`.
+    What the domain itself would get is its voice's. Without `tap` it is at a port of its own of
+    `bridge`, as another guest is. It has no address until `dhcp` or `static`.
     """
 
-    def __init__(self, host: Namespace, name: str, mac: str, bridge: str = LIBVIRT_BRIDGE) -> None:
+    def __init__(
+        self,
+        host: Namespace,
+        name: str,
+        mac: str,
+        *,
+        tap: str | None = None,
+        bridge: str = LIBVIRT_BRIDGE,
+    ) -> None:
         super().__init__(name)
         self._host = host
         self._port = "voice" + mac.replace(":", "")[-6:]
         try:
             self.sysctl("net.ipv6.conf.default.accept_dad", 0)
-            host.wire(self._port, self, "eth0", mac=mac, port_of=bridge)
-            wait_until_forwarding(host, self._port)
+            host.wire(self._port, self, "eth0", mac=mac, port_of=None if tap else bridge)
+            if tap is not None:
+                self.behind(tap)
+            else:
+                wait_until_forwarding(host, self._port)
         except BaseException:
             self.close()
             raise
+
+    def behind(self, tap: str) -> None:
+        """Be behind this tap from now on, as after another start of the domain."""
+        self._host.run("tc", "qdisc", "delete", "dev", self._port, "clsact", check=False)
+        self._redirect(self._port, "ingress", tap)
+        self._redirect(tap, "egress", self._port)
+        wait_until_forwarding(self._host, tap)
+
+    def _redirect(self, source: str, direction: str, target: str) -> None:
+        """Have what passes an interface in one direction pass another one instead."""
+        self._host.run("tc", "qdisc", "add", "dev", source, "clsact")
+        every = ("protocol", "all", "u32", "match", "u32", "0", "0")
+        action = ("action", "mirred", direction, "redirect", "dev", target)
+        self._host.run("tc", "filter", "add", "dev", source, direction, *every, *action)
 
     def dhcp(self) -> IPv4Address:
         """Ask for a lease, as a guest does when it boots, and take it."""
