@@ -9,7 +9,7 @@ from functools import cache, lru_cache, partial
 
 from vm_onetoone_nat.kernel.messages import nftables
 from vm_onetoone_nat.kernel.messages.nftables import read, read_number, read_text
-from vm_onetoone_nat.model.family import PARSED, Family, unpacked
+from vm_onetoone_nat.model.family import PARSED, Family, address, unpacked
 from vm_onetoone_nat.model.nat_table import (
     ANY_PROTOCOL,
     Container,
@@ -48,10 +48,19 @@ class Form:
 def packed_key(each: Element) -> Range:
     """The first and the last key of an element."""
     known = forms(each.container.family)
+    if len(each.key) == 1:
+        return known[each.container.key[0]].pack(each.key[0])
     parts = zip(each.container.key, each.key, strict=True)
     ranges = [known[part].pack(text) for part, text in parts]
     first, last = (b"".join(map(padded, ends)) for ends in zip(*ranges, strict=True))
     return first, last
+
+
+@cache
+def has_ranges(container: Container) -> bool:
+    """Whether a part of its keys is a range of values."""
+    known = forms(container.family)
+    return any(known[part].interval for part in container.key)
 
 
 def padded(value: bytes) -> bytes:
@@ -100,11 +109,12 @@ def _unpacked_value(container: Container, part: Part, value: bytes) -> str | Non
 
 
 @lru_cache(PARSED)
-def _pack_address(family: Family, text: str) -> Range:
-    packed = family.address(text).packed
+def _pack_address(text: str) -> Range:
+    packed = address(text).packed
     return packed, packed
 
 
+@lru_cache(PARSED)
 def _unpack_address(family: Family, first: bytes, last: bytes) -> str | None:
     return str(unpacked(first)) if first == last and len(first) == family.bits // 8 else None
 
@@ -161,16 +171,15 @@ def _never(_first: bytes, _last: bytes) -> None:
 def forms(family: Family) -> Mapping[Part, Form]:
     """How nftables has each part, in a container of that family."""
     number, size = _ADDRESSES[family.nft_type], family.bits // 8
-    pack_address = partial(_pack_address, family)
     unpack_address = partial(_unpack_address, family)
     pack_network = partial(_pack_network, family)
     unpack_network = partial(_unpack_network, family)
     return {
-        Part.ADDRESS: Form(number, size, pack_address, unpack_address),
+        Part.ADDRESS: Form(number, size, _pack_address, unpack_address),
         Part.NETWORK: Form(number, size, pack_network, unpack_network, interval=True),
         Part.PROTOCOL: Form(12, 1, _pack_protocol, _unpack_protocol, interval=True),
         Part.PORTS: Form(13, 2, _pack_ports, _unpack_ports, interval=True),
         Part.INTERFACE: Form(41, _NAME_SIZE, _pack_interface, _unpack_interface, host_order=True),
         # NFT_DATA_VERDICT
-        Part.VERDICT: Form(0xFFFFFF00, 0, pack_address, _never),
+        Part.VERDICT: Form(0xFFFFFF00, 0, _pack_address, _never),
     }

@@ -8,15 +8,15 @@ that are 0. What only libnftables uses is left out, such as comments of chains.
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from vm_onetoone_nat.kernel.messages import nftables, rtnetlink
-from vm_onetoone_nat.kernel.messages.nft_elements import unpacked_element
+from vm_onetoone_nat.kernel.messages.nft_elements import has_ranges, unpacked_element
 from vm_onetoone_nat.kernel.messages.nft_objects import add_containers, add_object
 from vm_onetoone_nat.kernel.messages.nft_rules import Expression, Rule
 from vm_onetoone_nat.kernel.messages.nft_table import table_objects
-from vm_onetoone_nat.kernel.messages.nftables import read, read_list, text
+from vm_onetoone_nat.kernel.messages.nftables import read, read_list, read_value, text
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer
 from vm_onetoone_nat.model.nat_table import ADMIT, CONTAINERS, TABLE, Container, Element, Table
 
@@ -204,10 +204,19 @@ def _expressions(rule: _Attributes) -> tuple[Expression, ...]:
 
 def _element(container: Container, found: _Attributes) -> Element | None:
     """The element; None if it has more than we write, such as a timeout or a comment."""
-    more = found.keys() - {_KEY, _KEY_END, _DATA}
-    if more != ({_COUNTER} if container.counted else set()):
+    if found.keys() != _kinds(container):
         return None
-    first = read(found[_KEY])[nftables.DATA_VALUE]
-    end = found.get(_KEY_END)
-    last = read(end)[nftables.DATA_VALUE] if end is not None else first
+    first = read_value(found[_KEY])
+    last = read_value(found[_KEY_END]) if has_ranges(container) else first
     return unpacked_element(container, first, last, found.get(_DATA))
+
+
+@cache
+def _kinds(container: Container) -> frozenset[int]:
+    """The attributes of its elements."""
+    more = {
+        _KEY_END: has_ranges(container),
+        _DATA: container.value is not None,
+        _COUNTER: container.counted,
+    }
+    return frozenset((_KEY, *(kind for kind, there in more.items() if there)))

@@ -3,13 +3,14 @@
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
 from vm_onetoone_nat.kernel.messages import nftables
-from vm_onetoone_nat.kernel.messages.nft_elements import forms, packed_key, padded
+from vm_onetoone_nat.kernel.messages.nft_elements import forms, has_ranges, packed_key, padded
 from vm_onetoone_nat.kernel.messages.nft_expressions import expressions
-from vm_onetoone_nat.kernel.messages.nftables import nest, number, text
+from vm_onetoone_nat.kernel.messages.nftables import nest, nest_value, number, text
 from vm_onetoone_nat.kernel.messages.rtnetlink import attribute
 from vm_onetoone_nat.model.host import ChainName
 from vm_onetoone_nat.model.nat_table import TABLE, Container, Element, Part
@@ -132,7 +133,7 @@ def _declaration(container: Container) -> bytes:
     for part in parts:
         kind = kind << _TYPE_BITS | part.number
     concatenated = len(parts) > 1
-    ranges = any(part.interval for part in parts)
+    ranges = has_ranges(container)
     flags = _INTERVAL * ranges | _MAP * (container.value is not None)
     flags |= _CONCATENATED * (ranges and concatenated)
     size = sum(len(padded(bytes(part.size))) for part in parts) if concatenated else parts[0].size
@@ -170,17 +171,17 @@ def _elements(elements: Iterable[Element], kind: int, words: str, flags: int) ->
 def _element(each: Element) -> bytes:
     first, last = packed_key(each)
     container = each.container
-    known = forms(container.family)
-    found = nest(1, _value(first))  # NFTA_SET_ELEM_KEY
-    if any(known[part].interval for part in container.key):
-        found += nest(10, _value(last))  # NFTA_SET_ELEM_KEY_END
+    found = nest_value(1, first)  # NFTA_SET_ELEM_KEY
+    if has_ranges(container):
+        found += nest_value(10, last)  # NFTA_SET_ELEM_KEY_END
     if container.value is Part.VERDICT:
-        found += nest(2, nftables.verdict("goto", each.value))  # NFTA_SET_ELEM_DATA
+        found += _goto(each.value)
     elif container.value is not None:
-        first, _ = known[container.value].pack(each.value)
-        found += nest(2, _value(first))
+        value, _ = forms(container.family)[container.value].pack(each.value)
+        found += nest_value(2, value)  # NFTA_SET_ELEM_DATA
     return nest(nftables.LIST_ELEMENT, found)
 
 
-def _value(data: bytes) -> bytes:
-    return attribute(nftables.DATA_VALUE, data)
+@cache
+def _goto(chain: str) -> bytes:
+    return nest(2, nftables.verdict("goto", chain))  # NFTA_SET_ELEM_DATA

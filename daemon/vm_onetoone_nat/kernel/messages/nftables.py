@@ -40,6 +40,8 @@ _MESSAGE = struct.Struct("=BBH")  # nfgenmsg: family, version, resource
 MESSAGE_SIZE = _MESSAGE.size
 _NUMBER = struct.Struct(">i")
 _UNSIGNED = struct.Struct(">I")
+_ATTRIBUTE, _TWO = struct.Struct("=HH"), struct.Struct("=HHHH")
+_HEADER_SIZE = _ATTRIBUTE.size
 _NESTED, _KIND = 0x8000, 0x3FFF  # NLA_F_NESTED, NLA_TYPE_MASK
 
 
@@ -63,6 +65,13 @@ def nest(kind: int, *inner: bytes) -> bytes:
     return attribute(kind | _NESTED, b"".join(inner))
 
 
+def nest_value(kind: int, value: bytes) -> bytes:
+    """An attribute that consists of one value, packed in one step: elements have thousands."""
+    size = _HEADER_SIZE + len(value)
+    headers = _TWO.pack(_HEADER_SIZE + (size + 3 & ~3), kind | _NESTED, size, DATA_VALUE)
+    return headers + value + bytes(-size % 4)
+
+
 def verdict(name: str, chain: str | None = None) -> bytes:
     """The value of an element or an expression that is a verdict."""
     target = b"" if chain is None else text(VERDICT_CHAIN, chain)
@@ -70,9 +79,27 @@ def verdict(name: str, chain: str | None = None) -> bytes:
 
 
 def read(data: bytes, offset: int = 0, end: int | None = None) -> Mapping[int, bytes]:
-    """The attributes in a range of `data`, by kind."""
+    """The attributes in a range of `data`, by kind. Raises struct.error.
+
+    A loop of its own: by `attributes`, the elements of 1,000 mappings would take twice as long.
+    """
+    found: dict[int, bytes] = {}
     until = len(data) if end is None else end
-    return {kind & _KIND: data[at:to] for kind, at, to in attributes(data, offset, until)}
+    while offset < until:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _HEADER_SIZE:
+            raise struct.error(f"{length} bytes of a header of {_HEADER_SIZE}")
+        found[kind & _KIND] = data[offset + _HEADER_SIZE : offset + length]
+        offset += length + 3 & ~3
+    return found
+
+
+def read_value(data: bytes) -> bytes:
+    """The value that the attribute consists of, as `nest_value` writes it. Raises ValueError."""
+    length, kind = _ATTRIBUTE.unpack_from(data)
+    if kind & _KIND != DATA_VALUE or not _HEADER_SIZE <= length <= len(data):
+        raise ValueError("no value")
+    return data[_HEADER_SIZE:length]
 
 
 def read_list(data: bytes) -> list[bytes]:
