@@ -10,7 +10,6 @@ import json
 import nftables
 
 from vm_onetoone_nat.errors import KernelError
-from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.model.nat_table import TABLE
 
 
@@ -44,8 +43,10 @@ class Libnftables:
         """
         self._nftables.set_json_output(not text)
         self._nftables.set_terse_output(terse)
-        with kernel_errors("libnftables' answer cannot be read"):
+        try:
             code, output, error = self._nftables.cmd(command)
+        except UnicodeError as undecodable:
+            raise KernelError(f"libnftables' answer cannot be read: {undecodable}") from undecodable
         if code != 0:
             raise KernelError(f"nftables cannot be listed: {_one_line(error)}")
         return str(output)
