@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from faults import Site, fault
+from faults import Site, fault, in_the_way
 from lab import EchoServer, Host, Lan, NamespaceGuest
 from lab.addresses import LAN_CLIENT, UPLINK, external, internal
+from lab.run_queue import RunQueue
 from running import Daemon, mapping
 
 PORT = 7000
@@ -212,11 +213,12 @@ def test_hostile(
     while time.monotonic() < until:
         name, act = neighbour.next(chance)
         with ExitStack() as stack:
+            queue = stack.enter_context(RunQueue(lambda: in_the_way(host)))
             streams = [
                 stack.enter_context(
-                    fault(f"{name}, guest {site.number}", site, listed=False, rate=RATE)
+                    fault(f"{name}, guest {n}", site, listed=False, rate=RATE, queue=queue)
                 )
-                for site in sites
+                for n, site in zip(GUESTS, sites, strict=True)
             ]
             act(chance)
             for stream in streams:

@@ -65,7 +65,7 @@ find . | sort >/root/before
 echo '# Of the second package.' >>config.example.toml
 scripts/package.sh 2
 find . -path ./dist -prune -o -print | sort >/root/after
-lintian --allow-root dist/*.deb >/root/lintian 2>&1 || true
+lintian --allow-root dist/*.1_*.deb >/root/lintian 2>&1 || true
 """
 
 

@@ -89,6 +89,7 @@ def fault(  # noqa: PLR0913
     others_go_on: bool = False,
     listed: bool = True,
     rate: int = RATE,
+    queue: RunQueue | None = None,
 ) -> Iterator[Traffic]:
     """Send to a guest by new UDP flows all the time, around a block that causes a fault.
 
@@ -96,11 +97,12 @@ def fault(  # noqa: PLR0913
     the fault, and the share `least` of all. Only time counts in which the daemon could do
     something: the stream's control ran, and the daemon did not wait for a processor. Where
     `others_go_on` after the block, the fault is complete with their last write to nftables. What is
-    `listed` is a row of the table in docs/faults.md. `rate` is in messages per second.
+    `listed` is a row of the table in docs/faults.md. `rate` is in messages per second. `queue`
+    watches what a repair waits for already, and goes on to.
     """
     with ExitStack() as stack:
         writes = stack.enter_context(OthersWrites(site.product.host)) if others_go_on else None
-        waiting = stack.enter_context(RunQueue(lambda: in_the_way(site.product.host)))
+        waiting = queue or stack.enter_context(RunQueue(lambda: in_the_way(site.product.host)))
         stream = stack.enter_context(
             Stream(site.lan, external(site.number), site.port, site.guest, "flows", rate=rate)
         )
