@@ -12,17 +12,18 @@ COUNT = 3000
 PROGRAM = f"""
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
-from pyroute2 import IPRoute
 from vm_onetoone_nat.kernel.addresses import Addresses
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.links import links
+from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
 from vm_onetoone_nat.model.host import Address
 
 def address(n):
     interface = IPv4Interface((IPv4Address("10.0.0.1") + n, 16))
     return Address("uplink", interface, interface.network.broadcast_address, owned=True)
 
-netlink, addresses = IPRoute(), Addresses(Path("/dev/null"), protocol_kept=True)
+netlink = Netlink(ROUTE, "rtnetlink")
+addresses = Addresses(Path("/dev/null"), protocol_kept=True)
 wanted = [address(n) for n in range({COUNT})]
 
 def listed():

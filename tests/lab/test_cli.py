@@ -165,7 +165,7 @@ def test_without_privileges(configured: Path, arguments: tuple[str, ...]) -> Non
     assert done.stderr == "vm-onetoone-nat: this needs CAP_NET_ADMIN: run it as root, with sudo\n"
 
 
-@pytest.mark.parametrize("module", ["libvirt", "nftables", "pyroute2", "pydantic"])
+@pytest.mark.parametrize("module", ["libvirt", "nftables", "pydantic"])
 @pytest.mark.parametrize("name", ["run", "plan"])
 def test_missing_module(configured: Path, name: str, module: str) -> None:
     """A Python module that is missing is one line that names it, and exits with 69.

@@ -5,7 +5,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from ipaddress import IPv4Interface
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGSTOP
@@ -37,6 +37,7 @@ from lab.addresses import (
 from running import Daemon, mapping
 from vm_onetoone_nat.decide.acd import ANNOUNCE_SECONDS, ANNOUNCEMENTS
 from vm_onetoone_nat.kernel.links import links
+from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
 from vm_onetoone_nat.service.runner import TICK_SECONDS
 
 PORT = 7000
@@ -473,9 +474,7 @@ class TestConflict:
 
     def test_link_kinds(self) -> None:
         """This machine's loopback has no ARP."""
-        from pyroute2 import IPRoute
-
-        with IPRoute() as netlink:
+        with closing(Netlink(ROUTE, "rtnetlink")) as netlink:
             (loopback,) = (link for link in links(netlink).values() if link.name == "lo")
         assert not loopback.has_arp
 

@@ -64,7 +64,7 @@ def test_forged_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with closing(Kernel(tmp_path)) as kernel:
         learned = Learned()
         kernel._bridge.close()
-        monkeypatch.setattr(kernel._bridge, "_tables", learned)
+        monkeypatch.setattr(kernel._bridge, "_netlink", learned)
         monkeypatch.setattr(kernel._bridge, "neighbours", lambda _: NEIGHBOURS)
         monkeypatch.setattr(kernel._nft, "observe", lambda _: (table, (), ()))
         observed = kernel.observe(configuration, {GUEST})

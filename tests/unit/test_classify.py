@@ -5,16 +5,12 @@ from collections.abc import Callable
 from contextlib import closing
 from ipaddress import IPv4Address
 from socket import AF_INET
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from pyroute2.netlink import exceptions as netlink
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.bridge import Bridge
 from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.libnftables import Libnftables
-from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.messages.ifaddr import listed_addresses
 from vm_onetoone_nat.kernel.messages.neighbour import Entry
 from vm_onetoone_nat.kernel.messages.routes import default_routes
@@ -25,9 +21,6 @@ from vm_onetoone_nat.model.links import Link
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (netlink.NetlinkError(1), "asked: (1, 'Operation not permitted')"),
-        (netlink.NetlinkDumpInterrupted(), "asked: (-1, 'dump interrupted')"),
-        (netlink.NetlinkNLADecodeError(KeyError("x")), "asked: KeyError('x')"),
         (OSError(105, "No buffer space available"), "asked: No buffer space available"),
         (OSError("closed"), "asked: closed"),
         (TimeoutError(), "asked: TimeoutError()"),
@@ -50,29 +43,6 @@ def test_fault_of_the_program_is_none() -> None:
         raise TypeError("x")
 
 
-class Message(dict[str, Any]):
-    """A message as pyroute2 has it."""
-
-    def get_attr(self, name: str) -> Any:
-        return dict(self.get("attrs", ())).get(name)
-
-
-def link(index: int, **attributes: object) -> Message:
-    return Message(index=index, flags=0x1, ifi_type=1, attrs=list(attributes.items()))
-
-
-def test_odd_links() -> None:
-    """A link that cannot be read is left out; a name that is not UTF-8 is kept as it is."""
-    odd = [
-        link(1, IFLA_IFNAME="eth0"),
-        Message(),
-        link(2),
-        link(3, IFLA_IFNAME=b"\xff\xfe", IFLA_ADDRESS=None),
-    ]
-    found = links(SimpleNamespace(get_links=lambda: odd))
-    assert [each.name for each in found.values()] == ["eth0", "\udcff\udcfe"]
-
-
 def test_odd_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A neighbour without an address, a MAC, or times costs no other."""
     links_of_host = {1: Link(1, "virbr0", kind="bridge")}
@@ -85,7 +55,7 @@ def test_odd_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
         Entry(AF_INET, 7, 0x02),
     ]
     monkeypatch.setattr("vm_onetoone_nat.kernel.bridge.neighbours", lambda _: odd)
-    with closing(Bridge(SimpleNamespace())) as bridge:
+    with closing(Bridge()) as bridge:
         found = bridge.neighbours(links_of_host)
     assert [(each.address, each.age) for each in found] == [(one, 0.0), (two, 1.0)]
 

@@ -15,7 +15,6 @@ from vm_onetoone_nat.diagnose.hooks import Endpoints, obstructions
 from vm_onetoone_nat.kernel import conntrack
 from vm_onetoone_nat.kernel.counters import read_counters
 from vm_onetoone_nat.kernel.foreign import read_others
-from vm_onetoone_nat.kernel.links import links
 from vm_onetoone_nat.kernel.neighbours import neighbours
 from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
 from vm_onetoone_nat.kernel.probes import connects, echoes, who_has
@@ -82,7 +81,7 @@ class _Examination:
         self._mapping = status.mapping
         self._daemon = daemon
         self._fwmark = fwmark
-        self._links = {link.name: link for link in links(netlink).values()}
+        self._links = {link.name: link for link in look.observed.links}
         self._uplink = carrier(self._mapping, look.observed)
         guests = look.guests
         self._network = guests.network(self._mapping.network) if guests is not None else None
@@ -175,7 +174,7 @@ class _Examination:
         """The interface through which this host sends to an address."""
         try:
             (route, *_) = self._netlink.route("get", dst=str(destination))
-        except NetlinkError:
+        except (NetlinkError, OSError):
             return None
         index = route.get_attr("RTA_OIF")
         return next((link.name for link in self._links.values() if link.index == index), None)

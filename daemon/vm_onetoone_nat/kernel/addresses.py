@@ -11,8 +11,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
-from pyroute2 import IPRoute
-
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.links import links
@@ -35,10 +33,10 @@ _MOST_AT_ONCE = 128
 
 def host_addresses() -> tuple[Address, ...]:
     """All addresses of this host, for a process without privileges; `owned` is not determined."""
-    with IPRoute() as netlink:
-        addresses = Addresses(Path(os.devnull), protocol_kept=True)
-        with closing(addresses):
-            return addresses.observe(links(netlink))
+    netlink = Netlink(ROUTE, "rtnetlink")
+    addresses = Addresses(Path(os.devnull), protocol_kept=True)
+    with closing(netlink), closing(addresses):
+        return addresses.observe(links(netlink))
 
 
 class Addresses:

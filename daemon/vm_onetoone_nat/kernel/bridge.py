@@ -1,15 +1,14 @@
 """Bridge ports of guests: the port behind which an address is, and the hairpin flag."""
 
 import logging
+import os
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from errno import ENODEV
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from vm_onetoone_nat.errors import KernelError
 from vm_onetoone_nat.kernel.classify import kernel_errors
-from vm_onetoone_nat.kernel.messages import neighbour
+from vm_onetoone_nat.kernel.messages import link, neighbour
 from vm_onetoone_nat.kernel.neighbours import neighbours
 from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
 from vm_onetoone_nat.kernel.proc import sysctl
@@ -40,20 +39,19 @@ def bridge_netfilter(family: Family = IPV4) -> bool:
 class Bridge:
     """Bridge ports in the network namespace in which it was created."""
 
-    def __init__(self, netlink: IPRoute) -> None:
-        self._netlink = netlink
-        self._tables = Netlink(ROUTE, "rtnetlink")
+    def __init__(self) -> None:
+        self._netlink = Netlink(ROUTE, "rtnetlink")
         self.hairpins_set: set[str] = set()
         """Ports whose flag this process set. Our table records them too, unless it is deleted."""
 
     def close(self) -> None:
-        """Close the socket that reads."""
-        self._tables.close()
+        """Close the socket."""
+        self._netlink.close()
 
     def neighbours(self, links: Mapping[int, Link]) -> tuple[Neighbour, ...]:
         """The valid entries of the neighbour table on bridges. Raises KernelError."""
         found = []
-        for entry in neighbours(self._tables):
+        for entry in neighbours(self._netlink):
             link = links.get(entry.ifindex)
             if link is None or not link.is_bridge or not entry.state & _VALID:
                 continue
@@ -64,17 +62,10 @@ class Bridge:
 
     def probe(self, bridge: Link, moved: Neighbour) -> None:
         """Make the kernel probe a neighbour; without a reply it deletes the entry."""
-        try:
-            with kernel_errors(f"neighbour {moved.address}"):
-                self._netlink.neigh(
-                    "change",
-                    dst=str(moved.address),
-                    lladdr=moved.mac,
-                    ifindex=bridge.index,
-                    state=_PROBE,
-                )
-        except KernelError as error:
-            log.debug("%s", error)
+        request = neighbour.change(bridge.index, moved.address, moved.mac, _PROBE)
+        error = self._change(request, f"neighbour {moved.address}")
+        if error:
+            log.debug("neighbour %s: %s", moved.address, os.strerror(error))
 
     def ports(
         self, links: Mapping[int, Link], neighbours: Collection[Neighbour]
@@ -104,7 +95,7 @@ class Bridge:
         found = {}
         for first in range(0, len(asked), _AT_ONCE):
             batch = asked[first : first + _AT_ONCE]
-            for answer in self._tables.ask(neighbour.lookups(batch), len(batch)):
+            for answer in self._netlink.ask(neighbour.lookups(batch), len(batch)):
                 for entry in neighbour.entries(answer):
                     link = links.get(entry.ifindex)
                     if link is not None and link.master is not None and entry.mac is not None:
@@ -113,14 +104,20 @@ class Bridge:
 
     def set_hairpin(self, name: str, on: bool) -> None:
         """Set or clear the hairpin flag of a port; a missing port is not an error."""
-        with kernel_errors(f"hairpin flag of bridge port {name}"):
-            indexes = self._netlink.link_lookup(ifname=name)
-            if not indexes:
-                self.hairpins_set.discard(name)
-                return
-            try:
-                self._netlink.brport("set", index=indexes[0], mode=int(on))
-                (self.hairpins_set.add if on else self.hairpins_set.discard)(name)
-            except NetlinkError as error:
-                if error.code != ENODEV:
-                    raise
+        what = f"hairpin flag of bridge port {name}"
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
+            self.hairpins_set.discard(name)
+            return
+        error = self._change(link.set_hairpin(index, on), what)
+        if error not in (0, ENODEV):
+            raise KernelError(f"{what}: {os.strerror(error)}")
+        if not error:
+            (self.hairpins_set.add if on else self.hairpins_set.discard)(name)
+
+    def _change(self, request: bytes, what: str) -> int:
+        """Send one request; the kernel's error number, 0 for success. Raises KernelError."""
+        with kernel_errors(what):
+            self._netlink.send(request)
+            return self._netlink.receive().results[0]

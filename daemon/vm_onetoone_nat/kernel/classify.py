@@ -1,10 +1,8 @@
-"""Errors of pyroute2, of sockets and of reading what they sent, as KernelErrors."""
+"""Errors of sockets, and of reading what they sent, as KernelErrors."""
 
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkError
 
 from vm_onetoone_nat.errors import KernelError
 
@@ -14,9 +12,7 @@ def kernel_errors(what: str) -> Iterator[None]:
     """Raise KernelError for all that a request to the kernel may raise; `what` begins its text."""
     try:
         yield
-    except NetlinkDecodeError as error:
-        raise KernelError(f"{what}: {error.exception!r}") from error
     except OSError as error:
         raise KernelError(f"{what}: {error.strerror or str(error) or repr(error)}") from error
-    except (NetlinkError, struct.error, UnicodeError) as error:
+    except (struct.error, UnicodeError) as error:
         raise KernelError(f"{what}: {error}") from error

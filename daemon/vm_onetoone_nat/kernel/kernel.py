@@ -6,8 +6,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyroute2 import IPRoute
-
 from vm_onetoone_nat.decide.flushes import Flush, Flushes
 from vm_onetoone_nat.decide.host_writes import (
     AddAddress,
@@ -31,6 +29,7 @@ from vm_onetoone_nat.kernel.classify import kernel_errors
 from vm_onetoone_nat.kernel.conntrack import Flusher
 from vm_onetoone_nat.kernel.legacy import has_legacy_filter
 from vm_onetoone_nat.kernel.links import links
+from vm_onetoone_nat.kernel.netlink import ROUTE, Netlink
 from vm_onetoone_nat.kernel.nft import Nft
 from vm_onetoone_nat.kernel.proc import sysctl
 from vm_onetoone_nat.model.configuration import Configuration
@@ -51,11 +50,11 @@ class Kernel:
     """
 
     def __init__(self, runtime: Path, arp: Arp | None = None) -> None:
-        self._netlink = IPRoute()
+        self._netlink = Netlink(ROUTE, "rtnetlink")
         self._arp = arp
         self._detection = arp or RecordedConflicts(conflicts_path(runtime))
         self._addresses = Addresses(runtime / "addresses.json")
-        self._bridge = Bridge(self._netlink)
+        self._bridge = Bridge()
         self._nft = Nft(owner=arp is not None)
         self._flushes = Flushes()
         self._flusher = Flusher(self._flushes)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vm_onetoone_nat.kernel.messages import rtnetlink
 from vm_onetoone_nat.kernel.messages.rtnetlink import Answer, attribute, attributes
-from vm_onetoone_nat.model.family import FAMILIES, Family, IPAddress, unpacked
+from vm_onetoone_nat.model.family import FAMILIES, Family, IPAddress, family_of, unpacked
 
 NEW, DELETE, GET = 28, 29, 30  # RTM_*NEIGH
 BRIDGE = 7  # AF_BRIDGE
@@ -19,6 +19,7 @@ _MESSAGE = struct.Struct("=B3xiHBB")
 _TIMES = struct.Struct("=III")  # nda_cacheinfo: confirmed, used, updated
 _NUMBER = struct.Struct("=I")
 _ADDRESS, _MAC, _CACHE, _VLAN, _MASTER = 1, 2, 3, 5, 9  # NDA_*
+_REPLACE = 0x100  # NLM_F_REPLACE
 _TICKS = 100  # in a second: USER_HZ
 
 _WITH_ADDRESS = frozenset(family.number for family in FAMILIES)
@@ -51,6 +52,13 @@ def lookups(asked: Sequence[tuple[int, str, int | None]]) -> bytes:
     )
 
 
+def change(ifindex: int, address: IPAddress, mac: str, state: int) -> bytes:
+    """The request to give an entry that exists another state, which is answered."""
+    fixed = _MESSAGE.pack(family_of(address).number, ifindex, state, 0, 0)
+    body = fixed + attribute(_ADDRESS, address.packed) + attribute(_MAC, _packed(mac))
+    return rtnetlink.changes(NEW, _REPLACE, [body])
+
+
 def entries(answer: Answer) -> Iterator[Entry]:
     """The entries in one datagram."""
     for start, end in answer.messages:
@@ -73,8 +81,12 @@ def parse(data: bytes, start: int, end: int) -> Entry:
     return Entry(family, ifindex, state, address, mac, age)
 
 
+def _packed(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def _lookup(bridge: int, mac: str, vlan: int | None) -> bytes:
     body = _MESSAGE.pack(BRIDGE, 0, 0, 0, 0)
-    body += attribute(_MAC, bytes.fromhex(mac.replace(":", "")))
+    body += attribute(_MAC, _packed(mac))
     body += attribute(_MASTER, _NUMBER.pack(bridge))
     return body if vlan is None else body + attribute(_VLAN, struct.pack("=H", vlan))

@@ -9,7 +9,7 @@ from functools import cache, lru_cache, partial
 
 from vm_onetoone_nat.kernel.messages import nftables
 from vm_onetoone_nat.kernel.messages.nftables import read, read_number, read_text
-from vm_onetoone_nat.model.family import PARSED, Family, address, unpacked
+from vm_onetoone_nat.model.family import PARSED, Family, unpacked
 from vm_onetoone_nat.model.nat_table import (
     ANY_PROTOCOL,
     Container,
@@ -109,8 +109,8 @@ def _unpacked_value(container: Container, part: Part, value: bytes) -> str | Non
 
 
 @lru_cache(PARSED)
-def _pack_address(text: str) -> Range:
-    packed = address(text).packed
+def _pack_address(family: Family, text: str) -> Range:
+    packed = family.address(text).packed
     return packed, packed
 
 
@@ -171,15 +171,16 @@ def _never(_first: bytes, _last: bytes) -> None:
 def forms(family: Family) -> Mapping[Part, Form]:
     """How nftables has each part, in a container of that family."""
     number, size = _ADDRESSES[family.nft_type], family.bits // 8
+    pack_address = partial(_pack_address, family)
     unpack_address = partial(_unpack_address, family)
     pack_network = partial(_pack_network, family)
     unpack_network = partial(_unpack_network, family)
     return {
-        Part.ADDRESS: Form(number, size, _pack_address, unpack_address),
+        Part.ADDRESS: Form(number, size, pack_address, unpack_address),
         Part.NETWORK: Form(number, size, pack_network, unpack_network, interval=True),
         Part.PROTOCOL: Form(12, 1, _pack_protocol, _unpack_protocol, interval=True),
         Part.PORTS: Form(13, 2, _pack_ports, _unpack_ports, interval=True),
         Part.INTERFACE: Form(41, _NAME_SIZE, _pack_interface, _unpack_interface, host_order=True),
         # NFT_DATA_VERDICT
-        Part.VERDICT: Form(0xFFFFFF00, 0, _pack_address, _never),
+        Part.VERDICT: Form(0xFFFFFF00, 0, pack_address, _never),
     }
