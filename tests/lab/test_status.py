@@ -46,6 +46,14 @@ def lines(daemon: Daemon) -> list[str]:
     return done.stdout.splitlines()
 
 
+def told(daemon: Daemon) -> dict[str, Any]:
+    """What `status --json` prints."""
+    done = daemon.command("status", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
 def by(daemon: Daemon, *through: str) -> subprocess.CompletedProcess[str]:
     """`status --json` as another user."""
     return daemon.host.run(
@@ -99,9 +107,9 @@ def test_with_and_without_a_daemon(running: Daemon) -> None:
     assert re.fullmatch(
         f"1 of 2 active, uplink {UPLINK}, libvirt connected, daemon up [0-9]+s", first
     )
-    told = running.status()
-    check_shape(told)
-    assert told["daemon"]["pid"] > 0
+    found = told(running)
+    check_shape(found)
+    assert found["daemon"]["pid"] > 0
 
     running.signal(signal.SIGSTOP)
     try:
@@ -109,9 +117,9 @@ def test_with_and_without_a_daemon(running: Daemon) -> None:
             SILENT,
             f"1 of 2 active, uplink {UPLINK}, libvirt connected",
         ]
-        told = running.status()
-        check_shape(told)
-        assert told["daemon"] is None
+        found = told(running)
+        check_shape(found)
+        assert found["daemon"] is None
     finally:
         running.signal(signal.SIGCONT)
     wait_for(lambda: "daemon up" in lines(running)[0], 60, "it answers again")
@@ -119,7 +127,7 @@ def test_with_and_without_a_daemon(running: Daemon) -> None:
     running.kill()
     assert running.host.path(SOCKET).exists()
     assert lines(running)[0] == STOPPED
-    check_shape(running.status())
+    check_shape(told(running))
 
     running.start()
     wait_for(lambda: "daemon up" in lines(running)[0], 60, "another daemon answers")
@@ -127,7 +135,7 @@ def test_with_and_without_a_daemon(running: Daemon) -> None:
     running.stop()
     assert not running.host.path(SOCKET).exists()
     assert lines(running)[0] == STOPPED
-    assert {each["state"] for each in running.status()["mappings"]} == {"error", "inactive"}
+    assert {each["state"] for each in told(running)["mappings"]} == {"error", "inactive"}
 
 
 def test_many_at_once(running: Daemon) -> None:
@@ -168,7 +176,7 @@ def is_traced(pid: str, daemon: Daemon) -> bool:
 def test_traffic_without_a_daemon(running: Daemon) -> None:
     """The counters are the kernel's, and told also when the daemon is not there."""
     running.kill()
-    first, _ = running.status()["mappings"]
+    first, _ = told(running)["mappings"]
     assert first["inbound"] == {"connections": 0, "packets": 0, "bytes": 0, "dropped": 0}
     assert first["seconds"] is None
 
