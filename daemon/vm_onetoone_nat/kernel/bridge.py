@@ -63,9 +63,10 @@ class Bridge:
     def probe(self, bridge: Link, moved: Neighbour) -> None:
         """Make the kernel probe a neighbour; without a reply it deletes the entry."""
         request = neighbour.change(bridge.index, moved.address, moved.mac, _PROBE)
-        error = self._change(request, f"neighbour {moved.address}")
-        if error:
-            log.debug("neighbour %s: %s", moved.address, os.strerror(error))
+        try:
+            self._change(request, f"neighbour {moved.address}")
+        except KernelError as error:
+            log.debug("%s", error)
 
     def ports(
         self, links: Mapping[int, Link], neighbours: Collection[Neighbour]
@@ -104,20 +105,19 @@ class Bridge:
 
     def set_hairpin(self, name: str, on: bool) -> None:
         """Set or clear the hairpin flag of a port; a missing port is not an error."""
-        what = f"hairpin flag of bridge port {name}"
         try:
             index = socket.if_nametoindex(name)
         except OSError:
             self.hairpins_set.discard(name)
             return
-        error = self._change(link.set_hairpin(index, on), what)
-        if error not in (0, ENODEV):
-            raise KernelError(f"{what}: {os.strerror(error)}")
-        if not error:
+        if self._change(link.set_hairpin(index, on), f"hairpin flag of bridge port {name}"):
             (self.hairpins_set.add if on else self.hairpins_set.discard)(name)
 
-    def _change(self, request: bytes, what: str) -> int:
-        """Send one request; the kernel's error number, 0 for success. Raises KernelError."""
+    def _change(self, request: bytes, what: str) -> bool:
+        """Send one request; false if the interface has gone. Raises KernelError."""
         with kernel_errors(what):
             self._netlink.send(request)
-            return self._netlink.receive().results[0]
+            error = self._netlink.receive().results[0]
+        if error not in (0, ENODEV):
+            raise KernelError(f"{what}: {os.strerror(error)}")
+        return not error
