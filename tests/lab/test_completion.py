@@ -35,7 +35,7 @@ PS1='READY>'
 unset zle_bracketed_paste
 fpath=({shlex.quote(str(COMPLETION))} $fpath)
 autoload -Uz compinit
-compinit -u -D
+compinit -u -d "$COMPLETIONS"
 setopt no_list_beep no_auto_menu
 LISTMAX=10000
 zstyle ':completion:all:*' completer _all_matches _complete
@@ -123,8 +123,10 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["bash", "zsh"])
-def shell(request: pytest.FixtureRequest, home: Path) -> Shell:
-    """Each of the two."""
+def shell(
+    request: pytest.FixtureRequest, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Shell:
+    """Each of the two; zsh reads all of its functions once."""
     (home / ".bashrc").write_text(BASH)
     (home / ".zshrc").write_text(ZSH)
     environment = {
@@ -133,6 +135,7 @@ def shell(request: pytest.FixtureRequest, home: Path) -> Shell:
         "TERM": "dumb",
         "LC_ALL": "C.UTF-8",
         "INPUTRC": os.devnull,
+        "COMPLETIONS": str(tmp_path_factory.getbasetemp() / "completions"),
     }
     commands = {
         "bash": ("bash", "--noprofile", "--rcfile", str(home / ".bashrc"), "-i"),

@@ -49,7 +49,7 @@ def test_segment_outside_the_window(lan: Lan, host: Host, running: Daemon) -> No
     """
     assert survives_a_stray_segment(lan, external(1), PORT) == "alive"
     # The counters of `status` are a second old at most.
-    wait_for(lambda: dropped(running, "inbound") == 1, 60, "the segment is counted")
+    wait_for(lambda: dropped(running, "inbound") >= 1, 60, "the segment is counted")
     assert dropped(running, "outbound") == 0
 
 
