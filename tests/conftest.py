@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "internal_errors: causes internal errors of the program")
+    config.addinivalue_line("markers", "minutes: takes minutes, and so begins first")
     # What a shell starts in the background ignores it, and so would all that is tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.load_profile("long" if config.getoption("long") else "short")
@@ -54,13 +55,14 @@ def _has_lab_tests(config: pytest.Config) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that in the end nobody waits for one process.
 
-    The machines, then the modules of the lab, the larger ones first.
+    The machines, what takes minutes, then the modules of the lab, the larger ones first.
     """
     tiers = {"machine": 0, "lab": 1}
 
-    def begin(item: pytest.Item) -> tuple[int, int, str]:
+    def begin(item: pytest.Item) -> tuple[int, bool, int, str]:
         tier = tiers.get(item.path.parent.name, len(tiers))
-        return tier, -item.path.stat().st_size if tier == 1 else 0, item.path.parent.name
+        size = item.path.stat().st_size if tier == 1 else 0
+        return tier, item.get_closest_marker("minutes") is None, -size, item.path.parent.name
 
     items.sort(key=begin)
 

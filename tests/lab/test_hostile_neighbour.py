@@ -189,6 +189,7 @@ def resident(daemon: Daemon) -> int:
     return 1024 * next(int(line.split()[1]) for line in text.splitlines() if "VmRSS" in line)
 
 
+@pytest.mark.minutes
 def test_hostile(
     lan: Lan,
     host: Host,
