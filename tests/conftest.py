@@ -68,12 +68,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class ByMachineOrModule(LoadScopeScheduling):  # type: ignore[misc]
-    """All tests of one machine, or of one module, are run by one process, in order."""
+    """All tests of one machine, or of one module, are run by one process, in order.
+
+    The packages are built and installed in machines of their own.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         module, _, test = nodeid.partition("::")
+        if "/machine/" not in module:
+            return module
         parameters = re.split(r"[\[\]-]", test)[1:]
-        return next((suite for suite in get_args(Suite) if suite in parameters), module)
+        suite = next((suite for suite in get_args(Suite) if suite in parameters), module)
+        return f"package {suite}" if module.endswith("/test_package.py") else suite
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByMachineOrModule:
