@@ -329,8 +329,8 @@ class TestUplink:
             host.run("ip", "-4", "address", "flush", "dev", UPLINK)
             host.run("ip", "address", "add", "10.9.9.9/24", "brd", "+", "dev", UPLINK)
             host.run("ip", "route", "replace", "default", "via", "10.9.9.1", "dev", UPLINK)
-            running.wait_for(external(1), "error")
-            assert "outside the uplink's subnet" in running.mapping(external(1))["reason"]
+            elsewhere = "outside the uplink's subnet"
+            wait_for(lambda: elsewhere in running.mapping(external(1))["reason"], 60, "the reason")
             assert ADDRESS not in addresses(host)
             host.lease()
             traffic.settled()
